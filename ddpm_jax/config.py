@@ -1,0 +1,202 @@
+"""The configuration of a run: frozen dataclasses, and the only place where defaults live.
+
+The defaults are the CIFAR-10 recipe of Ho et al. 2020 (section 4 and appendix B). A config file in
+`experiments/` starts from them and changes what its experiment changes; `from_dict` turns the
+edited mapping (an `ml_collections.ConfigDict`, or the JSON beside a checkpoint) back into a checked
+`Config`, so that a misspelled key or a value of the wrong type is an error that names the key.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from ddpm_jax.errors import UserError, unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which images, from where, at which size."""
+
+    name: str = "cifar10"  # cifar10, cifar100, mnist, fashion_mnist, digits, emoji, folder, or a TFDS name
+    path: str = ""  # folder only: the directory of images; class sub-folders give labels
+    data_dir: str = ""  # where prepared sets lie; "" is TFDS's own default, ~/tensorflow_datasets
+    manual_dir: str = ""  # where an archive placed by hand lies; "" looks in <data_dir>/downloads/manual
+    train_split: str = "train"
+    test_split: str = "test"  # held-out images; "" for none
+    holdout: float = 0.05  # folder only: the part held out as the test split
+    image_size: int = 0  # square side in pixels; 0 keeps the set's own (folder: must be given)
+    channels: int = 0  # 1 grey, 3 RGB, 4 RGBA; 0 keeps the set's own (folder: must be given)
+    crop: str = "center"  # folder: "center" (shorter side to image_size, centre crop) or "stretch"
+    flip: bool = True  # random horizontal flips of the training images
+    on_bad_image: str = "refuse"  # folder: "refuse" stops at an unreadable image, "skip" names it and goes on
+    font_path: str = ""  # emoji: NotoColorEmoji.ttf; "" looks where Debian puts it
+    emoji_test_path: str = ""  # emoji: Unicode's emoji-test.txt; "" looks where Debian puts it
+    skin_tones: bool = True  # emoji: keep the skin-tone variants (3,641 images; 1,861 without)
+    ram_limit_gb: float = 8.0  # sets smaller than this, decoded, are held in RAM
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessConfig:
+    """The forward process q."""
+
+    schedule: str = "linear"  # linear, cosine, quadratic, sigmoid, constant
+    num_timesteps: int = 1000  # T
+    beta_1: float = 0.0  # first beta; 0 is the schedule's own, 1e-4 * 1000 / T
+    beta_T: float = 0.0  # last beta; 0 is the schedule's own, 0.02 * 1000 / T
+    zero_terminal_snr: bool = False  # rescale so that alpha_bar_T = 0 (Lin et al. 2023)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The U-Net (Ho et al. 2020, appendix B)."""
+
+    channels: int = 128
+    channel_multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    num_res_blocks: int = 2
+    attention_resolutions: tuple[int, ...] = (16,)  # image heights at which blocks attend
+    num_heads: int = 1
+    dropout: float = 0.1
+    num_groups: int = 32  # of GroupNorm
+    scale_shift: bool = False  # FiLM: the time embedding scales and shifts (Dhariwal & Nichol 2021)
+    class_conditional: bool = False  # labels of the data set, with a learned null class
+    dtype: str = "float32"  # of the computation: float32 or bfloat16; parameters are float32
+    remat: bool = False  # recompute the blocks' activations in the backward pass to save memory
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """What the network predicts and how its error is weighted."""
+
+    kind: str = "eps"  # eps, x_0, v
+    weighting: str = "simple"  # simple, vlb, min_snr, p2
+    t_sampler: str = "uniform"  # uniform, stratified
+    min_snr_gamma: float = 5.0
+    p2_k: float = 1.0
+    p2_gamma: float = 1.0
+    p_uncond: float = 0.1  # class-conditional only: how often a label becomes the null class
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """The optimiser and the average of its iterates."""
+
+    name: str = "adam"  # adam, adamw
+    learning_rate: float = 2e-4
+    warmup_steps: int = 5000  # linear, from 0
+    decay: str = "constant"  # constant, cosine (to 0 at train.num_steps)
+    clip_norm: float = 1.0  # global norm of the gradient; 0 is off
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0  # adamw only
+    ema_decay: float = 0.9999
+    ema_warmup: bool = True  # decay min(ema_decay, (1 + n) / (10 + n)) at step n
+    max_nonfinite: int = 20  # stop after so many non-finite updates in a row
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The loop."""
+
+    num_steps: int = 800_000
+    batch_size: int = 128  # over all devices and processes
+    seed: int = 0
+    steps_per_call: int = 0  # steps fused into one compiled call; 0 is 1 on CPU, 10 elsewhere
+    accumulate: int = 1  # micro-batches a step, to fit a batch that does not fit
+    log_every: int = 100
+    sample_every: int = 10_000  # sample grids, of EMA and raw weights; 0 is only at the end
+    num_samples: int = 64  # in a grid
+    checkpoint_every: int = 5000
+    keep_last: int = 2  # checkpoints kept: the last so many ...
+    keep_every: int = 100_000  # ... and every one at a multiple of this; 0 is none
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """How images are drawn, while training and by `ddpm_jax.load`."""
+
+    sampler: str = "ancestral"
+    variance: str = "fixed_large"  # fixed_large, fixed_small
+    num_steps: int = 0  # network evaluations; 0 is all T
+    timesteps: str = "uniform"  # uniform, trailing, quadratic
+    clip_x_0: bool = True
+    chunk_size: int = 256  # images on the device at once
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """The held-out loss while training."""
+
+    every: int = 5000  # steps; 0 is never
+    num_examples: int = 1024  # held-out images, the same ones with the same noise each time
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """The devices."""
+
+    data: int = -1  # devices that share the batch; -1 is all
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run, whole."""
+
+    data: DataConfig = DataConfig()
+    process: ProcessConfig = ProcessConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    sample: SampleConfig = SampleConfig()
+    eval: EvalConfig = EvalConfig()
+    mesh: MeshConfig = MeshConfig()
+
+
+def from_dict(mapping: Mapping[str, Any]) -> Config:
+    """Build the checked `Config` from a mapping of sections to mappings of fields.
+
+    Sections and fields that are absent keep their defaults. Raises `UserError` for an unknown
+    section or field (naming the nearest right one) and for a value of the wrong type.
+    """
+    sections = typing.get_type_hints(Config)
+    built = {}
+    for section, fields in mapping.items():
+        if section not in sections:
+            raise unknown("config section", section, sections)
+        hints = typing.get_type_hints(sections[section])
+        values = {}
+        for name, value in fields.items():
+            if name not in hints:
+                raise unknown("config key", f"{section}.{name}", [f"{section}.{h}" for h in hints])
+            values[name] = _checked(f"{section}.{name}", value, hints[name])
+        built[section] = sections[section](**values)
+    return Config(**built)
+
+
+def to_dict(config: Config) -> dict[str, dict[str, Any]]:
+    """Return the config as nested dictionaries, the inverse of `from_dict`."""
+    return dataclasses.asdict(config)
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Return `{"section.field": value}` of every field."""
+    return {
+        f"{section}.{name}": value
+        for section, fields in to_dict(config).items()
+        for name, value in fields.items()
+    }
+
+
+def _checked(key: str, value: Any, hint: Any) -> Any:
+    """Return `value` as the type that the field has, or say what is wrong with it."""
+    if typing.get_origin(hint) is tuple:  # JSON has lists for tuples
+        if isinstance(value, (list, tuple)) and all(type(v) is int for v in value):
+            return tuple(value)
+        raise UserError(f"config.{key} must be a tuple of integers such as (1, 2), found {value!r}")
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise UserError(f"config.{key} must be {hint.__name__}, found {value!r}")
+    return value
