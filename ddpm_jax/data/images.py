@@ -1,0 +1,79 @@
+"""From any picture that Pillow opens to a uint8 array of one fixed shape.
+
+The conversions, in order:
+
+1. The EXIF orientation is applied. Of an animation the first frame is taken.
+2. 16-bit grey is divided by 257, so that 65535 becomes 255. Palettes, CMYK and the other colour
+   modes become RGB (embedded ICC profiles are not applied); grey from colour is the ITU-R 601 luma.
+3. `channels` 1 or 3: transparent pixels are composited over white. `channels` 4: opaque pictures
+   get an alpha of 255.
+4. `crop` "center" takes the largest centred square, "stretch" the whole picture; that region is
+   resampled to size x size with Pillow's antialiased Lanczos filter. A picture that has the size
+   already keeps its bytes.
+"""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+CROPS = ("center", "stretch")
+
+
+def convert(image: Image.Image, channels: int) -> Image.Image:
+    """Return the first frame, upright, as 8-bit grey, RGB or RGBA (`channels` 1, 3 or 4).
+
+    Raises ValueError for pixels without a fixed range (floating point, integers over 16 bits).
+    """
+    image = ImageOps.exif_transpose(image)
+    mode = MODES[channels]
+    if image.mode == mode and "transparency" not in image.info:
+        return image
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no fixed range")
+    if image.mode.startswith("I"):
+        pixels = np.asarray(image).astype(np.int64)
+        if pixels.min() < 0 or pixels.max() > 65535:
+            raise ValueError("integer pixels outside 0..65535 have no fixed range")
+        image = Image.fromarray(np.round(pixels / 257).astype(np.uint8))
+    if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBa", "RGBA"):
+        image = image.convert("RGBA")
+        if channels != 4:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    elif image.mode not in ("L", "RGB"):
+        image = image.convert("RGB")
+    return image.convert(mode)
+
+
+def resize(image: Image.Image, size: int, crop: str = "center") -> Image.Image:
+    """Return the picture as size x size, cropped or stretched as `crop` says."""
+    width, height = image.size
+    if (width, height) == (size, size):
+        return image
+    box = (0.0, 0.0, float(width), float(height))
+    if crop == "center":
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)
+    return image.resize((size, size), Image.Resampling.LANCZOS, box=box)
+
+
+def to_array(image: Image.Image) -> np.ndarray:
+    """Return the pixels, uint8 [H, W, C]."""
+    pixels = np.asarray(image)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """Return the picture as the bytes of a PNG file (lossless)."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def decode(data: bytes, size: int, channels: int, crop: str = "center") -> np.ndarray:
+    """Return an encoded picture as uint8 [H, W, C]; `size` 0 keeps its own height and width."""
+    with Image.open(io.BytesIO(data)) as image:
+        image = convert(image, channels)
+        return to_array(resize(image, size, crop) if size else image)

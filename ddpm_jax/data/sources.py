@@ -1,0 +1,73 @@
+"""Where batches read their images: arrays in RAM, or records on disk decoded when asked for.
+
+Both hand out the same bytes for the same indices; RAM is merely faster.
+"""
+
+import concurrent.futures
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+CHUNK = 1024  # records read and decoded at once when a set is loaded into RAM
+DECODE_THREADS = 8
+
+
+class Source(Protocol):
+    """A finite, indexable set of labelled images."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        ...
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return images uint8 [B, H, W, C] and labels int32 [B] (zeros where there are none)."""
+        ...
+
+
+class ArraySource:
+    """Images held in RAM: uint8 [N, H, W, C] with labels int32 [N]."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray):
+        self.images = images
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return copies of the images and labels at `indices`."""
+        return self.images[indices], self.labels[indices]
+
+
+class RecordSource:
+    """Images decoded from a random-access source of records each time they are read.
+
+    Args:
+      records: a sequence with `__getitems__`, such as TFDS's `as_data_source()`.
+      decode: a record -> (image uint8 [H, W, C], label); called from several threads.
+    """
+
+    def __init__(self, records: Sequence[Any], decode: Callable[[Any], tuple[np.ndarray, int]]):
+        self.records = records
+        self.decode = decode
+        self.pool = concurrent.futures.ThreadPoolExecutor(DECODE_THREADS)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Read and decode the records at `indices`."""
+        records = self.records.__getitems__([int(i) for i in indices])
+        images, labels = zip(*self.pool.map(self.decode, records), strict=True)
+        return np.stack(images), np.array(labels, np.int32)
+
+
+def load(source: Source, shape: tuple[int, int, int]) -> ArraySource:
+    """Read the whole source into RAM; `shape` is (H, W, C)."""
+    images = np.empty((len(source), *shape), np.uint8)
+    labels = np.empty(len(source), np.int32)
+    for start in range(0, len(source), CHUNK):
+        chunk = np.arange(start, min(start + CHUNK, len(source)))
+        images[chunk], labels[chunk] = source.read(chunk)
+    return ArraySource(images, labels)
