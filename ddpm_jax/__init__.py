@@ -1,0 +1,61 @@
+"""Denoising diffusion in JAX: a process, a denoiser, a sampler, and functions between them.
+
+process = ddpm_jax.make_process(ddpm_jax.schedules.linear(1000))
+sampler = ddpm_jax.samplers.ancestral(process)
+sample = ddpm_jax.make_sample(process, model.apply, shape=(32, 32, 3), sampler=sampler)
+images = sample(params, jax.random.key(0), 16)
+
+sample, params = ddpm_jax.load("runs/digits")  # of a run that was trained here
+"""
+
+from typing import Any
+
+from ddpm_jax import losses, predictions, samplers, schedules, timesteps, variance
+from ddpm_jax.api import make_sample, sample_in_chunks
+from ddpm_jax.denoise import make_denoise_fn
+from ddpm_jax.errors import UserError
+from ddpm_jax.losses import denoising_loss
+from ddpm_jax.process import (
+    GaussianProcess,
+    make_process,
+    q_mean_variance,
+    q_one_step,
+    q_posterior,
+    q_sample,
+    respace,
+    snr,
+)
+from ddpm_jax.types import Prediction
+
+__all__ = [
+    "GaussianProcess",
+    "Prediction",
+    "UserError",
+    "denoising_loss",
+    "load",
+    "losses",
+    "make_denoise_fn",
+    "make_process",
+    "make_sample",
+    "predictions",
+    "q_mean_variance",
+    "q_one_step",
+    "q_posterior",
+    "q_sample",
+    "respace",
+    "sample_in_chunks",
+    "samplers",
+    "schedules",
+    "snr",
+    "timesteps",
+    "variance",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `load` when it is first asked for: it needs Flax and Orbax, the maths does not."""
+    if name == "load":
+        from ddpm_jax.runs import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,160 @@
+"""From a network to a sampling function: one compiled program for the whole chain."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from ddpm_jax.denoise import make_denoise_fn
+from ddpm_jax.errors import UserError
+from ddpm_jax.predictions import check_kind
+from ddpm_jax.process import GaussianProcess
+from ddpm_jax.samplers.base import Collect, Sampler, draw_x_T, sample_loop
+from ddpm_jax.types import ApplyFn, Array, Conditioning, Params, PRNGKey
+
+
+def make_sample(
+    process: GaussianProcess,
+    apply_fn: ApplyFn,
+    *,
+    shape: tuple[int, ...],
+    sampler: Sampler,
+    kind: str = "eps",
+    clip_x_0: bool = True,
+    timesteps: np.ndarray | None = None,
+    collect: Collect | None = None,
+    num_frames: int | None = None,
+) -> Callable[..., Any]:
+    """Build `sample(params, key, n, cond=None, *, start=0)`.
+
+    It returns n images [n, *shape] float32; with `collect` the pair of them and what was kept,
+    [num_frames, n, ...]. Image i is drawn from fold_in(key, start + i) alone: `sample(params, key,
+    8)[:3]` equals `sample(params, key, 3)`, and `start` continues a series. All local devices
+    share the images, and the number of devices changes nothing but the speed. It compiles once
+    for each n (rounded up to a multiple of the devices).
+
+    Args:
+      process: the chain.
+      apply_fn: the network.
+      shape: of one image, (H, W, C).
+      sampler: built on the same process, e.g. `samplers.ancestral(process)`.
+      kind: what the network predicts: "eps", "x_0" or "v".
+      clip_x_0: clip predicted x_0 to [-1, 1] at every step.
+      timesteps: the grid to walk, strictly descending from T to 0 (`timesteps.uniform`); None is
+        every timestep.
+      collect: what to keep along the way (`samplers.sample_loop`); each array that it returns is
+        a scalar or has the images as its first axis.
+      num_frames: how many steps to keep; None is every one.
+
+    Raises:
+      UserError: unknown kind, eps at zero terminal SNR, a grid that does not descend from T to
+        0; from `sample`: n < 1, or conditioning whose first axis is not n.
+    """
+    check_kind(process, kind)
+    T = process.num_timesteps
+    grid = np.arange(T, -1, -1) if timesteps is None else np.asarray(timesteps)
+    if grid.ndim != 1 or [*grid[:1], *grid[-1:]] != [T, 0] or np.any(np.diff(grid) >= 0):
+        raise UserError(f"timesteps must descend strictly from T = {T} to 0, found {grid}")
+
+    mesh = jax.make_mesh(
+        (jax.local_device_count(),), ("data",), (AxisType.Auto,), devices=jax.local_devices()
+    )
+    replicated = NamedSharding(mesh, PartitionSpec())
+    sharded = NamedSharding(mesh, PartitionSpec("data"))
+
+    @jax.jit
+    def run(params: Params, key: PRNGKey, index: Array, cond: Conditioning | None) -> Any:
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+        x_T = jax.lax.with_sharding_constraint(draw_x_T(keys, tuple(shape)), sharded)
+        denoise_fn = make_denoise_fn(process, apply_fn, params, cond, kind=kind, clip_x_0=clip_x_0)
+        return sample_loop(sampler, denoise_fn, keys, grid, x_T, collect, num_frames)
+
+    def sample(
+        params: Params, key: PRNGKey, n: int, cond: Conditioning | None = None, *, start: int = 0
+    ) -> Any:
+        if n < 1:
+            raise UserError(f"n, the number of images, must be at least 1, found {n}")
+        padded = math.ceil(n / mesh.size) * mesh.size
+        index = np.arange(start, start + padded, dtype=np.uint32)
+        params, key = jax.device_put((params, key), replicated)
+        index, cond = jax.device_put((index, _pad(_check_cond(cond, n), padded)), sharded)
+        result = run(params, key, index, cond)
+        if padded == n:
+            return result
+        if collect is None:
+            return result[:n]
+        x_0, frames = result
+        return x_0[:n], jax.tree.map(lambda f: f[:, :n] if f.ndim > 1 else f, frames)
+
+    return sample
+
+
+def sample_in_chunks(
+    sample: Callable[..., Array],
+    params: Params,
+    key: PRNGKey,
+    n: int,
+    chunk_size: int,
+    cond: Conditioning | None = None,
+) -> Iterator[np.ndarray]:
+    """Draw the images of `sample(params, key, n, cond)` in chunks that fit on the device.
+
+    The next chunk is computed while the last one is fetched, so at most two are on the device.
+    The last chunk is drawn at full size and cut, so that nothing compiles twice.
+
+    Args:
+      sample: from `make_sample`, without `collect`.
+      params: the network's parameters.
+      key: one key.
+      n: number of images.
+      chunk_size: images drawn at once.
+      cond: None, or arrays with leading axis n.
+
+    Yields:
+      [<= chunk_size, ...] float32 arrays on the host, in order.
+
+    Raises:
+      UserError: n < 1, chunk_size < 1, or conditioning whose first axis is not n.
+    """
+    if n < 1 or chunk_size < 1:
+        raise UserError(f"n and chunk_size must be at least 1, found {n} and {chunk_size}")
+    cond = _check_cond(cond, n)
+    size = min(chunk_size, n)
+
+    def draw(start: int) -> Array:
+        part = jax.tree.map(lambda leaf: leaf[start : start + size], cond)
+        return sample(params, key, size, _pad(part, size), start=start)
+
+    ahead = draw(0)
+    for start in range(0, n, size):
+        images = ahead
+        ahead = draw(start + size) if start + size < n else None
+        host = np.asarray(images)[: n - start]
+        del images  # frees the device's copy while the caller holds the host's
+        yield host
+
+
+def _check_cond(cond: Conditioning | None, n: int) -> Conditioning | None:
+    """Check that the arrays of the conditioning have leading axis n."""
+    if cond is None:
+        return None
+    if not isinstance(cond, Mapping):
+        raise UserError(f"cond must be a mapping such as {{'label': labels}}, found {type(cond)}")
+    for name, value in cond.items():
+        if np.ndim(value) < 1 or len(value) != n:
+            raise UserError(
+                f"cond[{name!r}] must have one row for each of the n = {n} images, "
+                f"found shape {np.shape(value)}"
+            )
+    return {name: jnp.asarray(value) for name, value in cond.items()}
+
+
+def _pad(cond: Conditioning | None, size: int) -> Conditioning | None:
+    """Repeat the last row of each array until there are `size` rows."""
+    return jax.tree.map(
+        lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[-1:], size - len(leaf), axis=0)]), cond
+    )

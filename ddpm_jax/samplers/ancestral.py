@@ -1,0 +1,53 @@
+"""Ancestral sampling, the reverse chain of DDPM (Ho et al. 2020, algorithm 2).
+
+  x_s = c_1 x̂_0 + c_2 x_t + σ z,  z ~ N(0, I)      the mean of q(x_s | x_t, x̂_0), eqs. 7 and 11
+
+for any s < t, so the same step walks the full chain and any sub-sequence of it. The mean goes
+through x̂_0, which may be clipped. The step to s = 0 adds no noise: it returns x̂_0.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from ddpm_jax.errors import unknown
+from ddpm_jax.process import GaussianProcess, expand, q_posterior
+from ddpm_jax.samplers.base import Sampler, draw_noise
+from ddpm_jax.types import Array, DenoiseFn, Prediction, PRNGKey
+from ddpm_jax.variance import VARIANCES
+
+
+class AncestralState(NamedTuple):
+    """The sample, [B, ...] float32."""
+
+    x: Array
+
+
+def ancestral(process: GaussianProcess, variance: str = "fixed_large") -> Sampler:
+    """Build the ancestral sampler.
+
+    With the Bayes-optimal denoiser fixed_large is exact for data N(0, I), and fixed_small for
+    data that are one point (Ho et al. 2020, section 3.2).
+
+    Args:
+      process: the chain.
+      variance: σ² of the step, "fixed_large" or "fixed_small"; use fixed_small with few steps.
+
+    Raises:
+      UserError: unknown variance.
+    """
+    if variance not in VARIANCES:
+        raise unknown("variance", variance, VARIANCES)
+    log_variance_fn = VARIANCES[variance]
+
+    def step(
+        denoise_fn: DenoiseFn, key: PRNGKey, state: AncestralState, t: Array, s: Array
+    ) -> tuple[AncestralState, Prediction]:
+        prediction = denoise_fn(state.x, t)
+        mean, _, _ = q_posterior(process, prediction.x_0, state.x, t, s)
+        sigma = jnp.exp(0.5 * log_variance_fn(process, t, s, prediction))
+        sigma = jnp.where(s == 0, 0.0, sigma)
+        x_s = mean + expand(sigma, mean) * draw_noise(key, mean.shape[1:])
+        return AncestralState(x_s), prediction
+
+    return Sampler(AncestralState, step)

@@ -1,0 +1,85 @@
+"""Which timesteps: grids that samplers walk down, and the draws of t for training.
+
+A sampling grid is a numpy int32 array of num_steps + 1 timesteps, strictly descending from T to 0;
+a sampler takes one step, one look at the network, from each entry to the next. The last entry is 0,
+clean data, and the first is always T, where the noise is.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.errors import UserError
+from ddpm_jax.types import Array, PRNGKey
+
+
+def uniform(T: int, num_steps: int) -> np.ndarray:
+    """Return num_steps timesteps evenly from T to 1, then 0 (improved DDPM's respacing).
+
+    The last step leaves t = 1, where almost no noise is left; `trailing` does not spend a step
+    there. num_steps = T is every timestep.
+
+    Args:
+      T: number of timesteps of the process.
+      num_steps: network evaluations, in 1..T.
+
+    Returns:
+      [num_steps + 1] int32, strictly descending from T to 0.
+
+    Raises:
+      UserError: num_steps is not an integer in 1..T.
+    """
+    _check_num_steps(T, num_steps)
+    return _grid(1.0 + np.round(np.linspace(T - 1, 0, num_steps)))
+
+
+def trailing(T: int, num_steps: int) -> np.ndarray:
+    """Return steps of equal length T / num_steps from T to 0 (Lin et al. 2023, section 3.3).
+
+    Arguments, result and errors as in `uniform`.
+    """
+    _check_num_steps(T, num_steps)
+    return _grid(np.round(np.arange(num_steps, 0, -1) * T / num_steps))
+
+
+def quadratic(T: int, num_steps: int) -> np.ndarray:
+    """Return timesteps whose square roots are even: denser towards 0 (Song et al. 2021, D.3).
+
+    Deviates from DDIM's code, which starts at 0.8 T and repeats timesteps where they are dense:
+    this starts at T, and timesteps that would fall together move up to the next free one.
+    Arguments, result and errors as in `uniform`.
+    """
+    _check_num_steps(T, num_steps)
+    ascending = np.round(np.linspace(np.sqrt(T), 1.0, num_steps) ** 2)[::-1]
+    index = np.arange(num_steps)
+    return _grid((np.maximum.accumulate(ascending - index) + index)[::-1])
+
+
+def sample_uniform(key: PRNGKey, batch_size: int, T: int) -> Array:
+    """Draw t: [batch_size] int32, independent and uniform over 1..T (Ho et al. 2020, alg. 1)."""
+    return jax.random.randint(key, (batch_size,), 1, T + 1, jnp.int32)
+
+
+def sample_stratified(key: PRNGKey, batch_size: int, T: int) -> Array:
+    """Draw t: [batch_size] int32, one from each of batch_size equal parts of 1..T, shuffled.
+
+    Each t alone is uniform over 1..T, as in `sample_uniform`; together they cover the range
+    evenly, which lowers the variance of the batch's loss.
+    """
+    key_offset, key_order = jax.random.split(key)
+    offset = jax.random.uniform(key_offset, (batch_size,))
+    u = (jax.random.permutation(key_order, batch_size).astype(jnp.float32) + offset) / batch_size
+    return jnp.minimum(jnp.floor(u * T).astype(jnp.int32) + 1, T)  # u * T can round up to T
+
+
+GRIDS = {"uniform": uniform, "trailing": trailing, "quadratic": quadratic}
+T_SAMPLERS = {"uniform": sample_uniform, "stratified": sample_stratified}
+
+
+def _grid(descending: np.ndarray) -> np.ndarray:
+    return np.append(descending, 0).astype(np.int32)
+
+
+def _check_num_steps(T: int, num_steps: int) -> None:
+    if not isinstance(num_steps, (int, np.integer)) or not 1 <= num_steps <= T:
+        raise UserError(f"num_steps must be an integer in 1..{T} (T), found {num_steps!r}")
