@@ -194,10 +194,11 @@ def posterior_log_variance(process: GaussianProcess, t: Array, s: Array) -> Arra
 
 
 def jump(process: GaussianProcess, t: Array, s: Array) -> tuple[Array, Array]:
-    """Return √(ᾱ_t/ᾱ_s) and β_{t|s} = 1 - ᾱ_t/ᾱ_s of q(x_t | x_s), for any s <= t."""
+    """Return √(ᾱ_t/ᾱ_s) and β_{t|s} = 1 - ᾱ_t/ᾱ_s of q(x_t | x_s), for any s < t."""
+    ratio = read(process.sqrt_alphas_cumprod, t) / read(process.sqrt_alphas_cumprod, s)
     hi, lo = process.log_alphas_cumprod, process.log_alphas_cumprod_lo
     log_ratio = (read(hi, t) - read(hi, s)) + (read(lo, t) - read(lo, s))
-    return jnp.exp(0.5 * log_ratio), -jnp.expm1(log_ratio)
+    return ratio, -jnp.expm1(log_ratio)
 
 
 def _from_log(log_alphas_cumprod: np.ndarray, timesteps: np.ndarray) -> GaussianProcess:

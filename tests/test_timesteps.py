@@ -1,0 +1,80 @@
+import jax
+import numpy as np
+import pytest
+
+from ddpm_jax import timesteps
+from ddpm_jax.errors import UserError
+
+GRIDS = list(timesteps.GRIDS.values())
+T_SAMPLERS = list(timesteps.T_SAMPLERS.values())
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("T", [1, 2, 3, 10, 97, 1000])
+def test_grids_descend_strictly_from_T_to_0_for_every_number_of_steps(grid, T):
+    for num_steps in range(1, T + 1):
+        steps = grid(T, num_steps)
+        assert steps.dtype == np.int32 and steps.shape == (num_steps + 1,)
+        assert steps[0] == T and steps[-1] == 0 and np.all(np.diff(steps) < 0)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_all_steps_are_the_whole_chain(grid):
+    np.testing.assert_array_equal(grid(700, 700), np.arange(700, -1, -1))
+
+
+def test_the_spacing_is_what_the_name_says():
+    np.testing.assert_array_equal(timesteps.uniform(1000, 4), [1000, 667, 334, 1, 0])
+    np.testing.assert_array_equal(timesteps.trailing(1000, 4), [1000, 750, 500, 250, 0])
+    np.testing.assert_array_equal(timesteps.quadratic(900, 4), [900, 413, 114, 1, 0])
+    np.testing.assert_array_equal(timesteps.quadratic(9, 8), [9, 7, 6, 5, 4, 3, 2, 1, 0])
+
+
+@pytest.mark.parametrize("num_steps", [7, 10, 33, 250])
+def test_no_timestep_is_further_than_a_half_from_the_even_spacing(num_steps):
+    for ours, exact in [
+        (timesteps.uniform(1000, num_steps)[:-1], np.linspace(1000, 1, num_steps)),
+        (timesteps.trailing(1000, num_steps), np.linspace(1000, 0, num_steps + 1)),
+    ]:
+        assert np.abs(ours - exact).max() <= 0.5 + 1e-9
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("num_steps", [0, -1, 101, 2.5, "3"])
+def test_a_number_of_steps_outside_1_to_T_is_an_error(grid, num_steps):
+    with pytest.raises(UserError, match=r"num_steps must be an integer in 1..100 \(T\), found"):
+        grid(100, num_steps)
+
+
+@pytest.mark.parametrize("t_sampler", T_SAMPLERS)
+@pytest.mark.parametrize("T", [1, 2, 10, 1000])
+@pytest.mark.parametrize("batch_size", [1, 7, 4096])
+def test_t_is_int32_in_1_to_T_and_a_function_of_the_key(t_sampler, T, batch_size):
+    t = t_sampler(jax.random.key(0), batch_size, T)
+    assert t.shape == (batch_size,) and t.dtype == np.int32
+    assert t.min() >= 1 and t.max() <= T
+    np.testing.assert_array_equal(t, t_sampler(jax.random.key(0), batch_size, T))
+    if batch_size * T > 10_000:
+        assert np.any(t != t_sampler(jax.random.key(1), batch_size, T))
+
+
+@pytest.mark.parametrize("t_sampler", T_SAMPLERS)
+def test_each_t_of_a_batch_is_uniform_over_1_to_T(t_sampler):
+    T, batch_size, draws = 10, 8, 4000
+    keys = jax.random.split(jax.random.key(2), draws)
+    t = np.asarray(jax.vmap(lambda key: t_sampler(key, batch_size, T))(keys))
+    for column in t.T:  # one place in the batch, over the draws
+        count = np.bincount(column, minlength=T + 1)[1:]
+        standard_error = np.sqrt(draws / T * (1 - 1 / T))
+        assert np.abs(count - draws / T).max() < 5 * standard_error
+
+
+def test_stratified_draws_one_t_from_each_part():
+    for seed in range(20):
+        t = np.sort(timesteps.sample_stratified(jax.random.key(seed), 100, 1000))
+        np.testing.assert_array_equal((t - 1) // 10, np.arange(100))
+
+
+def test_uniform_does_not_stratify():
+    t = np.sort(timesteps.sample_uniform(jax.random.key(0), 100, 1000))
+    assert np.any((t - 1) // 10 != np.arange(100))
