@@ -6,13 +6,12 @@ in each deck, none is dropped, and a batch may hold the end of one deck and the 
 next. There is no state: to resume at step k is to ask for batch k.
 """
 
-import collections
-import concurrent.futures
 import functools
 from collections.abc import Iterator
 
 import numpy as np
 
+from ddpm_jax.data.ahead import map_ahead
 from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import UserError
 
@@ -95,15 +94,4 @@ def prefetch(
     An error in the thread is raised where the batch would have come, with its traceback. The
     thread ends with the iterator: when it is exhausted, closed, or no longer referred to.
     """
-    with concurrent.futures.ThreadPoolExecutor(1, "prefetch") as thread:
-        pending: collections.deque[concurrent.futures.Future] = collections.deque()
-        try:
-            for step in range(start, stop):
-                pending.append(thread.submit(batches.batch, step))
-                if len(pending) > depth:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+    return map_ahead(batches.batch, range(start, stop), num_threads=1, depth=depth)

@@ -1,6 +1,7 @@
 """From a `DataConfig` to images: `open_dataset`."""
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -8,11 +9,23 @@ import tensorflow_datasets as tfds
 
 from ddpm_jax.config import DataConfig
 from ddpm_jax.data import images, prepared
+from ddpm_jax.data.cifar import Cifar10, Cifar100
 from ddpm_jax.data.digits import Digits
+from ddpm_jax.data.emoji import Emoji
+from ddpm_jax.data.folder import Folder, report_skipped
+from ddpm_jax.data.mnist import FashionMnist, Mnist
 from ddpm_jax.data.sources import RecordSource, Source, load
 from ddpm_jax.errors import UserError, unknown
 
-BUILDERS = {"digits": Digits}
+BUILDERS = {
+    "cifar10": Cifar10,
+    "cifar100": Cifar100,
+    "mnist": Mnist,
+    "fashion_mnist": FashionMnist,
+    "digits": Digits,
+    "emoji": Emoji,
+    "folder": Folder,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +53,18 @@ def open_dataset(config: DataConfig) -> Dataset:
     Raises `UserError` for whatever the user can mend: a name, a split, a missing archive.
     """
     _check(config)
+    with prepared.quiet():
+        return _open(config)
+
+
+def _open(config: DataConfig) -> Dataset:
     data_dir = prepared.data_directory(config.data_dir)
-    builder = prepared.prepare(
-        BUILDERS[config.name](data_dir=data_dir, file_format=prepared.FORMAT)
-    )
+    if config.name in BUILDERS:
+        builder = BUILDERS[config.name](data_config=config, data_dir=data_dir)
+        builder = prepared.prepare(builder)
+    else:
+        builder = prepared.find(config.name, data_dir, BUILDERS)
+    report_skipped(builder.info.metadata.get("skipped", []), config.on_bad_image)
     shape = _image_shape(builder.info, config)
     label = dict(builder.info.features).get("label")
     class_names = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
@@ -52,15 +73,18 @@ def open_dataset(config: DataConfig) -> Dataset:
         image = images.decode(record["image"], config.image_size, shape[2], config.crop)
         return image, int(record["label"]) if class_names else 0
 
-    splits = [config.train_split, config.test_split]
-    sources = [
-        RecordSource(prepared.records(builder, split, key), decode) if split else None
-        for split, key in zip(splits, ("data.train_split", "data.test_split"), strict=True)
+    splits = {"data.train_split": config.train_split}
+    no_holdout = config.name == "folder" and config.test_split == "test" and not config.holdout
+    if config.test_split and not no_holdout:
+        splits["data.test_split"] = config.test_split
+    sources: list[Source] = [
+        RecordSource(prepared.records(builder, split, key), decode) for key, split in splits.items()
     ]
-    num_bytes = sum(len(source) for source in sources if source) * int(np.prod(shape))
+    num_bytes = sum(len(source) for source in sources) * math.prod(shape)
     if num_bytes <= config.ram_limit_gb * 1e9:
-        sources = [source and load(source, shape) for source in sources]
-    return Dataset(*sources, shape, len(class_names), class_names)
+        sources = [load(source, shape) for source in sources]
+    train, test = sources if len(sources) == 2 else (sources[0], None)
+    return Dataset(train, test, shape, len(class_names), class_names)
 
 
 def _check(config: DataConfig) -> None:

@@ -14,10 +14,13 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from ddpm_jax.data.prepared import Builder
 
-class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+
+class Digits(Builder, skip_registration=True):
     """The builder of the set `digits`."""
 
+    name = "digits"
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self) -> tfds.core.DatasetInfo:

@@ -2,7 +2,8 @@
 
 The conversions, in order:
 
-1. The EXIF orientation is applied. Of an animation the first frame is taken.
+1. Of an animation the first frame is taken. (`folder.py` applies the EXIF orientation before;
+   records that TFDS has written are taken as they are stored.)
 2. 16-bit grey is divided by 257, so that 65535 becomes 255. Palettes, CMYK and the other colour
    modes become RGB (embedded ICC profiles are not applied); grey from colour is the ITU-R 601 luma.
 3. `channels` 1 or 3: transparent pixels are composited over white. `channels` 4: opaque pictures
@@ -15,18 +16,17 @@ The conversions, in order:
 import io
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 CROPS = ("center", "stretch")
 
 
 def convert(image: Image.Image, channels: int) -> Image.Image:
-    """Return the first frame, upright, as 8-bit grey, RGB or RGBA (`channels` 1, 3 or 4).
+    """Return the first frame as 8-bit grey, RGB or RGBA (`channels` 1, 3 or 4).
 
     Raises ValueError for pixels without a fixed range (floating point, integers over 16 bits).
     """
-    image = ImageOps.exif_transpose(image)
     mode = MODES[channels]
     if image.mode == mode and "transparency" not in image.info:
         return image

@@ -5,18 +5,43 @@ default file format, tfrecord.
 """
 
 import contextlib
-import io
+import difflib
 import logging
 import os
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
 
+from ddpm_jax.config import DataConfig
 from ddpm_jax.errors import UserError
 
 FORMAT = "array_record"  # the file format that TFDS can index without TensorFlow
+
+
+class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """What our builders have in common.
+
+    None is registered with TFDS, so `tfds.builder("cifar10")` stays TFDS's own.
+
+    Args:
+      data_config: the section of the config.
+      variant: a directory between the set's name and version, for a set that depends on the config.
+      **kwargs: of TFDS's builder, such as `data_dir`.
+    """
+
+    def __init__(self, *, data_config: DataConfig, variant: str = "", **kwargs: Any):
+        self.data_config = data_config
+        variant_config = tfds.core.BuilderConfig(name=variant) if variant else None
+        super().__init__(config=variant_config, **kwargs)
+
+    def _log_download_bytes(self) -> None:
+        """Print nothing; TFDS prints a line to stdout here and below."""
+
+    def _log_download_done(self) -> None:
+        """Print nothing."""
 
 
 def data_directory(data_dir: str) -> str:
@@ -33,25 +58,83 @@ def prepare(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
     if not builder.data_path.exists():
         logging.getLogger(__name__).info("preparing %s in %s", builder.name, builder.data_path)
         try:
-            with _quiet():
-                builder.download_and_prepare(
-                    download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-                )
+            builder.download_and_prepare(
+                file_format=FORMAT,
+                download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+            )
         except OSError as error:
             if not builder.data_path.exists():  # else another process was faster
                 raise UserError(
                     f"cannot prepare {builder.name} in {builder.data_path}: {error}; "
                     "set data.data_dir to a directory with room that can be written"
                 ) from error
-    return tfds.builder_from_directory(builder.data_path)
+    return _readable(tfds.builder_from_directory(builder.data_path))
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what TFDS prints; its progress bars stay where there is a terminal."""
+def quiet() -> Iterator[None]:
+    """Keep TFDS's notes out of the log, and its progress bars off where there is no terminal."""
+    logger = logging.getLogger("absl")  # TFDS's
     tfds.display_progress_bar(sys.stderr.isatty())
-    with contextlib.redirect_stdout(io.StringIO()):
+    logger.addFilter(_is_error)
+    try:
         yield
+    finally:
+        logger.removeFilter(_is_error)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
+
+
+def find(name: str, data_dir: str, own: Iterable[str]) -> tfds.core.DatasetBuilder:
+    """Return a builder to read a set that was prepared elsewhere, by TFDS's own code.
+
+    Args:
+      name: in TFDS's syntax, such as "oxford_flowers102", "lsun/church_outdoor" or "mnist:3.0.1".
+      data_dir: where prepared sets lie.
+      own: the names of the sets that need no preparing, for the error.
+
+    Raises:
+      UserError: there is no such set, or it is not prepared, or only as tfrecord; with the command
+        that prepares it.
+    """
+    try:
+        builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
+    except ValueError as error:  # not found, or not a name
+        raise _not_found(name, data_dir, own) from error
+    return _readable(builder)
+
+
+def _readable(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
+    """Return the builder of a prepared set, or say why it cannot be read."""
+    formats = {file_format.value for file_format in builder.info.available_file_formats()}
+    if FORMAT not in formats:
+        raise UserError(
+            f"{builder.data_path} is prepared as {'/'.join(sorted(formats))}, which cannot be read "
+            f"without TensorFlow; set another data.data_dir, or in an environment with TensorFlow "
+            f"run: tfds convert_format --dataset_version_dir={builder.data_path} "
+            f"--out_file_format={FORMAT}"
+        )
+    return builder
+
+
+def _not_found(name: str, data_dir: str, own: Iterable[str]) -> UserError:
+    """Build the error for a set that is not on disk: how to prepare it, or that TFDS has none."""
+    base = re.split("[/:]", name)[0]
+    known = tfds.list_builders(with_community_datasets=False)
+    if base in known:
+        return UserError(
+            f"data.name {name!r} is not prepared in {data_dir}; in an environment with TensorFlow "
+            f"(pip install tensorflow tensorflow-datasets) run: "
+            f"tfds build {name} --file_format={FORMAT} --data_dir={data_dir}"
+        )
+    nearest = difflib.get_close_matches(base, {*own, *known}, n=3)
+    hint = f" did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
+    return UserError(
+        f"unknown data.name {name!r};{hint} allowed: {', '.join(own)}, the name of a set prepared "
+        f"by TFDS in {data_dir}"
+    )
 
 
 def records(builder: tfds.core.DatasetBuilder, split: str, key: str) -> Sequence[Any]:
