@@ -18,18 +18,18 @@ from ddpm_jax.errors import UserError, unknown
 class DataConfig:
     """Which images, from where, at which size."""
 
-    name: str = "cifar10"  # cifar10, cifar100, mnist, fashion_mnist, digits, emoji, folder, or a TFDS name
+    name: str = "cifar10"  # cifar10 cifar100 mnist fashion_mnist digits emoji folder, or TFDS's
     path: str = ""  # folder only: the directory of images; class sub-folders give labels
     data_dir: str = ""  # where prepared sets lie; "" is TFDS's own default, ~/tensorflow_datasets
-    manual_dir: str = ""  # where an archive placed by hand lies; "" looks in <data_dir>/downloads/manual
+    manual_dir: str = ""  # of archives placed by hand; "" is <data_dir>/downloads/manual
     train_split: str = "train"
     test_split: str = "test"  # held-out images; "" for none
     holdout: float = 0.05  # folder only: the part held out as the test split
-    image_size: int = 0  # square side in pixels; 0 keeps the set's own (folder: must be given)
-    channels: int = 0  # 1 grey, 3 RGB, 4 RGBA; 0 keeps the set's own (folder: must be given)
-    crop: str = "center"  # folder: "center" (shorter side to image_size, centre crop) or "stretch"
+    image_size: int = 0  # square side in pixels; 0 is the set's own (emoji: 32, folder: none)
+    channels: int = 0  # 1 grey, 3 RGB, 4 RGBA; 0 is the set's own (emoji: 3, folder: none)
+    crop: str = "center"  # to image_size: "center" (shorter side to it, centre crop) or "stretch"
     flip: bool = True  # random horizontal flips of the training images
-    on_bad_image: str = "refuse"  # folder: "refuse" stops at an unreadable image, "skip" names it and goes on
+    on_bad_image: str = "refuse"  # folder: "refuse" an unreadable image, or "skip" and name it
     font_path: str = ""  # emoji: NotoColorEmoji.ttf; "" looks where Debian puts it
     emoji_test_path: str = ""  # emoji: Unicode's emoji-test.txt; "" looks where Debian puts it
     skin_tones: bool = True  # emoji: keep the skin-tone variants (3,641 images; 1,861 without)
