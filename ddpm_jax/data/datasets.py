@@ -74,8 +74,8 @@ def _open(config: DataConfig) -> Dataset:
         return image, int(record["label"]) if class_names else 0
 
     splits = {"data.train_split": config.train_split}
-    no_holdout = config.name == "folder" and config.test_split == "test" and not config.holdout
-    if config.test_split and not no_holdout:
+    undivided = config.name == "folder" and list(builder.info.splits) == ["train"]
+    if config.test_split and not (undivided and config.test_split == "test"):
         splits["data.test_split"] = config.test_split
     sources: list[Source] = [
         RecordSource(prepared.records(builder, split, key), decode) for key, split in splits.items()
@@ -106,9 +106,14 @@ def _image_shape(info: tfds.core.DatasetInfo, config: DataConfig) -> tuple[int, 
     height, width, channels = feature.shape
     if config.image_size:
         height = width = config.image_size
+    channels = config.channels or channels
     if height is None or width is None:
         raise UserError(
             f"the images of {info.name} differ in size; set data.image_size to the side in pixels "
             "that they shall have, for example 64"
         )
-    return height, width, config.channels or channels
+    if channels is None:
+        raise UserError(
+            f"the images of {info.name} differ in channels; set data.channels to 3, 1 or 4"
+        )
+    return height, width, channels
