@@ -8,9 +8,9 @@ The conversions, in order:
    modes become RGB (embedded ICC profiles are not applied); grey from colour is the ITU-R 601 luma.
 3. `channels` 1 or 3: transparent pixels are composited over white. `channels` 4: opaque pictures
    get an alpha of 255.
-4. `crop` "center" takes the largest centred square, "stretch" the whole picture; that region is
-   resampled to size x size with Pillow's antialiased Lanczos filter. A picture that has the size
-   already keeps its bytes.
+4. `crop` "center" brings the shorter side to `size` and cuts the middle of the longer one,
+   "stretch" brings both sides to it, with Pillow's antialiased Lanczos filter. A picture that has
+   the size already keeps its bytes.
 """
 
 import io
@@ -52,7 +52,7 @@ def resize(image: Image.Image, size: int, crop: str = "center") -> Image.Image:
     if (width, height) == (size, size):
         return image
     box = (0.0, 0.0, float(width), float(height))
-    if crop == "center":
+    if crop == "center":  # the filter still sees what lies just outside of the square
         side = min(width, height)
         left, top = (width - side) / 2, (height - side) / 2
         box = (left, top, left + side, top + side)
