@@ -1,0 +1,58 @@
+"""Networks as pairs of pure functions; the only part of the library that uses Flax Linen.
+
+The rest of the code sees a `Model`: `init(key) -> params` and
+`apply(params, x_t, t, cond, *, train, key) -> output`. A network of any other library fits the
+same seam.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ddpm_jax.models.unet import UNet
+from ddpm_jax.types import ApplyFn, Array, Conditioning, Params, PRNGKey
+
+__all__ = ["Model", "UNet", "as_model", "count_parameters"]
+
+
+class Model(NamedTuple):
+    """A network as two pure functions."""
+
+    init: Callable[[PRNGKey], Params]
+    apply: ApplyFn
+
+
+def as_model(module: nn.Module, image_shape: tuple[int, int, int]) -> Model:
+    """Wrap a Linen module `(x, t, cond, *, train) -> output` as a `Model`.
+
+    Args:
+      module: the network, for instance `UNet()`.
+      image_shape: (H, W, C) of one image.
+    """
+
+    def init(key: PRNGKey) -> Params:
+        x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+        t = jax.ShapeDtypeStruct((1,), jnp.int32)
+        return module.lazy_init(key, x, t)["params"]  # the shapes alone: no forward pass is run
+
+    def apply(
+        params: Params,
+        x_t: Array,
+        t: Array,
+        cond: Conditioning | None = None,
+        *,
+        train: bool = False,
+        key: PRNGKey | None = None,
+    ) -> Array:
+        rngs = {"dropout": key} if train else None
+        return module.apply({"params": params}, x_t, t, cond, train=train, rngs=rngs)
+
+    return Model(init, apply)
+
+
+def count_parameters(params: Params) -> int:
+    """Return the number of scalars in a tree of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

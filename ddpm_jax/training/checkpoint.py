@@ -1,0 +1,170 @@
+"""Checkpoints: Orbax, asynchronous and atomic, in `<directory>/<step>`.
+
+A checkpoint has two items: `ema`, the averaged weights that sampling needs, and `train`, the rest
+of the state. A checkpoint that cannot be read whole is named and set aside, and the newest whole
+one is taken.
+"""
+
+import logging
+import pathlib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from ddpm_jax.errors import UserError
+from ddpm_jax.training.state import TrainState
+from ddpm_jax.types import Params
+
+logger = logging.getLogger(__name__)
+
+Restored = TypeVar("Restored")
+
+
+class Checkpoints:
+    """The checkpoints of a run that is being trained.
+
+    Args:
+      directory: made if need be.
+      keep_last: how many of the newest are kept ...
+      keep_every: ... besides those at multiples of this step; 0 is none.
+    """
+
+    def __init__(self, directory: pathlib.Path, keep_last: int, keep_every: int):
+        if keep_last < 1:
+            raise UserError(f"train.keep_last must be at least 1, found {keep_last}")
+        keep = [preservation_policy.LatestN(keep_last)]
+        if keep_every:
+            keep.append(preservation_policy.EveryNSteps(keep_every))
+        self.directory = directory
+        self._manager = ocp.CheckpointManager(
+            directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=preservation_policy.AnyPreservationPolicy(keep),
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    def save(self, state: TrainState, *, wait: bool = False) -> None:
+        """Save the state as `<directory>/<state.step>`, in the background unless `wait`.
+
+        Raises:
+          UserError: this or an earlier save failed (disk full); the earlier checkpoints stand.
+        """
+        step = int(state.step)
+        train = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+        try:
+            if self._manager.latest_step() != step:
+                self._manager.save(
+                    step,
+                    args=ocp.args.Composite(
+                        train=ocp.args.StandardSave(train),
+                        ema=ocp.args.StandardSave(state.ema_params),
+                    ),
+                    force=True,
+                )
+            if wait:
+                self._manager.wait_until_finished()
+        except (OSError, ValueError, RuntimeError) as error:
+            whole = [s for s in self._manager.all_steps(read=True) if s != step]
+            raise UserError(
+                f"the checkpoint of step {step} could not be saved in {self.directory} "
+                f"({_first_line(error)}); the last good one is of step {max(whole, default=None)}; "
+                "make room and start the same command again"
+            ) from error
+
+    def restore_latest(self, abstract_state: TrainState) -> TrainState | None:
+        """Return the newest whole state, or None where there is no checkpoint yet.
+
+        Args:
+          abstract_state: `ShapeDtypeStruct`s with the shardings to restore onto.
+
+        Raises:
+          UserError: there are checkpoints and none can be read.
+        """
+        train = {
+            "step": abstract_state.step,
+            "params": abstract_state.params,
+            "opt_state": abstract_state.opt_state,
+        }
+        args = ocp.args.Composite(
+            train=ocp.args.StandardRestore(train),
+            ema=ocp.args.StandardRestore(abstract_state.ema_params),
+        )
+        steps = self._manager.all_steps()
+        if not steps:
+            return None
+        step, restored = _newest_whole(
+            self.directory, steps, lambda step: self._manager.restore(step, args=args)
+        )
+        self._set_aside([s for s in steps if s > step])
+        return TrainState(ema_params=restored.ema, **restored.train)
+
+    def close(self) -> None:
+        """Wait for a save in progress and release the manager's threads."""
+        self._manager.close()
+
+    def _set_aside(self, steps: list[int]) -> None:
+        """Move damaged checkpoints out of the way of new ones; nothing is deleted."""
+        for step in steps:
+            aside = self.directory.parent / "damaged"
+            aside.mkdir(exist_ok=True)
+            target = next(path for n in range(1000) if not (path := aside / f"{step}-{n}").exists())
+            (self.directory / str(step)).rename(target)
+            logger.warning("the damaged checkpoint of step %d now lies in %s", step, target)
+        if steps:
+            self._manager.reload()
+
+
+def restore_ema(directory: pathlib.Path, abstract_params: Params, step: int | None = None):
+    """Return (step, averaged weights) of the newest whole checkpoint, or of the one of `step`.
+
+    Args:
+      directory: `<workdir>/checkpoints`.
+      abstract_params: `ShapeDtypeStruct`s of the weights.
+      step: which checkpoint; None is the newest.
+
+    Raises:
+      UserError: there is no such checkpoint, or none that can be read.
+    """
+    args = ocp.args.Composite(ema=ocp.args.StandardRestore(abstract_params))
+    if not directory.is_dir():
+        raise UserError(f"there is no checkpoint in {directory}; train first")
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with ocp.CheckpointManager(directory, options=options) as manager:
+        steps = manager.all_steps()
+        if step is not None and step not in steps:
+            raise UserError(
+                f"there is no checkpoint of step {step} in {directory}: {sorted(steps)}"
+            )
+        if not steps:
+            raise UserError(f"there is no checkpoint in {directory}; train first")
+        steps = steps if step is None else [step]
+        step, restored = _newest_whole(
+            directory, steps, lambda step: manager.restore(step, args=args)
+        )
+        return step, restored.ema
+
+
+def _newest_whole(
+    directory: pathlib.Path, steps: list[int], restore: Callable[[int], Restored]
+) -> tuple[int, Restored]:
+    """Restore the newest step that can be read, naming those that cannot."""
+    for step in sorted(steps, reverse=True):
+        try:
+            return step, jax.block_until_ready(restore(step))
+        except Exception as error:  # Orbax and TensorStore raise bare Exceptions for damage
+            logger.warning(
+                "the checkpoint %s cannot be read (%s)", directory / str(step), _first_line(error)
+            )
+    raise UserError(
+        f"none of the checkpoints {sorted(steps)} in {directory} can be read with this config and "
+        "this version; the lines above say why; choose another --workdir to start anew"
+    )
+
+
+def _first_line(error: BaseException) -> Any:
+    """Return the first line of an error's message, cut to a readable length."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,94 @@
+"""Metrics of a run: gathered on the device, fetched late, written to JSONL and TensorBoard."""
+
+import json
+import os
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import tensorboardX
+
+from ddpm_jax.training.workdir import WorkDir
+
+
+class Interval:
+    """The metrics of the steps since the last log line, still on the device."""
+
+    def __init__(self) -> None:
+        self._steps: list[dict[str, jax.Array]] = []
+
+    def add(self, metrics: dict[str, jax.Array]) -> None:
+        """Add the metrics of one call, of one step or of several stacked."""
+        self._steps.append(metrics)
+
+    def fetch(self) -> dict[str, float]:
+        """Wait for the steps and return the interval's means and last values."""
+        host = jax.device_get(self._steps)
+        merged = {
+            name: np.concatenate([np.atleast_1d(step[name]) for step in host])
+            for name in host[0]
+            if not name.startswith("quartile")
+        }
+        row = {"loss": float(merged["loss"].mean())}
+        sums = np.sum([step["quartile_sum"].reshape(-1, 4).sum(0) for step in host], axis=0)
+        counts = np.sum([step["quartile_count"].reshape(-1, 4).sum(0) for step in host], axis=0)
+        for i, (total, count) in enumerate(zip(sums, counts, strict=True), start=1):
+            if count:  # t in the i-th quarter of {1..T}
+                row[f"loss_t_quartile_{i}"] = float(total / count)
+        for name in ("grad_norm", "param_norm"):
+            row[name] = float(merged[name][-1])
+        for name in ("skipped", "skipped_in_a_row"):
+            row[name] = int(merged[name][-1])
+        return row
+
+
+class MetricsWriter:
+    """Writes rows to `metrics.jsonl` and TensorBoard.
+
+    Opened again at `step`, it drops the rows that an interrupted run wrote beyond it, so the file
+    reads as if the run had never stopped.
+    """
+
+    def __init__(self, workdir: WorkDir, step: int):
+        _cut(workdir.metrics, step)
+        self._file = workdir.metrics.open("a")
+        self._board = tensorboardX.SummaryWriter(str(workdir.tensorboard), purge_step=step + 1)
+
+    def scalars(self, step: int, row: dict[str, float]) -> None:
+        """Write one row of scalars."""
+        self._file.write(json.dumps({"step": step, "time": time.time(), **row}) + "\n")
+        self._file.flush()
+        for name, value in row.items():
+            self._board.add_scalar(name, value, step)
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Write a picture [H, W, C] uint8 to TensorBoard."""
+        self._board.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flush and close both."""
+        self._file.close()
+        self._board.close()
+
+
+def read(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Read the rows of a `metrics.jsonl`, leaving out a last line that a kill cut short."""
+    rows = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def _cut(path: pathlib.Path, step: int) -> None:
+    """Drop the rows beyond `step`, atomically."""
+    if not path.exists():
+        return
+    rows = [row for row in read(path) if row.get("step", 0) <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    os.replace(temporary, path)

@@ -1,0 +1,60 @@
+"""The progress of a run on the terminal: a live line where there is one, plain lines elsewhere."""
+
+import datetime
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+
+class ProgressLine:
+    """Step, loss, images/s and the time left.
+
+    Args:
+      console: where to write; it decides whether there is a terminal.
+      start: the step that the run starts or resumes at.
+      stop: the step that it ends at.
+      batch_size: images a step.
+    """
+
+    def __init__(self, console: Console, start: int, stop: int, batch_size: int):
+        self._console = console
+        self._stop = stop
+        self._batch_size = batch_size
+        self._since: tuple[int, float] | None = None
+        self._rate = 0.0
+        self._live = Progress(
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(),
+            TextColumn("{task.description}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._live.add_task("compiling", total=stop, completed=start)
+
+    def __enter__(self) -> "ProgressLine":
+        self._live.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._live.stop()
+
+    def restart_clock(self, step: int) -> None:
+        """Measure the speed from here on: after compilation, pictures and checkpoints."""
+        self._since = (step, time.perf_counter())
+
+    def update(self, step: int, loss: float) -> float:
+        """Show the step and its loss; return the speed in images/s since the last update."""
+        if self._since is not None and step > self._since[0]:
+            seconds = time.perf_counter() - self._since[1]
+            self._rate = (step - self._since[0]) * self._batch_size / seconds
+        self.restart_clock(step)
+        left = "--"
+        if self._rate:
+            seconds = (self._stop - step) * self._batch_size / self._rate
+            left = str(datetime.timedelta(seconds=round(seconds)))
+        text = f"loss {loss:.4f}  {self._rate:,.0f} images/s  {left} left"
+        self._live.update(self._task, completed=step, description=text)
+        if not self._console.is_terminal:
+            self._console.print(f"step {step}/{self._stop}  {text}", highlight=False)
+        return self._rate

@@ -1,0 +1,163 @@
+"""The train step and the held-out loss, as pure functions to be jitted.
+
+One step draws t and ε from `fold_in(key, step)`, takes the gradient of the mean weighted loss,
+updates the parameters unless the gradient is not finite, and moves the average
+
+    ema ← d ema + (1 - d) params,   d = min(ema_decay, (1 + n) / (10 + n))
+
+with n the step: the warm-up of the decay forgets the initial weights early on.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ddpm_jax.config import LossConfig, OptimConfig
+from ddpm_jax.training.state import TrainState
+from ddpm_jax.types import Array, Conditioning, Params, PRNGKey
+
+# (params, x_0, t, eps, cond, train, key) -> [B]: the loss per example
+LossFn = Callable[[Params, Array, Array, Array, Conditioning | None, bool, PRNGKey | None], Array]
+# (key, batch_size) -> int32 [B] in {1..T}
+TimeSampler = Callable[[PRNGKey, int], Array]
+
+QUARTILES = 4
+
+
+def to_x_0(image: Array) -> Array:
+    """Scale uint8 pixels {0..255} to float32 in [-1, 1] (Ho et al. 2020, section 3.3)."""
+    return image.astype(jnp.float32) / 127.5 - 1.0
+
+
+def loss_by_quartile(loss: Array, t: Array, num_timesteps: int) -> tuple[Array, Array]:
+    """Return the sums [4] and the counts [4] of the losses [B] over the quarters of {1..T}."""
+    quartile = jax.nn.one_hot((t - 1) * QUARTILES // num_timesteps, QUARTILES)  # [B, 4]
+    return (loss[:, None] * quartile).sum(0), quartile.sum(0)
+
+
+def make_train_step(
+    loss_fn: LossFn,
+    sample_t: TimeSampler,
+    optimizer: optax.GradientTransformation,
+    *,
+    num_timesteps: int,
+    loss_config: LossConfig,
+    optim_config: OptimConfig,
+    conditional: bool,
+    accumulate: int,
+    unroll: bool,
+    key: PRNGKey,
+) -> Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict[str, Array]]]:
+    """Return train_step(state, batch) -> (state, metrics).
+
+    Args:
+      loss_fn: loss per example.
+      sample_t: draws the times of a batch.
+      optimizer: `make_optimizer`'s.
+      num_timesteps: T.
+      loss_config: of it, `p_uncond`.
+      optim_config: of it, the EMA's decay.
+      conditional: whether the labels of the batch are given to the network.
+      accumulate: micro-batches that the batch is cut into; t and ε are those of the whole batch.
+      unroll: whether to unroll the loop over micro-batches (XLA's CPU backend runs backward
+        convolutions inside a loop 25 times slower).
+      key: of the run.
+
+    `batch` is {"image": uint8 [B, H, W, C], "label": int32 [B]}. The metrics are scalars, but for
+    `quartile_sum` and `quartile_count` [4].
+    """
+
+    def train_step(state: TrainState, batch: dict[str, Array]):
+        step_key = jax.random.fold_in(key, state.step)
+        t_key, eps_key, label_key, dropout_key = jax.random.split(step_key, 4)
+        x_0 = to_x_0(batch["image"])  #                                            [B, H, W, C]
+        t = sample_t(t_key, x_0.shape[0])  #                                       [B]
+        eps = jax.random.normal(eps_key, x_0.shape)
+        cond = None
+        if conditional:  # a negative label is the null class
+            dropped = jax.random.bernoulli(label_key, loss_config.p_uncond, t.shape)
+            cond = {"label": jnp.where(dropped, -1, batch["label"])}
+
+        def mean_loss(params, examples, key):
+            loss = loss_fn(params, *examples, True, key)  #                        [B / accumulate]
+            return loss.mean(), loss
+
+        def micro_step(gradient, part):
+            examples, key = part
+            grads, loss = jax.grad(mean_loss, has_aux=True)(state.params, examples, key)
+            return jax.tree.map(jnp.add, gradient, grads), loss
+
+        examples = (x_0, t, eps, cond)
+        if accumulate == 1:
+            gradient, loss = micro_step(
+                optax.tree.zeros_like(state.params), (examples, dropout_key)
+            )
+        else:
+            # Micro-batch i takes examples i, i + accumulate, ...: no example changes its device.
+            parts = jax.tree.map(
+                lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), examples
+            )
+            gradient, loss = jax.lax.scan(
+                micro_step,
+                optax.tree.zeros_like(state.params),
+                (parts, jax.random.split(dropout_key, accumulate)),
+                unroll=accumulate if unroll else 1,
+            )  #                                                                   loss [A, B / A]
+            gradient = jax.tree.map(lambda g: g / accumulate, gradient)
+            loss = loss.swapaxes(0, 1).reshape(-1)
+
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        n = state.step.astype(jnp.float32)
+        warm = (1 + n) / (10 + n) if optim_config.ema_warmup else optim_config.ema_decay
+        decay = jnp.minimum(optim_config.ema_decay, warm)
+        decay = jnp.where(opt_state.last_finite, decay, 1.0)
+        ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
+
+        sums, counts = loss_by_quartile(loss, t, num_timesteps)
+        metrics = dict(
+            loss=loss.mean(),
+            quartile_sum=sums,
+            quartile_count=counts,
+            grad_norm=optax.tree.norm(gradient),
+            param_norm=optax.tree.norm(params),
+            skipped=opt_state.total_notfinite,
+            skipped_in_a_row=opt_state.notfinite_count,
+        )
+        state = dataclasses.replace(
+            state, step=state.step + 1, params=params, ema_params=ema_params, opt_state=opt_state
+        )
+        return state, metrics
+
+    return train_step
+
+
+def fuse_steps(train_step: Callable, num_steps: int) -> Callable:
+    """Return a function that takes `num_steps` steps over a batch with that many in front.
+
+    The state and the stacked metrics [num_steps, ...] are those of as many single steps.
+    """
+
+    def train_steps(state: TrainState, batches: dict[str, Array]):
+        return jax.lax.scan(train_step, state, batches, length=num_steps)
+
+    return train_steps
+
+
+def make_eval_step(
+    loss_fn: LossFn, sample_t: TimeSampler, *, conditional: bool, key: PRNGKey
+) -> Callable[[Params, dict[str, Array], Array], Array]:
+    """Return eval_step(params, batch, index) -> loss [B]; t and ε depend on `index` alone."""
+
+    def eval_step(params: Params, batch: dict[str, Array], index: Array) -> Array:
+        t_key, eps_key = jax.random.split(jax.random.fold_in(key, index))
+        x_0 = to_x_0(batch["image"])
+        t = sample_t(t_key, x_0.shape[0])
+        eps = jax.random.normal(eps_key, x_0.shape)
+        cond = {"label": batch["label"]} if conditional else None
+        return loss_fn(params, x_0, t, eps, cond, False, None)
+
+    return eval_step

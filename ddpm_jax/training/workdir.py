@@ -1,0 +1,169 @@
+"""The work directory of a run: where things lie, and the config that it belongs to.
+
+<workdir>/config.json       the config, one section a key
+<workdir>/dataset.json      the facts of the data that the model depends on
+<workdir>/checkpoints/      Orbax, one directory a step
+<workdir>/metrics.jsonl     one line of JSON per logged step
+<workdir>/tensorboard/      the same for TensorBoard, and the grids
+<workdir>/samples/          grids as PNG
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+from ddpm_jax import config as config_lib
+from ddpm_jax.config import Config
+from ddpm_jax.errors import UserError
+
+# What may differ when a run is resumed: these change how long it goes on and what is written.
+RESUMABLE = {
+    "train.num_steps",
+    "train.steps_per_call",
+    "train.log_every",
+    "train.sample_every",
+    "train.num_samples",
+    "train.checkpoint_every",
+    "train.keep_last",
+    "train.keep_every",
+    "eval.every",
+    "mesh.data",
+    "data.data_dir",
+    "data.manual_dir",
+    "data.ram_limit_gb",
+    "sample.chunk_size",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetFacts:
+    """What the model needs to know of its data: enough to sample without them."""
+
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    class_names: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkDir:
+    """The paths of a run."""
+
+    root: pathlib.Path
+
+    @property
+    def config(self) -> pathlib.Path:
+        return self.root / "config.json"
+
+    @property
+    def dataset(self) -> pathlib.Path:
+        return self.root / "dataset.json"
+
+    @property
+    def checkpoints(self) -> pathlib.Path:
+        return self.root / "checkpoints"
+
+    @property
+    def metrics(self) -> pathlib.Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> pathlib.Path:
+        return self.root / "tensorboard"
+
+    @property
+    def samples(self) -> pathlib.Path:
+        return self.root / "samples"
+
+
+def open_for_training(root: str | os.PathLike, config: Config) -> WorkDir:
+    """Create the work directory, or open the one of an earlier start of the same run.
+
+    Raises:
+      UserError: it cannot be written, or belongs to another config (the differing keys are named).
+    """
+    workdir = WorkDir(pathlib.Path(root).absolute())
+    try:
+        workdir.root.mkdir(parents=True, exist_ok=True)
+        probe = workdir.root / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"--workdir={root} cannot be written ({error.strerror}); choose another directory"
+        ) from error
+    if workdir.config.exists():
+        _check_same(root, read_config(workdir), config)
+    _write_json(workdir.config, config_lib.to_dict(config))
+    return workdir
+
+
+def open_for_reading(root: str | os.PathLike) -> WorkDir:
+    """Return the work directory of a run that was trained.
+
+    Raises:
+      UserError: it is not one.
+    """
+    workdir = WorkDir(pathlib.Path(root).absolute())
+    if not workdir.config.exists() or not workdir.dataset.exists():
+        raise UserError(
+            f"{root} is not the work directory of a run: it has no "
+            f"{workdir.config.name} and {workdir.dataset.name}; pass the --workdir of a training"
+        )
+    return workdir
+
+
+def read_config(workdir: WorkDir) -> Config:
+    """Read the config of a run."""
+    return config_lib.from_dict(_read_json(workdir.config))
+
+
+def write_facts(workdir: WorkDir, facts: DatasetFacts) -> None:
+    """Write the facts of the data beside the config.
+
+    Raises:
+      UserError: the run was trained on data of another shape or of other classes.
+    """
+    if workdir.dataset.exists() and (before := read_facts(workdir)) != facts:
+        raise UserError(
+            f"{workdir.root} was trained on images of {before.image_shape} in "
+            f"{before.num_classes} classes, but the data now have {facts.image_shape} in "
+            f"{facts.num_classes}; bring the old data back or choose another --workdir"
+        )
+    _write_json(workdir.dataset, dataclasses.asdict(facts))
+
+
+def read_facts(workdir: WorkDir) -> DatasetFacts:
+    """Read the facts of the data of a run."""
+    facts = _read_json(workdir.dataset)
+    return DatasetFacts(
+        tuple(facts["image_shape"]), facts["num_classes"], tuple(facts["class_names"])
+    )
+
+
+def _check_same(root: str | os.PathLike, before: Config, now: Config) -> None:
+    """Refuse to go on with a config that makes it another run."""
+    old, new = config_lib.flatten(before), config_lib.flatten(now)
+    allowed = RESUMABLE if now.optim.decay == "constant" else RESUMABLE - {"train.num_steps"}
+    differing = [key for key in old if old[key] != new[key] and key not in allowed]
+    if differing:
+        changes = ", ".join(f"{key}: {old[key]!r} there, {new[key]!r} now" for key in differing)
+        raise UserError(
+            f"--workdir={root} belongs to a run of another config ({changes}); choose another "
+            "directory, or set these back to resume it"
+        )
+
+
+def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
+    """Write atomically: a reader sees the old file or the new one, whole."""
+    temporary = path.with_suffix(f".tmp-{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error

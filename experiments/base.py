@@ -1,0 +1,10 @@
+"""The config that every experiment starts from: the library's defaults, as a ConfigDict."""
+
+import ml_collections
+
+from ddpm_jax import config
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Return the defaults of `ddpm_jax/config.py`: Ho et al.'s CIFAR-10 recipe."""
+    return ml_collections.ConfigDict(config.to_dict(config.Config()))

@@ -1,0 +1,63 @@
+"""What the mains share: flags without tracebacks, quiet logs, the compilation cache."""
+
+import logging
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+
+import jax
+from absl import app, flags
+from absl import logging as absl_logging
+
+from ddpm_jax.errors import UserError
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Parse the command line, run `main`, and turn the user's mistakes into one line and exit 2."""
+    app.run(lambda argv: sys.exit(_guarded(main)), flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parse flags; a config key that does not exist is one line, not a traceback."""
+    try:
+        rest = flags.FLAGS(argv)
+        if len(rest) > 1:
+            raise UserError(f"unexpected argument {rest[1]!r}; flags begin with --")
+        return rest
+    except (
+        UserError,
+        flags.Error,
+        AttributeError,  # a key that the config does not have
+        KeyError,
+        OSError,  # a config file that is not there
+        TypeError,
+        ValueError,
+    ) as error:
+        _fail(error)
+
+
+def _guarded(main: Callable[[], int | None]) -> int | None:
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    logging.getLogger("ddpm_jax").setLevel(logging.INFO)
+    _use_compilation_cache()
+    try:
+        return main()
+    except UserError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _fail(error: Exception) -> None:
+    text = " ".join(str(error).split())
+    print(f"error: {text}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _use_compilation_cache() -> None:
+    """Keep compiled programs in ~/.cache/ddpm_jax, unless JAX_COMPILATION_CACHE_DIR says where."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(cache / "ddpm_jax" / "compiled"))

@@ -1,0 +1,31 @@
+"""Handwritten digits, 8x8: a whole DDPM on two CPU cores in about three minutes."""
+
+import ml_collections
+
+from experiments import base
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Return the config."""
+    config = base.get_config()
+    config.data.name = "digits"
+    config.data.train_split = "train[:90%]"
+    config.data.test_split = "train[90%:]"
+    config.data.flip = False  # a mirrored digit is another sign
+    config.model.channels = 32
+    config.model.channel_multipliers = (1, 2)
+    config.model.attention_resolutions = (4,)
+    config.model.num_groups = 8
+    config.model.dropout = 0.0
+    config.optim.learning_rate = 1e-3
+    config.optim.warmup_steps = 100
+    config.optim.decay = "cosine"
+    config.optim.ema_decay = 0.995
+    config.train.num_steps = 1500
+    config.train.batch_size = 64
+    config.train.log_every = 50
+    config.train.sample_every = 0
+    config.train.checkpoint_every = 500
+    config.train.keep_every = 0
+    config.eval.every = 500
+    return config
