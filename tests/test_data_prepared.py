@@ -1,0 +1,244 @@
+"""Sets that TFDS itself prepared, sets that nobody has prepared, and what TFDS says meanwhile."""
+
+import json
+import pathlib
+import threading
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from ddpm_jax.config import DataConfig
+from ddpm_jax.data import open_dataset, prepared
+from ddpm_jax.data.digits import Digits
+from ddpm_jax.errors import UserError
+
+
+class Flowers(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """What `tfds build oxford_flowers102 --file_format=array_record` leaves, only smaller."""
+
+    name = "oxford_flowers102"
+    VERSION = tfds.core.Version("2.1.1")
+    FEATURES = {
+        "image": tfds.features.Image(encoding_format="jpeg"),
+        "label": tfds.features.ClassLabel(names=["rose", "pansy"]),
+        "file_name": tfds.features.Text(),
+    }
+
+    def _info(self):
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(self.FEATURES)
+        )
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(12), "validation": self._generate_examples(5)}
+
+    def _generate_examples(self, count):
+        for i in range(count):
+            image = Image.new("RGB", (20 + i, 30), (20 * i, 0, 0))
+            record = {"image": image, "label": i % 2, "file_name": f"{i}.jpg"}
+            yield i, {key: record[key] for key in self.FEATURES}
+
+
+@pytest.fixture
+def data_dir(tmp_path, capfd) -> str:
+    Flowers(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    capfd.readouterr()
+    return str(tmp_path)
+
+
+def refusal(**kwargs) -> str:
+    with pytest.raises(UserError) as caught:
+        open_dataset(DataConfig(**kwargs))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["oxford_flowers102", "oxford_flowers102:2.1.1"])
+def test_a_set_prepared_elsewhere_is_read(data_dir, name):
+    dataset = open_dataset(
+        DataConfig(name=name, data_dir=data_dir, test_split="validation", image_size=16)
+    )
+    assert dataset.image_shape == (16, 16, 3) and dataset.class_names == ("rose", "pansy")
+    assert (len(dataset.train), len(dataset.test)) == (12, 5)
+    images, labels = dataset.train.read(np.arange(12))
+    shades = np.round(images[:, 8, 8, 0] / 20).astype(int)
+    assert sorted(shades) == list(range(12))
+    np.testing.assert_array_equal(labels, shades % 2)
+
+
+@pytest.mark.parametrize(
+    ("split", "count"),
+    [("train[:75%]", 9), ("train[9:]", 3), ("train+validation", 17), ("train[2:4]+validation", 7)],
+)
+def test_slices_are_tfds_slices(data_dir, split, count):
+    config = DataConfig(
+        name="oxford_flowers102", data_dir=data_dir, train_split=split, test_split="", image_size=8
+    )
+    dataset = open_dataset(config)
+    assert len(dataset.train) == count and dataset.test is None
+
+
+@pytest.mark.parametrize("key", ["train_split", "test_split"])
+@pytest.mark.parametrize("split", ["test", "trian", "train[:x]", "train+test", "train["])
+def test_a_wrong_split_is_refused_with_the_splits_there_are(data_dir, key, split):
+    splits = {"train_split": "train", "test_split": "", key: split}
+    message = refusal(name="oxford_flowers102", data_dir=data_dir, image_size=8, **splits)
+    assert f"data.{key} {split!r}" in message and "train, validation" in message
+
+
+def test_a_split_without_images_is_refused(data_dir):
+    message = refusal(
+        name="oxford_flowers102", data_dir=data_dir, image_size=8, train_split="train[:0]"
+    )
+    assert "no images" in message and "train[:0]" in message
+
+
+def test_images_of_different_sizes_need_a_size(data_dir):
+    message = refusal(name="oxford_flowers102", data_dir=data_dir, test_split="")
+    assert "data.image_size" in message and "oxford_flowers102" in message
+
+
+def test_a_set_without_labels_has_no_classes(tmp_path):
+    features = {"image": tfds.features.Image(shape=(None, None, None))}
+    builder = type(
+        "Plain", (Flowers,), {"FEATURES": features, "name": "plain"}, skip_registration=True
+    )
+    builder(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    config = {"name": "plain", "data_dir": str(tmp_path), "test_split": "", "image_size": 8}
+    assert "data.channels" in refusal(**config)
+    dataset = open_dataset(DataConfig(**config, channels=1))
+    assert dataset.num_classes == 0 and dataset.class_names == ()
+    images, labels = dataset.train.read(np.arange(3))
+    assert images.shape == (3, 8, 8, 1) and labels.tolist() == [0, 0, 0]
+
+
+def test_a_set_without_images_is_refused(tmp_path):
+    features = {"file_name": tfds.features.Text()}
+    builder = type(
+        "Texts", (Flowers,), {"FEATURES": features, "name": "texts"}, skip_registration=True
+    )
+    builder(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    message = refusal(name="texts", data_dir=str(tmp_path))
+    assert "texts" in message and "'image'" in message and "file_name" in message
+
+
+@pytest.mark.parametrize("name", ["oxford_flowers102", "lsun/church_outdoor", "celeb_a:2.1.0"])
+def test_a_set_that_is_not_prepared_says_which_command_prepares_it(tmp_path, name):
+    message = refusal(name=name, data_dir=str(tmp_path))
+    assert f"tfds build {name} --file_format=array_record --data_dir={tmp_path}" in message
+    assert "TensorFlow" in message
+
+
+@pytest.mark.parametrize("name", ["oxford_flowers102", "digits"])
+def test_a_set_prepared_as_tfrecord_says_which_command_converts_it(data_dir, name):
+    open_dataset(DataConfig(name="digits", data_dir=data_dir))
+    (path,) = pathlib.Path(data_dir).glob(f"{name}/*/dataset_info.json")
+    info = json.loads(path.read_text())
+    path.write_text(json.dumps({**info, "fileFormat": "tfrecord"}))
+    message = refusal(name=name, data_dir=data_dir)
+    command = f"tfds convert_format --dataset_version_dir={path.parent} "
+    assert command + "--out_file_format=array_record" in message and "tfrecord" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("cifar11", "'cifar10'"), ("digit", "'digits'"), ("oxford_flower", "'oxford_flowers102'")],
+)
+def test_an_unknown_name_is_answered_with_the_nearest(tmp_path, name, nearest):
+    message = refusal(name=name, data_dir=str(tmp_path))
+    assert f"unknown data.name {name!r}; did you mean" in message and nearest in message
+    assert "cifar10, cifar100, mnist, fashion_mnist, digits, emoji, folder" in message
+
+
+@pytest.mark.parametrize("name", ["", "two words", "/", "xyzzyxyzzy", "a/b/c:d"])
+def test_a_name_like_no_other_is_refused(tmp_path, name):
+    assert f"unknown data.name {name!r}" in refusal(name=name, data_dir=str(tmp_path))
+
+
+def test_size_and_channels_are_changed_when_read(tmp_path):
+    stored = open_dataset(DataConfig(name="digits", data_dir=str(tmp_path)))
+    config = DataConfig(name="digits", data_dir=str(tmp_path), image_size=16, channels=3)
+    for limit in (8.0, 0.0):
+        changed = open_dataset(DataConfig(**{**vars(config), "ram_limit_gb": limit}))
+        assert changed.image_shape == (16, 16, 3)
+        images, labels = changed.train.read(np.arange(20))
+        np.testing.assert_array_equal(images, images[..., :1].repeat(3, axis=-1))
+        np.testing.assert_array_equal(labels, stored.train.read(np.arange(20))[1])
+        means = stored.train.read(np.arange(20))[0].mean(axis=(1, 2, 3))
+        assert np.abs(images.mean(axis=(1, 2, 3)) - means).max() < 8
+    assert len(list(tmp_path.glob("digits/*"))) == 1
+
+
+def test_only_sets_within_the_limit_are_held_in_ram(tmp_path):
+    size = (1634 + 163) * 64 / 1e9
+    for limit, kind in ((size * 1.001, "ArraySource"), (size * 0.999, "RecordSource")):
+        config = DataConfig(name="digits", data_dir=str(tmp_path), ram_limit_gb=limit)
+        dataset = open_dataset(config)
+        assert type(dataset.train).__name__ == type(dataset.test).__name__ == kind
+
+
+def test_a_directory_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    message = refusal(name="digits", data_dir=str(tmp_path / "file"))
+    assert "data.data_dir" in message and str(tmp_path / "file") in message
+
+
+def test_an_interrupted_preparation_starts_afresh(tmp_path, monkeypatch):
+    generate = Digits._generate_examples
+
+    def interrupted(self, indices):
+        for i, example in enumerate(generate(self, indices)):
+            if i == 100:
+                raise KeyboardInterrupt
+            yield example
+
+    monkeypatch.setattr(Digits, "_generate_examples", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        open_dataset(DataConfig(name="digits", data_dir=str(tmp_path)))
+    assert list(tmp_path.glob("digits/*")) == []
+    monkeypatch.undo()
+    assert len(open_dataset(DataConfig(name="digits", data_dir=str(tmp_path))).train) == 1634
+
+
+def test_two_that_prepare_at_once_both_get_the_whole_set(tmp_path, monkeypatch):
+    together = threading.Barrier(2, timeout=20)
+    generate = Digits._generate_examples
+
+    def meet(self, indices):
+        yield from generate(self, indices)
+        if len(indices) < 1000:  # the second of the two splits
+            together.wait()
+
+    monkeypatch.setattr(Digits, "_generate_examples", meet)
+    lengths, errors = [], []
+
+    def work():
+        builder = Digits(data_config=DataConfig(name="digits"), data_dir=str(tmp_path))
+        try:
+            lengths.append(len(prepared.records(prepared.prepare(builder), "train", "")))
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (lengths, errors) == ([1634, 1634], [])
+    assert [path.name for path in tmp_path.glob("digits/*")] == ["1.0.0"]
+
+
+def test_opening_prints_nothing(tmp_path, capfd):
+    open_dataset(DataConfig(name="digits", data_dir=str(tmp_path)))
+    open_dataset(DataConfig(name="digits", data_dir=str(tmp_path)))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_default_directory_is_the_one_of_tfds(monkeypatch):
+    assert prepared.data_directory("") == str(
+        pathlib.Path(tfds.core.constants.DATA_DIR).expanduser()
+    )
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert prepared.data_directory("~/sets") == "/home/somebody/sets"
