@@ -9,8 +9,6 @@ def get_config() -> ml_collections.ConfigDict:
     """Return the config."""
     config = base.get_config()
     config.data.name = "digits"
-    config.data.train_split = "train[:90%]"
-    config.data.test_split = "train[90%:]"
     config.data.flip = False  # a mirrored digit is another sign
     config.model.channels = 32
     config.model.channel_multipliers = (1, 2)

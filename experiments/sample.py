@@ -1,0 +1,74 @@
+"""Sample from a trained run: python -m experiments.sample --workdir=runs/digits --n=64
+
+Writes a grid (PNG) and the images (.npz: `images` uint8 [n, H, W, C], and `labels` where the model
+is class-conditional), of the EMA weights, with the sampler of the run's config.
+"""
+
+import os
+import pathlib
+import time
+
+import jax
+import numpy as np
+from absl import flags
+
+from ddpm_jax import runs
+from ddpm_jax.api import sample_in_chunks
+from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation import grids
+from ddpm_jax.training.workdir import open_for_reading, read_config, read_facts
+from experiments import command
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a training.")
+N = flags.DEFINE_integer("n", 64, "Number of images.", lower_bound=1)
+SEED = flags.DEFINE_integer("seed", 0, "Seed; image i depends on the seed and i alone.")
+STEP = flags.DEFINE_integer("step", None, "Checkpoint; the newest if unset.")
+LABEL = flags.DEFINE_integer("label", None, "Class of all images; unset goes through the classes.")
+OUT = flags.DEFINE_string("out", None, "Output path without suffix; in <workdir>/samples if unset.")
+flags.mark_flag_as_required("workdir")
+
+
+def main() -> None:
+    workdir = open_for_reading(WORKDIR.value)
+    config, facts = read_config(workdir), read_facts(workdir)
+    labels = _labels(config.model.class_conditional, facts.num_classes)
+    sample, params = runs.load(workdir.root, STEP.value)
+    start = time.perf_counter()
+    chunks = sample_in_chunks(
+        sample,
+        params,
+        jax.random.key(SEED.value),
+        N.value,
+        config.sample.chunk_size,
+        None if labels is None else {"label": labels},
+    )
+    images = np.concatenate([grids.to_uint8(chunk) for chunk in chunks])
+    seconds = time.perf_counter() - start
+
+    out = pathlib.Path(OUT.value or workdir.samples / f"samples_n{N.value}_seed{SEED.value}")
+    png, npz = (out.with_name(out.name + suffix) for suffix in (".png", ".npz"))
+    try:
+        grids.save_png(png, grids.make_grid(images, side=32))
+        arrays = {"images": images} if labels is None else {"images": images, "labels": labels}
+        np.savez(npz, **arrays)
+    except OSError as error:
+        raise UserError(f"--out={out} cannot be written ({error.strerror})") from error
+    print(f"{N.value} images in {seconds:.1f} s (compilation included)")
+    print(f"grid: {png}{os.linesep}images: {npz}")
+
+
+def _labels(conditional: bool, num_classes: int) -> np.ndarray | None:
+    """Return the class of each image, int32 [n], or None for an unconditional model."""
+    if not conditional:
+        if LABEL.value is not None:
+            raise UserError(f"--label={LABEL.value} is given, but the model has no classes")
+        return None
+    if LABEL.value is None:
+        return np.arange(N.value, dtype=np.int32) % num_classes
+    if not 0 <= LABEL.value < num_classes:
+        raise UserError(f"--label must be in 0..{num_classes - 1}, found {LABEL.value}")
+    return np.full(N.value, LABEL.value, np.int32)
+
+
+if __name__ == "__main__":
+    command.run(main)
