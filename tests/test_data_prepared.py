@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import resource
 import threading
 
 import numpy as np
@@ -183,6 +184,35 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
     message = refusal(name="digits", data_dir=str(tmp_path / "file"))
     assert "data.data_dir" in message and str(tmp_path / "file") in message
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # no file may grow beyond this
+    try:
+        message = refusal(name="digits", data_dir=str(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "data.data_dir" in message and str(tmp_path) in message and "room" in message
+    assert list(tmp_path.glob("digits/*")) == []
+
+
+@pytest.mark.parametrize("damage", ["half", "bit", "gone", "no info"])
+def test_a_damaged_set_is_named(tmp_path, damage):
+    open_dataset(DataConfig(name="digits", data_dir=str(tmp_path)))
+    (file,) = tmp_path.glob("digits/1.0.0/*train*")
+    data = bytearray(file.read_bytes())
+    if damage == "half":
+        file.write_bytes(data[: len(data) // 2])
+    elif damage == "bit":
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+    elif damage == "gone":
+        file.unlink()
+    else:
+        (file.parent / "dataset_info.json").unlink()
+    message = refusal(name="digits", data_dir=str(tmp_path))
+    assert f"{file.parent} is damaged" in message and "remove that directory" in message
 
 
 def test_an_interrupted_preparation_starts_afresh(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import hashlib
 import logging
 import os
 import pathlib
-import tempfile
+import uuid
 
 import requests
 import tensorflow_datasets as tfds
@@ -89,9 +89,9 @@ def _download(archive: Archive, path: pathlib.Path, manual: pathlib.Path) -> Non
     by_hand = (
         f"run again, or place {archive.filename} (sha256 {archive.sha256}) in {manual} by hand"
     )
-    file = tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False)
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:
-        with file:
+        with part.open("wb") as file:
             digest = hashlib.sha256()
             bar = tfds.core.utils.tqdm(total=archive.size, unit="B", unit_scale=True, disable=None)
             timeout = (CONNECT_TIMEOUT, READ_TIMEOUT)
@@ -106,12 +106,11 @@ def _download(archive: Archive, path: pathlib.Path, manual: pathlib.Path) -> Non
                 f"what {archive.url} sent has sha256 {digest.hexdigest()}, expected "
                 f"{archive.sha256}; {by_hand}"
             )
-        os.replace(file.name, path)
+        os.replace(part, path)
     except requests.RequestException as error:
         raise UserError(f"cannot download {archive.url} ({_reason(error)}); {by_hand}") from error
     finally:
-        if os.path.exists(file.name):
-            os.unlink(file.name)
+        part.unlink(missing_ok=True)
 
 
 def _reason(error: requests.RequestException) -> str:

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -62,13 +62,16 @@ def prepare(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
                 file_format=FORMAT,
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False),
             )
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # array_record's is a RuntimeError
             if not builder.data_path.exists():  # else another process was faster
                 raise UserError(
                     f"cannot prepare {builder.name} in {builder.data_path}: {error}; "
                     "set data.data_dir to a directory with room that can be written"
                 ) from error
-    return _readable(tfds.builder_from_directory(builder.data_path))
+    try:
+        return _readable(tfds.builder_from_directory(builder.data_path))
+    except OSError as error:
+        raise _damaged(builder.data_path, error) from error
 
 
 @contextlib.contextmanager
@@ -137,8 +140,35 @@ def _not_found(name: str, data_dir: str, own: Iterable[str]) -> UserError:
     )
 
 
-def records(builder: tfds.core.DatasetBuilder, split: str, key: str) -> Sequence[Any]:
-    """Return the records of a split, its images still encoded.
+class Records:
+    """The records of one split, their images still encoded, read by position."""
+
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
+        self.path = builder.data_path
+        skip = tfds.decode.SkipDecoding()
+        self.source = builder.as_data_source(split, decoders={"image": skip})
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitems__(self, positions: list[int]) -> list[dict[str, Any]]:
+        """Return the records at these positions; array_record verifies a checksum of each."""
+        try:
+            return self.source.__getitems__(positions)
+        except (OSError, RuntimeError) as error:
+            raise _damaged(self.path, error) from error
+
+
+def _damaged(path: Any, error: Exception) -> UserError:
+    """Build the error for a prepared set whose files cannot be read."""
+    return UserError(
+        f"the prepared set in {path} is damaged ({' '.join(str(error).split())}); "
+        "remove that directory and run again"
+    )
+
+
+def records(builder: tfds.core.DatasetBuilder, split: str, key: str) -> Records:
+    """Return the records of a split.
 
     Args:
       builder: of a prepared set.
@@ -155,4 +185,4 @@ def records(builder: tfds.core.DatasetBuilder, split: str, key: str) -> Sequence
         ) from error
     if not num_examples:
         raise UserError(f"{key} {split!r} of {builder.name} holds no images; splits: {names}")
-    return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    return Records(builder, split)
