@@ -38,8 +38,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _guarded(main: Callable[[], int | None]) -> int | None:
-    absl_logging.set_verbosity(absl_logging.WARNING)
-    logging.getLogger("ddpm_jax").setLevel(logging.INFO)
+    _quiet_logs()
     _use_compilation_cache()
     try:
         return main()
@@ -54,6 +53,17 @@ def _fail(error: Exception) -> None:
     text = " ".join(str(error).split())
     print(f"error: {text}", file=sys.stderr)
     sys.exit(2)
+
+
+def _quiet_logs() -> None:
+    """Show what this library logs, as plain lines; of the libraries below it only errors."""
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logger = logging.getLogger("ddpm_jax")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
 
 
 def _use_compilation_cache() -> None:

@@ -96,11 +96,14 @@ class Checkpoints:
         steps = self._manager.all_steps()
         if not steps:
             return None
-        step, restored = _newest_whole(
-            self.directory, steps, lambda step: self._manager.restore(step, args=args)
-        )
+
+        def restore(step: int) -> TrainState:
+            items = self._manager.restore(step, args=args)
+            return TrainState(ema_params=items.ema, **items.train)
+
+        step, state = _newest_whole(self.directory, steps, restore)
         self._set_aside([s for s in steps if s > step])
-        return TrainState(ema_params=restored.ema, **restored.train)
+        return state
 
     def close(self) -> None:
         """Wait for a save in progress and release the manager's threads."""
@@ -132,7 +135,7 @@ def restore_ema(directory: pathlib.Path, abstract_params: Params, step: int | No
     args = ocp.args.Composite(ema=ocp.args.StandardRestore(abstract_params))
     if not directory.is_dir():
         raise UserError(f"there is no checkpoint in {directory}; train first")
-    options = ocp.CheckpointManagerOptions(read_only=True)
+    options = ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0, create=False)
     with ocp.CheckpointManager(directory, options=options) as manager:
         steps = manager.all_steps()
         if step is not None and step not in steps:
@@ -142,10 +145,7 @@ def restore_ema(directory: pathlib.Path, abstract_params: Params, step: int | No
         if not steps:
             raise UserError(f"there is no checkpoint in {directory}; train first")
         steps = steps if step is None else [step]
-        step, restored = _newest_whole(
-            directory, steps, lambda step: manager.restore(step, args=args)
-        )
-        return step, restored.ema
+        return _newest_whole(directory, steps, lambda step: manager.restore(step, args=args).ema)
 
 
 def _newest_whole(
