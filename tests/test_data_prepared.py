@@ -3,6 +3,7 @@
 import json
 import pathlib
 import resource
+import shutil
 import threading
 
 import numpy as np
@@ -47,6 +48,19 @@ def data_dir(tmp_path, capfd) -> str:
     Flowers(data_dir=tmp_path, file_format="array_record").download_and_prepare()
     capfd.readouterr()
     return str(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def prepared_digits(tmp_path_factory) -> pathlib.Path:
+    path = tmp_path_factory.mktemp("digits")
+    open_dataset(DataConfig(name="digits", data_dir=str(path)))
+    return path
+
+
+@pytest.fixture
+def digits_dir(tmp_path, prepared_digits) -> pathlib.Path:
+    """A directory in which the digits are prepared."""
+    return shutil.copytree(prepared_digits, tmp_path / "data")
 
 
 def refusal(**kwargs) -> str:
@@ -125,22 +139,61 @@ def test_a_set_without_images_is_refused(tmp_path):
     assert "texts" in message and "'image'" in message and "file_name" in message
 
 
+@pytest.fixture
+def registered(monkeypatch) -> str:
+    """A set of TFDS's own, as far as TFDS knows; unlike those it needs no TensorFlow."""
+    monkeypatch.setattr(
+        tfds.core.registered, "_DATASET_REGISTRY", dict(tfds.core.registered._DATASET_REGISTRY)
+    )
+    name = "flowers_of_the_test"
+    type("Registered", (Flowers,), {"name": name})
+    return name
+
+
+def command_of(message: str) -> str:
+    """Return the program of the `python -c` in an error."""
+    return message.partition('run: python -c "')[2].removesuffix('"')
+
+
+def test_the_command_in_the_error_prepares_the_set(tmp_path, registered):
+    config = {"name": registered, "data_dir": str(tmp_path), "test_split": "", "image_size": 8}
+    message = refusal(**config)
+    assert f"data.name {registered!r} is not prepared in {tmp_path}" in message
+    assert "TensorFlow" in message
+    exec(command_of(message), {})
+    assert len(open_dataset(DataConfig(**config)).train) == 12
+
+
 @pytest.mark.parametrize("name", ["oxford_flowers102", "lsun/church_outdoor", "celeb_a:2.1.0"])
 def test_a_set_that_is_not_prepared_says_which_command_prepares_it(tmp_path, name):
     message = refusal(name=name, data_dir=str(tmp_path))
-    assert f"tfds build {name} --file_format=array_record --data_dir={tmp_path}" in message
-    assert "TensorFlow" in message
+    assert f"tfds.builder({name!r}, data_dir={str(tmp_path)!r}, " in command_of(message)
 
 
-@pytest.mark.parametrize("name", ["oxford_flowers102", "digits"])
-def test_a_set_prepared_as_tfrecord_says_which_command_converts_it(data_dir, name):
-    open_dataset(DataConfig(name="digits", data_dir=data_dir))
-    (path,) = pathlib.Path(data_dir).glob(f"{name}/*/dataset_info.json")
-    info = json.loads(path.read_text())
-    path.write_text(json.dumps({**info, "fileFormat": "tfrecord"}))
-    message = refusal(name=name, data_dir=data_dir)
-    command = f"tfds convert_format --dataset_version_dir={path.parent} "
-    assert command + "--out_file_format=array_record" in message and "tfrecord" in message
+def test_a_set_prepared_as_tfrecord_says_how_to_prepare_it_anew(tmp_path, registered):
+    config = {"name": registered, "data_dir": str(tmp_path), "test_split": "", "image_size": 8}
+    exec(command_of(refusal(**config)), {})
+    path = pretend_tfrecord(tmp_path, registered)
+    message = refusal(**config)
+    assert f"{path} is prepared as tfrecord" in message and "move that directory away" in message
+    path.rename(tmp_path / "away")
+    exec(command_of(message), {})
+    assert len(open_dataset(DataConfig(**config)).train) == 12
+
+
+def test_our_set_prepared_as_tfrecord_is_prepared_anew_once_it_is_moved(digits_dir):
+    path = pretend_tfrecord(digits_dir, "digits")
+    message = refusal(name="digits", data_dir=str(digits_dir))
+    assert f"{path} is prepared as tfrecord" in message and "run again" in message
+    path.rename(digits_dir / "away")
+    assert len(open_dataset(DataConfig(name="digits", data_dir=str(digits_dir))).train) == 1634
+
+
+def pretend_tfrecord(data_dir: pathlib.Path, name: str) -> pathlib.Path:
+    """Make a prepared set claim TFDS's default format, and return its directory."""
+    (info,) = data_dir.glob(f"{name}/*/dataset_info.json")
+    info.write_text(json.dumps({**json.loads(info.read_text()), "fileFormat": "tfrecord"}))
+    return info.parent
 
 
 @pytest.mark.parametrize(
@@ -158,9 +211,9 @@ def test_a_name_like_no_other_is_refused(tmp_path, name):
     assert f"unknown data.name {name!r}" in refusal(name=name, data_dir=str(tmp_path))
 
 
-def test_size_and_channels_are_changed_when_read(tmp_path):
-    stored = open_dataset(DataConfig(name="digits", data_dir=str(tmp_path)))
-    config = DataConfig(name="digits", data_dir=str(tmp_path), image_size=16, channels=3)
+def test_size_and_channels_are_changed_when_read(digits_dir):
+    stored = open_dataset(DataConfig(name="digits", data_dir=str(digits_dir)))
+    config = DataConfig(name="digits", data_dir=str(digits_dir), image_size=16, channels=3)
     for limit in (8.0, 0.0):
         changed = open_dataset(DataConfig(**{**vars(config), "ram_limit_gb": limit}))
         assert changed.image_shape == (16, 16, 3)
@@ -169,13 +222,13 @@ def test_size_and_channels_are_changed_when_read(tmp_path):
         np.testing.assert_array_equal(labels, stored.train.read(np.arange(20))[1])
         means = stored.train.read(np.arange(20))[0].mean(axis=(1, 2, 3))
         assert np.abs(images.mean(axis=(1, 2, 3)) - means).max() < 8
-    assert len(list(tmp_path.glob("digits/*"))) == 1
+    assert len(list(digits_dir.glob("digits/*"))) == 1
 
 
-def test_only_sets_within_the_limit_are_held_in_ram(tmp_path):
+def test_only_sets_within_the_limit_are_held_in_ram(digits_dir):
     size = (1634 + 163) * 64 / 1e9
     for limit, kind in ((size * 1.001, "ArraySource"), (size * 0.999, "RecordSource")):
-        config = DataConfig(name="digits", data_dir=str(tmp_path), ram_limit_gb=limit)
+        config = DataConfig(name="digits", data_dir=str(digits_dir), ram_limit_gb=limit)
         dataset = open_dataset(config)
         assert type(dataset.train).__name__ == type(dataset.test).__name__ == kind
 
@@ -198,9 +251,8 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["half", "bit", "gone", "no info"])
-def test_a_damaged_set_is_named(tmp_path, damage):
-    open_dataset(DataConfig(name="digits", data_dir=str(tmp_path)))
-    (file,) = tmp_path.glob("digits/1.0.0/*train*")
+def test_a_damaged_set_is_named(digits_dir, damage):
+    (file,) = digits_dir.glob("digits/1.0.0/*train*")
     data = bytearray(file.read_bytes())
     if damage == "half":
         file.write_bytes(data[: len(data) // 2])
@@ -211,7 +263,7 @@ def test_a_damaged_set_is_named(tmp_path, damage):
         file.unlink()
     else:
         (file.parent / "dataset_info.json").unlink()
-    message = refusal(name="digits", data_dir=str(tmp_path))
+    message = refusal(name="digits", data_dir=str(digits_dir))
     assert f"{file.parent} is damaged" in message and "remove that directory" in message
 
 

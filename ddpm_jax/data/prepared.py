@@ -69,7 +69,7 @@ def prepare(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
                     "set data.data_dir to a directory with room that can be written"
                 ) from error
     try:
-        return _readable(tfds.builder_from_directory(builder.data_path))
+        return _readable(tfds.builder_from_directory(builder.data_path), "run again")
     except OSError as error:
         raise _damaged(builder.data_path, error) from error
 
@@ -106,20 +106,28 @@ def find(name: str, data_dir: str, own: Iterable[str]) -> tfds.core.DatasetBuild
         builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
     except ValueError as error:  # not found, or not a name
         raise _not_found(name, data_dir, own) from error
-    return _readable(builder)
+    return _readable(builder, _how_to_prepare(name, data_dir))
 
 
-def _readable(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
-    """Return the builder of a prepared set, or say why it cannot be read."""
+def _readable(builder: tfds.core.DatasetBuilder, remedy: str) -> tfds.core.DatasetBuilder:
+    """Return the builder of a prepared set, or say why it cannot be read and what helps."""
     formats = {file_format.value for file_format in builder.info.available_file_formats()}
     if FORMAT not in formats:
         raise UserError(
             f"{builder.data_path} is prepared as {'/'.join(sorted(formats))}, which cannot be read "
-            f"without TensorFlow; set another data.data_dir, or in an environment with TensorFlow "
-            f"run: tfds convert_format --dataset_version_dir={builder.data_path} "
-            f"--out_file_format={FORMAT}"
+            f"without TensorFlow; move that directory away, then {remedy}"
         )
     return builder
+
+
+def _how_to_prepare(name: str, data_dir: str) -> str:
+    """Return the command; not `tfds build`, which starts only where Beam is installed as well."""
+    return (
+        "in an environment with TensorFlow (pip install tensorflow tensorflow-datasets "
+        'importlib_resources pillow) run: python -c "import tensorflow_datasets as tfds; '
+        f"tfds.builder({name!r}, data_dir={data_dir!r}, file_format={FORMAT!r})"
+        '.download_and_prepare()"'
+    )
 
 
 def _not_found(name: str, data_dir: str, own: Iterable[str]) -> UserError:
@@ -127,11 +135,8 @@ def _not_found(name: str, data_dir: str, own: Iterable[str]) -> UserError:
     base = re.split("[/:]", name)[0]
     known = tfds.list_builders(with_community_datasets=False)
     if base in known:
-        return UserError(
-            f"data.name {name!r} is not prepared in {data_dir}; in an environment with TensorFlow "
-            f"(pip install tensorflow tensorflow-datasets) run: "
-            f"tfds build {name} --file_format={FORMAT} --data_dir={data_dir}"
-        )
+        remedy = _how_to_prepare(name, data_dir)
+        return UserError(f"data.name {name!r} is not prepared in {data_dir}; {remedy}")
     nearest = difflib.get_close_matches(base, {*own, *known}, n=3)
     hint = f" did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
     return UserError(
