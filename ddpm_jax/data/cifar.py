@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from ddpm_jax.data.download import Archive, fetch
+from ddpm_jax.data.images import encode_png
 from ddpm_jax.data.prepared import Builder
 
 PIXELS = 3 * 32 * 32  # bytes of an image; planes of red, green, blue
@@ -80,7 +81,8 @@ class Cifar10(Builder, skip_registration=True):
                     planes = row[len(self.LABELS) :].reshape(3, 32, 32)
                     image = Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)))
                     labels = {key: int(row[i]) for i, (key, *_) in enumerate(self.LABELS)}
-                    yield index, {"id": f"{split}_{index:05d}", "image": image, **labels}
+                    record = {"id": f"{split}_{index:05d}", "image": encode_png(image)}
+                    yield index, record | labels
                     index += 1
 
 

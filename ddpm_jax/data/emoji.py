@@ -89,7 +89,7 @@ class Emoji(Builder, skip_registration=True):
             if picture is not None and (pixels := picture.tobytes()) not in seen:
                 seen.add(pixels)
                 picture = images.convert(picture, self.channels)
-                pictures[glyph] = images.resize(picture, self.size)
+                pictures[glyph] = images.encode_png(images.resize(picture, self.size))
         return {
             "train": self._generate_examples(
                 {g: p for g, p in pictures.items() if not held_out(g)}
@@ -98,7 +98,7 @@ class Emoji(Builder, skip_registration=True):
         }
 
     def _generate_examples(
-        self, pictures: dict[Glyph, Image.Image]
+        self, pictures: dict[Glyph, bytes]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         for glyph, picture in pictures.items():
             record = {

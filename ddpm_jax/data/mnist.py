@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from ddpm_jax.data.download import Archive, fetch
+from ddpm_jax.data.images import encode_png
 from ddpm_jax.data.prepared import Builder
 
 
@@ -77,7 +78,7 @@ class Mnist(Builder, skip_registration=True):
         for index, (image, label) in enumerate(
             zip(read_idx(images), read_idx(labels), strict=True)
         ):
-            yield index, {"image": Image.fromarray(image), "label": int(label)}
+            yield index, {"image": encode_png(Image.fromarray(image)), "label": int(label)}
 
 
 class FashionMnist(Mnist, skip_registration=True):
