@@ -1,14 +1,12 @@
-"""Time and memory of one train step: python benchmarks/train_step.py --config=experiments/cifar10.py
+"""Time and memory of a train step: python -m benchmarks.train_step --config=experiments/cifar10.py
 
-Runs the real step of a config (loss, gradient, clip, Adam, EMA) on random images of the right size,
-after compilation, waiting for each step. Prints the median time of a step, images/s, the time to
-compile and the peak memory of the process (host) and of the device where JAX can tell.
+Runs the real step of a config (loss, gradient, clip, Adam, EMA) on random images of the right
+size, after compilation, waiting for each step. Prints the median time of a step, images/s, the time
+to compile and the peak memory of the process (host) and of the device where JAX can tell.
 """
 
-import pathlib
 import resource
 import statistics
-import sys
 import time
 
 import jax
@@ -16,15 +14,10 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-
-from ddpm_jax import build  # noqa: E402
-from ddpm_jax.config import from_dict  # noqa: E402
-from ddpm_jax.training import devices  # noqa: E402
-from ddpm_jax.training.optimizer import make_optimizer  # noqa: E402
-from ddpm_jax.training.state import init_state  # noqa: E402
-from ddpm_jax.training.step import make_train_step  # noqa: E402
-from experiments import command  # noqa: E402
+from ddpm_jax.config import from_dict
+from ddpm_jax.training import devices
+from ddpm_jax.training.parts import build_parts
+from experiments import command
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
 SHAPE = flags.DEFINE_list("shape", ["32", "32", "3"], "H,W,C of the images.")
@@ -37,26 +30,10 @@ def main() -> None:
     config = from_dict(CONFIG.value)
     shape = tuple(int(side) for side in SHAPE.value)
     mesh = devices.make_mesh(config)
-    process = build.process(config.process)
-    model = build.model(config.model, shape, CLASSES.value)
-    optimizer = make_optimizer(config.optim, config.train.num_steps)
-    train_step = make_train_step(
-        build.loss_fn(config.loss, process, model),
-        build.time_sampler(config.loss, process.num_timesteps),
-        optimizer,
-        num_timesteps=process.num_timesteps,
-        loss_config=config.loss,
-        optim_config=config.optim,
-        conditional=config.model.class_conditional,
-        accumulate=config.train.accumulate,
-        unroll=jax.default_backend() == "cpu",
-        key=jax.random.key(0),
-    )
-    step = jax.jit(train_step, donate_argnums=0)
-    init = jax.jit(
-        lambda key: init_state(model, optimizer, key), out_shardings=devices.replicated(mesh)
-    )
-    state = init(jax.random.key(0))
+    on_cpu = jax.default_backend() == "cpu"
+    parts = build_parts(config, shape, CLASSES.value, unroll=on_cpu)
+    step = jax.jit(parts.train_step, donate_argnums=0)
+    state = jax.jit(parts.init, out_shardings=devices.replicated(mesh))()
     rng = np.random.default_rng(0)
     size = config.train.batch_size
     batch = {

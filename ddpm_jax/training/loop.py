@@ -5,37 +5,36 @@ progress, but to save a checkpoint or draw a grid. Everything random follows fro
 run that was interrupted goes on from its newest checkpoint as if it had never stopped.
 """
 
-import logging
 import math
 import os
-import pathlib
-import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from rich.console import Console
 
-from ddpm_jax import build, data
-from ddpm_jax.api import sample_in_chunks
+from ddpm_jax import data
 from ddpm_jax.config import Config
 from ddpm_jax.data.ahead import map_ahead
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import grids
 from ddpm_jax.models import count_parameters
 from ddpm_jax.training import devices
 from ddpm_jax.training.checkpoint import Checkpoints
 from ddpm_jax.training.interrupt import StopRequest
 from ddpm_jax.training.metrics import Interval, MetricsWriter
-from ddpm_jax.training.optimizer import learning_rate, make_optimizer
+from ddpm_jax.training.parts import Parts, build_parts
+from ddpm_jax.training.pictures import Pictures
 from ddpm_jax.training.progress import ProgressLine
-from ddpm_jax.training.state import TrainState, init_state
-from ddpm_jax.training.step import fuse_steps, make_eval_step, make_train_step
-from ddpm_jax.training.workdir import DatasetFacts, WorkDir, open_for_training, write_facts
+from ddpm_jax.training.state import TrainState
+from ddpm_jax.training.step import fuse_steps
+from ddpm_jax.training.workdir import DatasetFacts, open_for_training, write_facts
+from ddpm_jax.types import Array, Params
 
 SMALL_SET = 1000  # images; below this a network tends to copy its training set
-logger = logging.getLogger(__name__)
+PREFETCH = 2  # calls whose batches are prepared ahead
+
+Call = tuple[int, int | None]  # a step, and how many are fused from there; None is a plain step
 
 
 class Result(NamedTuple):
@@ -54,23 +53,19 @@ def train(config: Config, root: str | os.PathLike) -> Result:
     """Train as the config says, in the work directory `root`; resume the run that is there.
 
     Raises:
-      UserError: a config, data or directory that cannot work; too many non-finite updates.
+      UserError: a config, data or directory that cannot work; too many non-finite updates; a
+        checkpoint that could not be saved.
     """
-    console = Console(soft_wrap=True)
-    say = lambda text: console.print(text, highlight=False, markup=False)  # noqa: E731
-    say(devices.describe_devices())
+    console = Console(soft_wrap=True, markup=False, highlight=False)
+    console.print(devices.describe_devices())
     if warning := devices.cpu_fallback_warning():
-        console.print(warning, style="bold red", highlight=False, markup=False)
+        console.print(warning, style="bold red")
 
     # What the config names; every mistake in it shows here, before anything is written.
     mesh = devices.make_mesh(config)
-    process = build.process(config.process)
     dataset = data.open_dataset(config.data)
-    model = build.model(config.model, dataset.image_shape, dataset.num_classes)
-    optimizer = make_optimizer(config.optim, config.train.num_steps)
-    rate = learning_rate(config.optim, config.train.num_steps)
-    sample = build.sample_fn(config, process, model, dataset.image_shape)
-    loss_fn = build.loss_fn(config.loss, process, model)
+    on_cpu = jax.default_backend() == "cpu"
+    parts = build_parts(config, dataset.image_shape, dataset.num_classes, unroll=on_cpu)
     batches = data.Batches(
         dataset.train,
         config.train.batch_size,
@@ -79,27 +74,10 @@ def train(config: Config, root: str | os.PathLike) -> Result:
         jax.process_index(),
         jax.process_count(),
     )
-    sample_t = build.time_sampler(config.loss, process.num_timesteps)
-    init_key, train_key, eval_key, sample_key = jax.random.split(
-        jax.random.key(config.train.seed), 4
-    )
-    on_cpu = jax.default_backend() == "cpu"
-    train_step = make_train_step(
-        loss_fn,
-        sample_t,
-        optimizer,
-        num_timesteps=process.num_timesteps,
-        loss_config=config.loss,
-        optim_config=config.optim,
-        conditional=config.model.class_conditional,
-        accumulate=config.train.accumulate,
-        unroll=on_cpu,
-        key=train_key,
-    )
     steps_per_call = config.train.steps_per_call or (1 if on_cpu else 10)
-    single = jax.jit(train_step, donate_argnums=0)
-    fused = jax.jit(fuse_steps(train_step, steps_per_call), donate_argnums=0)
-    held_out = _make_held_out(config, dataset, loss_fn, sample_t, eval_key, mesh)
+    single = jax.jit(parts.train_step, donate_argnums=0)
+    fused = jax.jit(fuse_steps(parts.train_step, steps_per_call), donate_argnums=0)
+    held_out = _make_held_out(config, dataset, parts, mesh)
 
     # The state: new, or the newest whole checkpoint of this directory.
     workdir = open_for_training(root, config)
@@ -107,121 +85,111 @@ def train(config: Config, root: str | os.PathLike) -> Result:
     write_facts(workdir, facts)
     checkpoints = Checkpoints(workdir.checkpoints, config.train.keep_last, config.train.keep_every)
     replicated = devices.replicated(mesh)
-    init = jax.jit(lambda key: init_state(model, optimizer, key), out_shardings=replicated)
+    init = jax.jit(parts.init, out_shardings=replicated)
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated),
-        jax.eval_shape(init, init_key),
+        jax.eval_shape(init),
     )
-    held = f", {len(dataset.test):,} held out" if dataset.test else ""
-    height, width, channels = dataset.image_shape
-    say(
-        f"data: {config.data.name}, {len(dataset.train):,} training images{held}, "
-        f"{height}x{width}x{channels}, {dataset.num_classes or 'no'} classes"
-    )
-    if len(dataset.train) < SMALL_SET:
-        say(
-            f"note: on fewer than {SMALL_SET:,} images a network tends to copy its training set; "
-            "watch held_out_loss in the metrics"
-        )
-    say(f"model: {count_parameters(abstract.params):,} parameters; work directory: {workdir.root}")
+    _describe(console, config, dataset, count_parameters(abstract.params), workdir.root)
     state = checkpoints.restore_latest(abstract)
     if state is None:
-        state = init(init_key)
+        state = init()
     else:
-        say(f"resumed at step {int(state.step)}")
+        console.print(f"resumed at step {int(state.step)}")
 
-    step = start = int(state.step)
+    start = step = int(state.step)
     last = config.train.num_steps
-    writer = MetricsWriter(workdir, step)
-    interval: Interval = Interval()
-    pending: tuple[int, Interval] | None = None
+    writer = MetricsWriter(workdir, start)
+    pictures = Pictures(config, parts, facts, workdir, writer)
+    progress = ProgressLine(console, start, last, config.train.batch_size)
+    interval, late = Interval(), None  # metrics being gathered; those to be written next
     every = {
         "log": config.train.log_every,
-        "eval": config.eval.every if held_out else 0,
+        "held_out": config.eval.every if held_out else 0,
         "sample": config.train.sample_every,
         "checkpoint": config.train.checkpoint_every,
     }
-    due = lambda name, step: bool(every[name]) and step % every[name] == 0  # noqa: E731
 
-    def write(progress: ProgressLine, late: tuple[int, Interval] | None) -> None:
-        """Write the metrics of an interval that has ended; stop where updates are not finite."""
+    def write(late: tuple[int, Interval] | None) -> None:
+        """Write the metrics of a past interval; stop the run where updates are not finite."""
         if late is None:
             return
-        at, metrics = late[0], late[1].fetch()
-        speed = progress.update(at, metrics["loss"])
-        metrics.update(learning_rate=float(rate(at - 1)), images_per_second=speed)
-        writer.scalars(at, metrics)
+        step, metrics = late[0], late[1].fetch()
+        speed = progress.update(step, metrics["loss"])
+        metrics.update(learning_rate=float(parts.rate(step - 1)), images_per_second=speed)
+        writer.scalars(step, metrics)
         if metrics["skipped_in_a_row"] >= config.optim.max_nonfinite:
             raise UserError(
-                f"stopped at step {at}: the last {metrics['skipped_in_a_row']} updates were not "
+                f"stopped at step {step}: the last {metrics['skipped_in_a_row']} updates were not "
                 "finite (NaN or infinity) and were skipped; the last good checkpoint is in "
                 f"{workdir.checkpoints}; try a lower optim.learning_rate, optim.clip_norm=1.0 or "
                 "model.dtype=float32"
             )
 
-    calls = list(_plan_calls(start, last, steps_per_call, [*every.values()]))
+    calls = list(_plan_calls(start, last, steps_per_call, list(every.values())))
     load = _make_load(batches, mesh)
     try:
-        with (
-            StopRequest() as stop,
-            ProgressLine(console, start, last, config.train.batch_size) as progress,
-        ):
-            for (step, n), batch in zip(calls, map_ahead(load, calls, 1, 2), strict=True):
+        with StopRequest() as stop, progress:
+            for (step, n), batch in zip(calls, map_ahead(load, calls, 1, PREFETCH), strict=True):
+                first = step == start
                 state, metrics = (single if n is None else fused)(state, batch)
                 step += n or 1
                 interval.add(metrics)
-                if step == start + (n or 1):
+                if first:
                     jax.block_until_ready(metrics)  # compiled: the clock starts here
                     progress.restart_clock(step)
-                stopping = stop.signal is not None or step == last
-                if due("log", step) or stopping or due("checkpoint", step):
-                    write(progress, pending)
-                    pending, interval = (step, interval), Interval()
-                if stopping or any(due(name, step) for name in ("eval", "sample", "checkpoint")):
-                    write(progress, pending)
-                    pending = None
-                    if due("eval", step):
+                ending = step == last or stop.signal is not None
+                due = {name for name, n in every.items() if n and step % n == 0}
+                if due or ending:
+                    write(late)
+                    late, interval = (step, interval), Interval()
+                if due - {"log"} or ending:
+                    write(late)
+                    late = None
+                    if "held_out" in due:
                         writer.scalars(step, {"held_out_loss": held_out(state.ema_params)})
-                    if due("sample", step):
-                        for name, params in (("ema", state.ema_params), ("raw", state.params)):
-                            _draw_grid(
-                                config,
-                                sample,
-                                params,
-                                sample_key,
-                                facts,
-                                workdir,
-                                writer,
-                                step,
-                                name,
-                            )
-                    if due("checkpoint", step) or stopping:
-                        checkpoints.save(state, wait=stopping)
+                    if "sample" in due:
+                        pictures.draw(step, "raw", state.params)
+                        pictures.draw(step, "ema", state.ema_params)
+                    if "checkpoint" in due or ending:
+                        checkpoints.save(state, wait=ending)
                     progress.restart_clock(step)
                 if stop.signal is not None:
-                    say(f"stopped by signal {stop.signal} at step {step}; saved")
                     break
-        if step == last:
-            path = _draw_grid(
-                config, sample, state.ema_params, sample_key, facts, workdir, writer, step, "ema"
-            )
-            say(f"done: {last} steps")
-            say(f"samples (EMA weights): {path}")
-            say(f"metrics: {workdir.metrics} (TensorBoard: {workdir.tensorboard})")
-            say(f"checkpoint: {workdir.checkpoints / str(step)}")
+        if step < last:
+            console.print(f"stopped by signal {stop.signal} at step {step}; the state is saved")
+        else:
+            grid = pictures.draw(step, "ema", state.ema_params)
+            console.print(f"done: {last} steps")
+            console.print(f"samples: {grid} (EMA weights)")
+            console.print(f"metrics: {workdir.metrics} (TensorBoard: {workdir.tensorboard})")
+            console.print(f"checkpoint: {workdir.checkpoints / str(step)}")
     finally:
         writer.close()
         checkpoints.close()
-    return Result(state, stop.signal)
+    return Result(state, stop.signal if step < last else None)
 
 
-def _plan_calls(
-    start: int, stop: int, steps_per_call: int, every: list[int]
-) -> Iterator[tuple[int, int | None]]:
-    """Yield (step, n): n steps fused into one call, or None for one plain step.
+def _describe(
+    console: Console, config: Config, dataset: data.Dataset, num_parameters: int, root: os.PathLike
+) -> None:
+    """Say what is being trained on what."""
+    held = f", {len(dataset.test):,} held out" if dataset.test else ""
+    height, width, channels = dataset.image_shape
+    console.print(
+        f"data: {config.data.name}, {len(dataset.train):,} training images{held}, "
+        f"{height}x{width}x{channels}, {dataset.num_classes or 'no'} classes"
+    )
+    if len(dataset.train) < SMALL_SET:
+        console.print(
+            f"note: on fewer than {SMALL_SET:,} images a network tends to copy its training set; "
+            "watch held_out_loss in the metrics"
+        )
+    console.print(f"model: {num_parameters:,} parameters; work directory: {root}")
 
-    A fused call never passes over a step at which something is due.
-    """
+
+def _plan_calls(start: int, stop: int, steps_per_call: int, every: list[int]) -> Iterator[Call]:
+    """Yield the calls from step `start` to `stop`; none passes over a step with something due."""
     step = start
     while step < stop:
         due = min([(step // e + 1) * e for e in every if e] + [stop])
@@ -230,16 +198,18 @@ def _plan_calls(
         step += n or 1
 
 
-def _make_load(batches: data.Batches, mesh: jax.sharding.Mesh) -> Callable[[tuple], Any]:
-    """Return (step, n) -> the batch on the devices, or n of them stacked: [n, B, ...]."""
+def _make_load(
+    batches: data.Batches, mesh: jax.sharding.Mesh
+) -> Callable[[Call], dict[str, Array]]:
+    """Return call -> its batch on the devices, or its n batches stacked: [n, B, ...]."""
 
-    def load(call: tuple[int, int | None]) -> dict[str, jax.Array]:
+    def load(call: Call) -> dict[str, Array]:
         step, n = call
         if n is None:
             local, sharding = batches.batch(step), devices.over_batch(mesh)
         else:
-            parts = [batches.batch(step + i) for i in range(n)]
-            local = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+            stack = [batches.batch(step + i) for i in range(n)]
+            local = {name: np.stack([part[name] for part in stack]) for name in stack[0]}
             sharding = devices.over_batch(mesh, axis=1)
         return {
             name: jax.make_array_from_process_local_data(sharding, value)
@@ -249,49 +219,23 @@ def _make_load(batches: data.Batches, mesh: jax.sharding.Mesh) -> Callable[[tupl
     return load
 
 
-def _make_held_out(config, dataset, loss_fn, sample_t, key, mesh):
+def _make_held_out(
+    config: Config, dataset: data.Dataset, parts: Parts, mesh: jax.sharding.Mesh
+) -> Callable[[Params], float] | None:
     """Return params -> mean loss of the held-out images, or None where there are none."""
     if dataset.test is None or not config.eval.every:
         return None
-    size, count = config.train.batch_size, min(config.eval.num_examples, len(dataset.test))
-    eval_step = jax.jit(
-        make_eval_step(loss_fn, sample_t, conditional=config.model.class_conditional, key=key)
-    )
+    eval_step = jax.jit(parts.eval_step)
+    size = config.train.batch_size
+    count = min(config.eval.num_examples, len(dataset.test))
 
-    def held_out(params) -> float:
+    def held_out(params: Params) -> float:
         losses = []
         for i in range(math.ceil(count / size)):
-            indices = np.arange(i * size, (i + 1) * size) % count  # the last batch is filled up
+            indices = np.arange(i * size, (i + 1) * size) % count  # fills the last batch up
             images, labels = dataset.test.read(indices)
             batch = jax.device_put({"image": images, "label": labels}, devices.over_batch(mesh))
             losses.append(eval_step(params, batch, i))
         return float(np.concatenate(jax.device_get(losses))[:count].mean())
 
     return held_out
-
-
-def _draw_grid(
-    config: Config,
-    sample: Callable,
-    params: Any,
-    key: jax.Array,
-    facts: DatasetFacts,
-    workdir: WorkDir,
-    writer: MetricsWriter,
-    step: int,
-    name: str,
-) -> pathlib.Path:
-    """Draw the samples of one set of weights as a PNG and in TensorBoard; return the path."""
-    start = time.perf_counter()
-    n = config.train.num_samples
-    cond = None
-    if config.model.class_conditional:
-        cond = {"label": np.arange(n, dtype=np.int32) % facts.num_classes}
-    chunks = sample_in_chunks(sample, params, key, n, config.sample.chunk_size, cond)
-    images = grids.to_uint8(np.concatenate(list(chunks)))
-    grid = grids.make_grid(images, side=32)
-    path = workdir.samples / f"step_{step:07d}_{name}.png"
-    grids.save_png(path, grid)
-    writer.image(step, f"samples_{name}", grid)
-    logger.info("%d samples of %s weights in %.1f s", n, name, time.perf_counter() - start)
-    return path

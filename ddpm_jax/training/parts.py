@@ -1,0 +1,86 @@
+"""The parts of a run, built from its config: everything that can be wrong in one shows here."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import optax
+
+from ddpm_jax import build
+from ddpm_jax.config import Config
+from ddpm_jax.models import Model
+from ddpm_jax.process import GaussianProcess
+from ddpm_jax.training.optimizer import learning_rate, make_optimizer
+from ddpm_jax.training.state import TrainState, init_state
+from ddpm_jax.training.step import make_eval_step, make_train_step
+from ddpm_jax.types import Array, Params, PRNGKey
+
+
+class Parts(NamedTuple):
+    """Pure functions, none of them jitted but `sample`.
+
+    Attributes:
+      process: the forward process.
+      model: the network.
+      rate: step -> learning rate.
+      init: () -> the state before the first step.
+      train_step: (state, batch) -> (state, metrics).
+      eval_step: (params, batch, index) -> loss [B].
+      sample: (params, key, n, cond) -> images.
+      sample_key: for the grids of a run.
+    """
+
+    process: GaussianProcess
+    model: Model
+    rate: optax.Schedule
+    init: Callable[[], TrainState]
+    train_step: Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict[str, Array]]]
+    eval_step: Callable[[Params, dict[str, Array], Array], Array]
+    sample: Callable
+    sample_key: PRNGKey
+
+
+def build_parts(
+    config: Config, image_shape: tuple[int, int, int], num_classes: int, *, unroll: bool
+) -> Parts:
+    """Build the parts of a run.
+
+    Args:
+      config: the run's.
+      image_shape: (H, W, C).
+      num_classes: of the data; 0 is none.
+      unroll: whether the loop over micro-batches is unrolled (`make_train_step`).
+
+    Raises:
+      UserError: a name, number or combination in the config that cannot be.
+    """
+    process = build.process(config.process)
+    model = build.model(config.model, image_shape, num_classes)
+    optimizer = make_optimizer(config.optim, config.train.num_steps)
+    loss_fn = build.loss_fn(config.loss, process, model)
+    sample_t = build.time_sampler(config.loss, process.num_timesteps)
+    seed_key = jax.random.key(config.train.seed)
+    init_key, train_key, eval_key, sample_key = jax.random.split(seed_key, 4)
+    conditional = config.model.class_conditional
+    train_step = make_train_step(
+        loss_fn,
+        sample_t,
+        optimizer,
+        num_timesteps=process.num_timesteps,
+        loss_config=config.loss,
+        optim_config=config.optim,
+        conditional=conditional,
+        accumulate=config.train.accumulate,
+        unroll=unroll,
+        key=train_key,
+    )
+    return Parts(
+        process=process,
+        model=model,
+        rate=learning_rate(config.optim, config.train.num_steps),
+        init=lambda: init_state(model, optimizer, init_key),
+        train_step=train_step,
+        eval_step=make_eval_step(loss_fn, sample_t, conditional=conditional, key=eval_key),
+        sample=build.sample_fn(config, process, model, image_shape),
+        sample_key=sample_key,
+    )

@@ -1,0 +1,58 @@
+"""Sample grids of a run while it trains."""
+
+import logging
+import pathlib
+import time
+
+import numpy as np
+
+from ddpm_jax.api import sample_in_chunks
+from ddpm_jax.config import Config
+from ddpm_jax.evaluation import grids
+from ddpm_jax.training.metrics import MetricsWriter
+from ddpm_jax.training.parts import Parts
+from ddpm_jax.training.workdir import DatasetFacts, WorkDir
+from ddpm_jax.types import Params
+
+logger = logging.getLogger(__name__)
+
+
+class Pictures:
+    """Draws the same noise and labels each time, so that grids of two steps can be compared."""
+
+    def __init__(
+        self,
+        config: Config,
+        parts: Parts,
+        facts: DatasetFacts,
+        workdir: WorkDir,
+        writer: MetricsWriter,
+    ):
+        self._parts = parts
+        self._n = config.train.num_samples
+        self._chunk_size = config.sample.chunk_size
+        self._workdir = workdir
+        self._writer = writer
+        self._cond = None
+        if config.model.class_conditional:
+            self._cond = {"label": np.arange(self._n, dtype=np.int32) % facts.num_classes}
+
+    def draw(self, step: int, name: str, params: Params) -> pathlib.Path:
+        """Draw a grid of the samples of one set of weights; return the path of the PNG."""
+        start = time.perf_counter()
+        chunks = sample_in_chunks(
+            self._parts.sample,
+            params,
+            self._parts.sample_key,
+            self._n,
+            self._chunk_size,
+            self._cond,
+        )
+        images = grids.to_uint8(np.concatenate(list(chunks)))
+        grid = grids.make_grid(images, side=32)
+        path = self._workdir.samples / f"step_{step:07d}_{name}.png"
+        grids.save_png(path, grid)
+        self._writer.image(step, f"samples_{name}", grid)
+        seconds = time.perf_counter() - start
+        logger.info("%d samples of the %s weights in %.1f s", self._n, name, seconds)
+        return path
