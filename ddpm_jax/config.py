@@ -154,6 +154,24 @@ class Config:
     mesh: MeshConfig = MeshConfig()
 
 
+AT_LEAST_1 = (
+    "process.num_timesteps",
+    "model.channels",
+    "model.num_res_blocks",
+    "model.num_heads",
+    "model.num_groups",
+    "optim.max_nonfinite",
+    "train.num_steps",
+    "train.batch_size",
+    "train.accumulate",
+    "train.num_samples",
+    "train.keep_last",
+    "sample.chunk_size",
+    "eval.num_examples",
+)
+BELOW_1 = ("model.dropout", "data.holdout", "loss.p_uncond", "optim.ema_decay")
+
+
 def from_dict(mapping: Mapping[str, Any]) -> Config:
     """Build the checked `Config` from a mapping of sections to mappings of fields.
 
@@ -172,7 +190,9 @@ def from_dict(mapping: Mapping[str, Any]) -> Config:
                 raise unknown("config key", f"{section}.{name}", [f"{section}.{h}" for h in hints])
             values[name] = _checked(f"{section}.{name}", value, hints[name])
         built[section] = sections[section](**values)
-    return Config(**built)
+    config = Config(**built)
+    _check_ranges(flatten(config))
+    return config
 
 
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:
@@ -187,6 +207,19 @@ def flatten(config: Config) -> dict[str, Any]:
         for section, fields in to_dict(config).items()
         for name, value in fields.items()
     }
+
+
+def _check_ranges(flat: Mapping[str, Any]) -> None:
+    """Refuse counts and probabilities that cannot be."""
+    for key in AT_LEAST_1:
+        if flat[key] < 1:
+            raise UserError(f"config.{key} must be at least 1, found {flat[key]}")
+    for key in BELOW_1:
+        if not 0 <= flat[key] < 1:
+            raise UserError(f"config.{key} must be in [0, 1), found {flat[key]}")
+    for key, value in flat.items():
+        if type(value) in (int, float) and value < 0 and key != "mesh.data":
+            raise UserError(f"config.{key} must not be negative, found {value}")
 
 
 def _checked(key: str, value: Any, hint: Any) -> Any:
