@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -138,8 +137,8 @@ def sample_in_chunks(
         yield host
 
 
-def _check_cond(cond: Conditioning | None, n: int) -> Conditioning | None:
-    """Check that the arrays of the conditioning have leading axis n."""
+def _check_cond(cond: Conditioning | None, n: int) -> dict[str, np.ndarray] | None:
+    """Check that the arrays of the conditioning have leading axis n; return them on the host."""
     if cond is None:
         return None
     if not isinstance(cond, Mapping):
@@ -150,11 +149,11 @@ def _check_cond(cond: Conditioning | None, n: int) -> Conditioning | None:
                 f"cond[{name!r}] must have one row for each of the n = {n} images, "
                 f"found shape {np.shape(value)}"
             )
-    return {name: jnp.asarray(value) for name, value in cond.items()}
+    return {name: np.asarray(value) for name, value in cond.items()}
 
 
-def _pad(cond: Conditioning | None, size: int) -> Conditioning | None:
+def _pad(cond: dict[str, np.ndarray] | None, size: int) -> dict[str, np.ndarray] | None:
     """Repeat the last row of each array until there are `size` rows."""
     return jax.tree.map(
-        lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[-1:], size - len(leaf), axis=0)]), cond
+        lambda leaf: np.concatenate([leaf, np.repeat(leaf[-1:], size - len(leaf), axis=0)]), cond
     )

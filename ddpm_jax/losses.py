@@ -64,9 +64,6 @@ def p2(process: GaussianProcess, t: Array, kind: str, k: float = 1.0, gamma: flo
     return _from_x_0(process, snr_t / (k + snr_t) ** gamma, t, kind)
 
 
-WEIGHTINGS = {"simple": simple, "vlb": vlb, "min_snr": min_snr, "p2": p2}
-
-
 def denoising_loss(
     process: GaussianProcess,
     apply_fn: ApplyFn,
@@ -77,7 +74,7 @@ def denoising_loss(
     cond: Conditioning | None = None,
     *,
     kind: str = "eps",
-    weighting: str | Weighting = "simple",
+    weighting: Weighting = simple,
     train: bool,
     key: PRNGKey | None,
 ) -> Array:
@@ -92,17 +89,13 @@ def denoising_loss(
       eps: [B, ...] float, the standard normal noise of x_t.
       cond: None, or arrays with leading axis B.
       kind: what the network predicts: "eps", "x_0" or "v".
-      weighting: a name in `WEIGHTINGS`, or a function (process, t, kind) -> [B].
+      weighting: `simple`, `vlb`, `min_snr`, `p2` or another function (process, t, kind) -> [B].
       train: whether dropout and the like are on.
       key: randomness of a training step; None where `train` is False.
 
     Raises:
-      UserError: unknown kind or weighting.
+      UserError: unknown kind.
     """
-    if isinstance(weighting, str):
-        if weighting not in WEIGHTINGS:
-            raise unknown("weighting", weighting, WEIGHTINGS)
-        weighting = WEIGHTINGS[weighting]
     target = training_target(process, x_0, eps, t, kind)
     x_t = q_sample(process, x_0, t, eps)
     output = apply_network(process, apply_fn, params, x_t, t, cond, train=train, key=key)

@@ -91,15 +91,6 @@ def zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
     return 1.0 - alphas_cumprod[1:] / alphas_cumprod[:-1]
 
 
-SCHEDULES = {
-    "linear": linear,
-    "cosine": cosine,
-    "quadratic": quadratic,
-    "sigmoid": sigmoid,
-    "constant": constant,
-}
-
-
 def _ends(T: int, beta_1: float | None, beta_T: float | None) -> tuple[float, float]:
     """Return the checked ends of a schedule, Ho's scaled by 1000 / T where they are not given."""
     _check_num_timesteps(T)

@@ -72,10 +72,6 @@ def sample_stratified(key: PRNGKey, batch_size: int, T: int) -> Array:
     return jnp.minimum(jnp.floor(u * T).astype(jnp.int32) + 1, T)  # u * T can round up to T
 
 
-GRIDS = {"uniform": uniform, "trailing": trailing, "quadratic": quadratic}
-T_SAMPLERS = {"uniform": sample_uniform, "stratified": sample_stratified}
-
-
 def _grid(descending: np.ndarray) -> np.ndarray:
     return np.append(descending, 0).astype(np.int32)
 

@@ -11,7 +11,8 @@ import numpy as np
 from ddpm_jax import schedules
 
 LENGTHS = (1, 2, 10, 700, 1000)
-SCHEDULES = (*schedules.SCHEDULES, "linear_zero_snr", "cosine_zero_snr")
+BASE_SCHEDULES = ("linear", "cosine", "quadratic", "sigmoid", "constant")
+SCHEDULES = (*BASE_SCHEDULES, "linear_zero_snr", "cosine_zero_snr")
 CHAINS = [(schedule, T) for schedule in SCHEDULES for T in LENGTHS]
 
 
@@ -34,7 +35,7 @@ def betas(schedule: str, T: int) -> np.ndarray:
         return schedules.constant(T, 0.3 if T <= 20 else None)
     if schedule == "cosine":
         return schedules.cosine(T)
-    return schedules.SCHEDULES[schedule](T, **ends)
+    return getattr(schedules, schedule)(T, **ends)
 
 
 @functools.cache

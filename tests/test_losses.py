@@ -12,7 +12,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.predictions import KINDS, training_target
 
 chains = pytest.mark.parametrize(("schedule", "T"), oracles.CHAINS)
-weightings = pytest.mark.parametrize("weighting", list(losses.WEIGHTINGS))
+WEIGHTINGS = (losses.simple, losses.vlb, losses.min_snr, losses.p2)
 
 
 def process_of(schedule, T):
@@ -25,7 +25,7 @@ def constant_network(params, x_t, t, cond, *, train, key):
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "weighting"))
-def loss(process, output, x_0, t, eps, kind="eps", weighting="simple"):
+def loss(process, output, x_0, t, eps, kind="eps", weighting=losses.simple):
     return losses.denoising_loss(
         process,
         constant_network,
@@ -214,19 +214,27 @@ def test_defaults_are_the_papers():
         np.testing.assert_array_equal(ours["vlb"], ours["fixed_large"])
 
 
-@weightings
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_loss_is_zero_with_zero_gradient_at_the_target(kind, weighting):
+def test_the_loss_is_zero_with_zero_gradient_at_the_target_and_there_alone():
     process, (x_0, _, eps, t) = process_of("linear", 10), data(10)
-    right = jnp.asarray(target(process, x_0, eps, t, kind))
-    value, gradient = jax.value_and_grad(
-        lambda output: loss(process, output, x_0, t, eps, kind=kind, weighting=weighting).sum()
-    )(right)
-    assert value < 1e-10 and np.abs(gradient).max() < 1e-5
-    assert loss(process, right + 0.1, x_0, t, eps, kind=kind, weighting=weighting).min() > 1e-6
+    cases = [(kind, weighting) for kind in KINDS for weighting in WEIGHTINGS]
+
+    @jax.jit
+    def off_by(error):
+        def total(error, kind, weighting):
+            output = training_target(process, x_0, eps, t, kind) + error
+            value = loss(process, output, x_0, t, eps, kind=kind, weighting=weighting)
+            return value.sum(), value
+
+        return [jax.grad(total, has_aux=True)(error, *case) for case in cases]
+
+    for gradient, value in off_by(np.zeros_like(x_0)):
+        np.testing.assert_allclose(value, 0.0, atol=1e-10)
+        np.testing.assert_allclose(gradient, 0.0, atol=1e-5)
+    for gradient, value in off_by(np.full_like(x_0, 0.1)):
+        assert np.all(value > 1e-6) and np.all(gradient > 1e-6)
 
 
-@weightings
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_an_example_does_not_depend_on_its_neighbours(weighting):
     process, (x_0, x_hat, eps, t) = process_of("linear", 10), data(10)
     together = loss(process, x_hat, x_0, t, eps, weighting=weighting)
@@ -261,8 +269,6 @@ def test_the_network_sees_x_t_and_t_minus_1_and_the_training_key():
 
 def test_unknown_names_are_errors_with_the_nearest_one():
     process, (x_0, x_hat, eps, t) = process_of("linear", 10), data(10)
-    with pytest.raises(UserError, match="unknown weighting 'min-snr'; did you mean 'min_snr'"):
-        loss(process, x_hat, x_0, t, eps, weighting="min-snr")
     with pytest.raises(UserError, match="unknown kind 'V'; .*allowed: eps, v, x_0"):
         loss(process, x_hat, x_0, t, eps, kind="V")
     with pytest.raises(UserError, match="unknown kind 'V'"):

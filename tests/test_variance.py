@@ -30,7 +30,7 @@ def test_on_the_full_chain_they_are_hos_tables(schedule, T):
     np.testing.assert_allclose(large, [*first, *betas[1:]], rtol=3e-6)
 
 
-@pytest.mark.parametrize("num_steps", [2, 3, 10, 100])
+@pytest.mark.parametrize("num_steps", [2, 10, 100])
 @pytest.mark.parametrize("schedule", oracles.SCHEDULES)
 def test_on_a_grid_they_are_those_of_the_chain_that_visits_only_the_grid(schedule, num_steps):
     process = process_of(schedule, 1000)
@@ -44,9 +44,9 @@ def test_on_a_grid_they_are_those_of_the_chain_that_visits_only_the_grid(schedul
 @chains
 def test_small_is_the_smaller_and_both_are_finite_for_every_jump(schedule, T):
     process = process_of(schedule, T)
-    t = np.unique(np.linspace(1, T, 40).round().astype(int))
-    t, s = (a.ravel() for a in np.meshgrid(t, np.append(0, t)))
-    t, s = t[s < t], s[s < t]
+    rng = np.random.default_rng(0)
+    t = rng.integers(1, T + 1, 400)
+    s = np.where(rng.uniform(size=400) < 0.2, 0, rng.integers(0, t))
     lower, upper = np.asarray(both(process, t, s))
     assert np.all(np.isfinite(lower)) and np.all(np.isfinite(upper))
     assert np.all(lower <= upper + 1e-6) and np.all(upper <= 1e-6)

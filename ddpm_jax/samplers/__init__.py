@@ -3,6 +3,4 @@
 from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.samplers.base import Sampler, sample_loop
 
-SAMPLERS = {"ancestral": ancestral}
-
-__all__ = ["SAMPLERS", "Sampler", "ancestral", "sample_loop"]
+__all__ = ["Sampler", "ancestral", "sample_loop"]

@@ -1,0 +1,162 @@
+"""What every sampler promises, over schedules x kinds x variances x numbers of steps.
+
+A new sampler joins by a line in `SAMPLERS`, a new kind or schedule by itself.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+import ddpm_jax
+from ddpm_jax import build, samplers, timesteps
+from ddpm_jax.denoise import make_denoise_fn
+from ddpm_jax.predictions import KINDS
+from ddpm_jax.samplers.base import draw_x_T
+
+T, SHAPE = 1000, (3, 2, 1)
+NUM_STEPS = (1, 2, 3, 10, T)
+SAMPLERS = {
+    "ancestral fixed_small": lambda process: samplers.ancestral(process, "fixed_small"),
+    "ancestral fixed_large": lambda process: samplers.ancestral(process, "fixed_large"),
+}
+CASES = [(kind, sampler) for kind in KINDS for sampler in SAMPLERS]
+# Each kind and each sampler once, where every case costs compilations of its own
+SOME = [(kind, list(SAMPLERS)[i % len(SAMPLERS)]) for i, kind in enumerate(KINDS)]
+PARAMS = {"w": np.float32(0.7)}
+LABELS = np.arange(20, dtype=np.int32) % 3
+
+traces = []
+
+
+def network(params, x_t, t, cond, *, train, key):
+    """An analytic network that depends on everything it is given."""
+    traces.append(x_t.shape)
+    wave = jnp.sin(t.astype(jnp.float32) / 100)[:, None, None, None]
+    output = params["w"] * jnp.tanh(x_t) + 0.3 * wave * x_t
+    if cond is None:
+        return output
+    return output + 0.1 * cond["label"].astype(jnp.float32)[:, None, None, None]
+
+
+@jax.jit
+def run(process, keys, grid):
+    """x_0 of each case: [case, B, *SHAPE]; process and grid are arguments, so one compilation
+    serves every schedule and respacing of the same length."""
+    x_T = draw_x_T(keys, SHAPE)
+    return jnp.stack(
+        [
+            samplers.sample_loop(
+                SAMPLERS[sampler](process),
+                make_denoise_fn(process, network, PARAMS, kind=kind),
+                keys,
+                grid,
+                x_T,
+            )
+            for kind, sampler in CASES
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def processes():
+    return {s: ddpm_jax.make_process(oracles.betas(s, T)) for s in oracles.SCHEDULES}
+
+
+def test_every_schedule_and_sampler_of_the_configs_is_here():
+    assert set(oracles.BASE_SCHEDULES) == set(build.SCHEDULES)
+    assert {name.split()[0] for name in SAMPLERS} == set(build.SAMPLERS)
+
+
+@pytest.mark.parametrize("num_steps", NUM_STEPS)
+def test_samples_are_finite_and_in_range_and_every_schedule_shares_one_trace(processes, num_steps):
+    keys = jax.random.split(jax.random.key(0), 5)
+    grid = timesteps.uniform(T, num_steps)
+    traces.clear()
+    for schedule, process in processes.items():
+        x = run(process, keys, grid)
+        assert x.shape == (len(CASES), 5, *SHAPE) and x.dtype == jnp.float32
+        for (kind, sampler), images in zip(CASES, x, strict=True):
+            if kind in oracles.kinds(schedule):
+                assert np.all(np.abs(images) <= 1), (schedule, kind, sampler)  # and so not NaN
+                assert images.std() > 0.01, (schedule, kind, sampler)
+    assert len(traces) == len(CASES)
+
+
+@pytest.mark.parametrize("num_steps", NUM_STEPS)
+def test_an_image_depends_on_its_own_key_and_on_no_neighbour(processes, num_steps):
+    keys = jax.random.split(jax.random.key(0), 5)
+    others = jax.random.split(jax.random.key(1), 5).at[3].set(keys[3])
+    grid = timesteps.uniform(T, num_steps)
+    first, second = (run(processes["cosine"], k, grid) for k in (keys, others))
+    np.testing.assert_array_equal(first[:, 3], second[:, 3])
+    for i in (0, 1, 2, 4):
+        assert np.all(np.abs(first[:, i] - second[:, i]).max(axis=(1, 2, 3)) > 1e-3)
+
+
+def make(kind, sampler, num_steps=3, **options):
+    process = ddpm_jax.make_process(oracles.betas("linear", T))
+    return ddpm_jax.make_sample(
+        process,
+        network,
+        shape=SHAPE,
+        sampler=SAMPLERS[sampler](process),
+        kind=kind,
+        timesteps=timesteps.uniform(T, num_steps),
+        **options,
+    )
+
+
+@pytest.mark.parametrize(("kind", "sampler"), SOME)
+def test_fewer_images_are_a_prefix_of_more_and_chunks_are_the_whole(kind, sampler):
+    sample, key = make(kind, sampler), jax.random.key(7)
+    traces.clear()
+    eight, three = sample(PARAMS, key, 8), sample(PARAMS, key, 3)
+    assert len(traces) == 1  # 3 is padded to the 8 devices
+    np.testing.assert_array_equal(eight[:3], three)
+    chunks = list(ddpm_jax.sample_in_chunks(sample, PARAMS, key, 20, 8))
+    assert [chunk.shape for chunk in chunks] == [(8, *SHAPE), (8, *SHAPE), (4, *SHAPE)]
+    assert len(traces) == 1  # the short last chunk compiles nothing
+    np.testing.assert_array_equal(chunks[0], eight)
+    twenty = sample(PARAMS, key, 20)
+    np.testing.assert_array_equal(np.concatenate(chunks), twenty)
+
+
+def some_cases(path):
+    """Draw with conditioning on whatever devices there are, and save."""
+    images = {
+        f"{kind} {sampler}": make(kind, sampler)(
+            PARAMS, jax.random.key(3), 5, {"label": LABELS[:5]}
+        )
+        for kind, sampler in SOME
+    }
+    np.savez(path, devices=jax.local_device_count(), **images)
+
+
+def test_one_device_and_eight_draw_the_same_images_bit_for_bit(tmp_path):
+    tests = Path(__file__).parent
+    environment = os.environ | {
+        "XLA_FLAGS": "",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)]),
+    }
+    subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"import test_contracts as t; t.some_cases({str(tmp_path / 'one')!r})",
+        ],
+        env=environment,
+        check=True,
+    )
+    some_cases(tmp_path / "eight")
+    one, eight = (dict(np.load(tmp_path / f"{name}.npz")) for name in ("one", "eight"))
+    assert (one.pop("devices"), eight.pop("devices")) == (1, 8)
+    for name in one:
+        np.testing.assert_array_equal(one[name], eight[name], err_msg=name)
