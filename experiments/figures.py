@@ -1,0 +1,157 @@
+"""Draw a diffusion: python -m experiments.figures --config=experiments/digits.py --out=figures
+
+  schedules.png  ᾱ and log-SNR of every schedule
+  forward.png    images of the config's data set on their way to noise, under every schedule
+  spectrum.png   the power spectrum of x_t sinking into the noise
+  reverse.png    samples on their way from noise, and the network's x̂_0; needs --workdir
+
+The schedules have the length and the ends of `config.process`. --workdir is a training's; its
+samples follow its own config.
+"""
+
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from matplotlib.figure import Figure
+from ml_collections import config_flags
+
+from ddpm_jax import build, data, runs
+from ddpm_jax.api import make_sample
+from ddpm_jax.config import Config, ProcessConfig, from_dict
+from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation import plots
+from ddpm_jax.process import GaussianProcess, q_sample
+from ddpm_jax.samplers.base import draw_x_T
+from ddpm_jax.training.step import to_x_0
+from ddpm_jax.training.workdir import WorkDir, open_for_reading, read_config, read_facts
+from experiments import command
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a training, for reverse.png.")
+OUT = flags.DEFINE_string("out", "figures", "Directory of the PNGs.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise and the samples.")
+flags.mark_flag_as_required("config")
+
+FORWARD_TIMES = (0.0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # t/T
+SPECTRUM_TIMES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
+FORWARD_IMAGES = 4
+SPECTRUM_IMAGES = 1024
+REVERSE_IMAGES = 4
+REVERSE_FRAMES = 10
+
+
+def main() -> None:
+    config = from_dict(CONFIG.value)
+    workdir = open_for_reading(WORKDIR.value) if WORKDIR.value is not None else None
+    out = pathlib.Path(OUT.value)
+    processes = {name: _process(config.process, name) for name in build.SCHEDULES}
+    images = _images(config)
+
+    _save(draw_schedules(processes), out / "schedules.png")
+    _save(draw_forward(processes, images[:FORWARD_IMAGES]), out / "forward.png")
+    _save(draw_spectrum(processes, config.process.schedule, images), out / "spectrum.png")
+    if workdir is None:
+        print("reverse.png needs a trained network: pass its --workdir")
+    else:
+        _save(draw_reverse(workdir), out / "reverse.png")
+
+
+def draw_schedules(processes: dict[str, GaussianProcess]) -> Figure:
+    """Draw ᾱ and log-SNR of the processes."""
+    return plots.plot_schedules(
+        {name: np.asarray(p.alphas_cumprod) for name, p in processes.items()},
+        {name: np.asarray(p.log_snr) for name, p in processes.items()},
+    )
+
+
+def draw_forward(processes: dict[str, GaussianProcess], x_0: np.ndarray) -> Figure:
+    """Draw the images x_0: [n, H, W, C] on their way to noise."""
+    x_t, alphas_cumprod = {}, {}
+    for name, process in processes.items():
+        x_t[name], t = _noised(process, x_0, FORWARD_TIMES)
+        alphas_cumprod[name] = np.asarray(process.alphas_cumprod)[t]
+    return plots.plot_forward(x_t, alphas_cumprod, FORWARD_TIMES)
+
+
+def draw_spectrum(processes: dict[str, GaussianProcess], schedule: str, x_0: np.ndarray) -> Figure:
+    """Draw the power spectrum of x_0: [n, H, W, C] and of its x_t under one schedule."""
+    frequencies, power = plots.radial_power(x_0)
+    x_t, _ = _noised(processes[schedule], x_0, SPECTRUM_TIMES)
+    powers = np.stack([plots.radial_power(x)[1] for x in x_t])
+    log_snr = {name: np.asarray(p.log_snr) for name, p in processes.items()}
+    return plots.plot_spectrum(frequencies, power, powers, SPECTRUM_TIMES, schedule, log_snr)
+
+
+def draw_reverse(workdir: WorkDir) -> Figure:
+    """Draw samples of a run on their way from x_T, with the run's own sampler."""
+    config, facts = read_config(workdir), read_facts(workdir)
+    _, params = runs.load(workdir.root)
+    process = build.process(config.process)
+    T = process.num_timesteps
+    grid = build.GRIDS[config.sample.timesteps](T, config.sample.num_steps or T)
+    sample = make_sample(
+        process,
+        build.model(config.model, facts.image_shape, facts.num_classes).apply,
+        shape=facts.image_shape,
+        sampler=build.SAMPLERS[config.sample.sampler](process, config.sample),
+        kind=config.loss.kind,
+        clip_x_0=config.sample.clip_x_0,
+        timesteps=grid,
+        collect=lambda t, s, state, prediction: (s, state.x, prediction.x_0),
+        num_frames=min(REVERSE_FRAMES, len(grid) - 1),
+    )
+    n, key, cond = REVERSE_IMAGES, jax.random.key(SEED.value), None
+    if config.model.class_conditional:
+        cond = {"label": np.arange(n, dtype=np.int32) % facts.num_classes}
+    _, (s, x_s, x_0_hat) = jax.device_get(sample(params, key, n, cond))
+    # Frames are what steps arrive at; where the first one starts, x_T, is each image's first draw.
+    x_T = draw_x_T(jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(n)), facts.image_shape)
+    x_t = np.concatenate([np.asarray(x_T)[None], x_s])
+    return plots.plot_reverse(x_t, x_0_hat, [T, *s.tolist()])
+
+
+def _process(config: ProcessConfig, schedule: str) -> GaussianProcess:
+    """Build the config's process with another schedule; the ends it has no use for are dropped."""
+    unused = {"cosine": {"beta_1": 0.0, "beta_T": 0.0}, "constant": {"beta_1": 0.0}}
+    return build.process(dataclasses.replace(config, schedule=schedule, **unused.get(schedule, {})))
+
+
+def _images(config: Config) -> np.ndarray:
+    """Return images of the training set, evenly over it: [n, H, W, C] float32 in [-1, 1].
+
+    One of each class comes first.
+    """
+    source = data.open_dataset(config.data).train
+    n = min(SPECTRUM_IMAGES, len(source))
+    images, labels = source.read(np.arange(n) * len(source) // n)
+    first = np.unique(labels, return_index=True)[1]
+    order = np.append(first, np.setdiff1d(np.arange(n), first))
+    return np.asarray(to_x_0(jnp.asarray(images[order])))
+
+
+def _noised(
+    process: GaussianProcess, x_0: np.ndarray, fractions: tuple[float, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return x_t: [times, n, H, W, C] with one ε for all times, and t: [times]."""
+    eps = jax.random.normal(jax.random.key(SEED.value), x_0.shape)
+    t = np.round(np.multiply(fractions, process.num_timesteps)).astype(np.int32)
+    x_t = jax.jit(jax.vmap(q_sample, (None, None, 0, None)))(process, x_0, t, eps)
+    return np.asarray(x_t), t
+
+
+def _save(figure: Figure, path: pathlib.Path) -> None:
+    """Write the figure and say where."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+    except OSError as error:
+        raise UserError(f"--out={OUT.value} cannot be written ({error.strerror})") from error
+    print(f"{path.stem}: {path}")
+
+
+if __name__ == "__main__":
+    command.run(main)

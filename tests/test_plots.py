@@ -1,0 +1,234 @@
+"""Figures: what their lines and pictures hold, and the command that draws them."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from ddpm_jax import build
+from ddpm_jax.config import from_dict
+from ddpm_jax.evaluation import plots
+from ddpm_jax.evaluation.grids import to_uint8
+from ddpm_jax.training import workdir
+from ddpm_jax.training.checkpoint import Checkpoints
+from ddpm_jax.training.optimizer import make_optimizer
+from ddpm_jax.training.state import init_state
+
+ROOT = pathlib.Path(__file__).parents[1]
+TABLES = {
+    "a": np.array([1.0, 0.75, 0.5, 0.25, 0.0]),
+    "b": np.array([1.0, 0.5, 0.2, 0.1, 0.01]),
+}
+with np.errstate(divide="ignore"):
+    LOG_SNR = {name: np.log(table) - np.log(1 - table) for name, table in TABLES.items()}
+
+
+def test_white_noise_has_a_flat_spectrum_of_its_variance():
+    n, variance = 4000, 2.5
+    noise = np.random.default_rng(0).normal(size=(n, 8, 8, 1)) * variance**0.5
+    frequencies, power = plots.radial_power(noise)
+    np.testing.assert_array_equal(frequencies, [1, 2, 3, 4])
+    # A ring has at least 4 frequencies, each with a variance of at most 2 (power 1): real ones.
+    np.testing.assert_allclose(power, variance, atol=5 * variance * np.sqrt(2 / (4 * n)))
+
+
+@pytest.mark.parametrize(
+    "shape, axis, cycles, peak",
+    [
+        ((16, 16), 0, 1, 1),
+        ((16, 16), 1, 5, 5),
+        ((16, 16), 1, 8, 8),
+        ((16, 24), 0, 3, 3),
+        ((16, 24), 1, 3, 2),  # 3 cycles in 24 pixels are 2 in 16, the shorter side
+    ],
+)
+def test_a_cosine_has_all_its_power_at_its_frequency(shape, axis, cycles, peak):
+    pixel = np.indices(shape)[axis]
+    wave = np.cos(2 * np.pi * cycles * pixel / shape[axis])[None, :, :, None]
+    frequencies, power = plots.radial_power(0.3 + np.tile(wave, (2, 1, 1, 3)))
+    assert frequencies[power.argmax()] == peak
+    assert np.delete(power, peak - 1).max() < 1e-20
+    # Parseval: the power of the ring times its size is the sum of squares of the wave.
+    radii = [
+        np.hypot(y / shape[0], x / shape[1]) * min(shape)
+        for y in range(-shape[0] // 2, shape[0] // 2)
+        for x in range(-shape[1] // 2, shape[1] // 2)
+    ]
+    size = sum(round(radius) == peak for radius in radii)
+    np.testing.assert_allclose(power[peak - 1] * size, np.sum(wave**2), rtol=1e-12)
+
+
+def test_a_frequency_is_lost_at_the_first_t_where_noise_exceeds_signal():
+    log_snr = np.array([np.inf, 2.0, 0.0, -2.0, -4.0])
+    power = np.exp([9.0, 3.0, 1.0, -1.0, -3.0])  # never, then 3-4, 1-2, -1+0, -3+2 < 0
+    np.testing.assert_array_equal(plots.first_lost(power, log_snr), [4, 4, 3, 2, 1])
+
+
+def test_schedules_are_drawn_whole_but_for_infinities():
+    left, right = plots.plot_schedules(TABLES, LOG_SNR).axes
+    styles = set()
+    for name, alpha_bar, log_snr in zip(TABLES, left.lines, right.lines, strict=False):
+        assert alpha_bar.get_label() == name
+        np.testing.assert_array_equal(alpha_bar.get_xdata(), [0, 0.25, 0.5, 0.75, 1])
+        np.testing.assert_array_equal(alpha_bar.get_ydata(), TABLES[name])
+        finite = slice(1, 4 if name == "a" else 5)  # "a" ends without signal
+        np.testing.assert_array_equal(log_snr.get_xdata(), [0, 0.25, 0.5, 0.75, 1][finite])
+        np.testing.assert_array_equal(log_snr.get_ydata(), LOG_SNR[name][finite])
+        assert alpha_bar.get_color() == log_snr.get_color()
+        styles.add((alpha_bar.get_color(), str(alpha_bar.get_linestyle())))
+    assert len(styles) == 2
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_the_forward_panel_has_a_row_a_schedule_and_a_column_a_time(channels):
+    fractions = (0.0, 0.25, 1.0)
+    rng = np.random.default_rng(0)
+    x_t = {name: rng.uniform(-2, 2, (3, 4, 6, 5, channels)) for name in TABLES}
+    alphas = {name: table[[0, 1, 4]] for name, table in TABLES.items()}
+    figure = plots.plot_forward(x_t, alphas, fractions)
+    assert len(figure.axes) == 2 * 3
+    for i, name in enumerate(TABLES):
+        row = figure.axes[3 * i : 3 * i + 3]
+        assert row[0].get_ylabel() == name
+        for j, ax in enumerate(row):
+            assert ax.get_xlabel().endswith(f"= {alphas[name][j]:g}")
+            _assert_shown(ax.images, x_t[name][j])
+            corners = {
+                tuple(image.get_extent()[:1] + image.get_extent()[3:]) for image in ax.images
+            }
+            assert len(corners) == 4  # no two on top of each other
+    assert [ax.get_title() for ax in figure.axes[:3]] == ["$t/T$ = 0", "0.25", "1"]
+
+
+def test_the_reverse_chain_shows_x_t_over_its_x_0_hat():
+    rng = np.random.default_rng(0)
+    x_t = rng.uniform(-2, 2, (4, 2, 8, 8, 1))
+    x_0_hat = rng.uniform(-1, 1, (3, 2, 8, 8, 1))
+    (ax,) = plots.plot_reverse(x_t, x_0_hat, [30, 20, 10, 0]).axes
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["$t$ = 30", "20", "10", "0"]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["$x_t$", r"$\hat x_0$"] * 2
+    cells = {}
+    for image in ax.images:
+        left, right, bottom, top = image.get_extent()
+        column = np.flatnonzero((left < ax.get_xticks()) & (ax.get_xticks() < right)).item()
+        row = np.flatnonzero((top < ax.get_yticks()) & (ax.get_yticks() < bottom)).item()
+        cells[row, column] = image
+    assert len(cells) == len(ax.images)
+    for i in range(2):
+        _assert_shown([cells[2 * i, j] for j in range(4)], x_t[:, i])
+        _assert_shown([cells[2 * i + 1, j] for j in range(1, 4)], x_0_hat[:, i])
+        assert (2 * i + 1, 0) not in cells  # nothing predicted x_T
+
+
+def test_the_spectrum_shows_x_t_and_when_each_frequency_is_lost():
+    frequencies, data = np.arange(1, 5), np.array([9.0, 2.0, 0.5, 0.1])
+    x_t = np.array([[5.0, 1.5, 0.8, 0.6], [1.0, 1.0, 1.0, 1.0]])
+    left, right = plots.plot_spectrum(frequencies, data, x_t, (0.5, 1.0), "a", LOG_SNR).axes
+    for line, expected in zip(left.lines, [data, *x_t], strict=False):
+        np.testing.assert_array_equal(line.get_xdata(), frequencies)
+        np.testing.assert_array_equal(line.get_ydata(), expected)
+    labels = [text.get_text() for text in left.get_legend().get_texts()]
+    assert labels == ["data", "0.5", "1", "noise"]
+    assert "a schedule" in left.get_title()
+    for (name, table), line in zip(LOG_SNR.items(), right.lines, strict=True):
+        assert line.get_label() == name
+        np.testing.assert_array_equal(line.get_ydata(), plots.first_lost(data, table) / 4)
+
+
+def test_figures_leave_the_global_style_alone(tmp_path):
+    before = dict(plots.matplotlib.rcParams)
+    figure = plots.plot_schedules(TABLES, LOG_SNR)
+    assert isinstance(figure, Figure)
+    figure.savefig(tmp_path / "figure.png")
+    assert dict(plots.matplotlib.rcParams) == before
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> str:
+    return str(tmp_path_factory.mktemp("data"))
+
+
+def _run(data_dir: str, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "experiments.figures", "--config=experiments/digits.py"]
+    return subprocess.run(
+        [*command, f"--config.data.data_dir={data_dir}", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": "", "XDG_CACHE_HOME": data_dir},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.loose_promotion(reason="Linen's initialisers mix types")
+def test_the_command_draws_every_figure_and_says_where(data_dir, tmp_path):
+    _save_run_of_zeros(tmp_path / "run")
+    out = tmp_path / "deep" / "figures"
+    result = _run(data_dir, f"--workdir={tmp_path / 'run'}", f"--out={out}")
+    assert result.returncode == 0, result.stderr
+    names = ["schedules", "forward", "spectrum", "reverse"]
+    assert result.stdout.splitlines() == [f"{name}: {out / name}.png" for name in names]
+    assert sorted(path.name for path in out.iterdir()) == sorted(f"{name}.png" for name in names)
+    for path in out.iterdir():
+        with Image.open(path) as image:
+            assert image.format == "PNG" and min(image.size) > 300
+            grey = np.asarray(image.convert("L"))
+        assert grey[0, 0] == 255 and len(np.unique(grey)) > 50  # drawn on white
+
+
+def test_a_workdir_that_is_no_run_is_one_line_and_exit_2(data_dir, tmp_path):
+    result = _run(data_dir, f"--workdir={tmp_path}", f"--out={tmp_path / 'figures'}")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith(f"error: {tmp_path} is not the work directory of a run")
+    assert not (tmp_path / "figures").exists()
+
+
+def test_without_a_workdir_the_command_says_what_is_left_out(data_dir, tmp_path):
+    result = _run(data_dir, f"--out={tmp_path}")
+    assert result.returncode == 0, result.stderr
+    names = [path.stem for path in sorted(tmp_path.glob("*.png"))]
+    assert names == ["forward", "schedules", "spectrum"]
+    assert "reverse.png needs a trained network: pass its --workdir" in result.stdout
+
+
+def _save_run_of_zeros(root: pathlib.Path) -> None:
+    """Write the work directory of a class-conditional run whose weights are all 0."""
+    sections = {
+        "process": {"schedule": "cosine", "num_timesteps": 30},
+        "model": {
+            "channels": 4,
+            "channel_multipliers": (1,),
+            "num_res_blocks": 1,
+            "attention_resolutions": (),
+            "num_groups": 2,
+            "class_conditional": True,
+        },
+        "sample": {"num_steps": 12},
+    }
+    config = from_dict(sections)
+    run = workdir.open_for_training(root, config)
+    facts = workdir.DatasetFacts((8, 8, 1), 10, tuple("0123456789"))
+    workdir.write_facts(run, facts)
+    model = build.model(config.model, facts.image_shape, facts.num_classes)
+    optimizer = make_optimizer(config.optim, 1)
+    shapes = jax.eval_shape(lambda key: init_state(model, optimizer, key), jax.random.key(0))
+    state = jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), shapes)
+    checkpoints = Checkpoints(run.checkpoints, keep_last=1, keep_every=0)
+    checkpoints.save(state, wait=True)
+    checkpoints.close()
+
+
+def _assert_shown(pictures: list, images: np.ndarray) -> None:
+    """Check that pictures of an axes are these images [n, H, W, C], clipped to [-1, 1]."""
+    for picture, image in zip(pictures, images, strict=True):
+        shown = np.asarray(picture.get_array())
+        expected = to_uint8(image)
+        np.testing.assert_array_equal(shown.reshape(expected.shape), expected)
