@@ -29,7 +29,7 @@ LIST = """# group: Smileys & Emotion
 # subgroup: country-flag
 1F1F3 1F1F4                                ; fully-qualified     # 🇳🇴 E2.0 flag: Norway
 1F1E7 1F1FB                                ; fully-qualified     # 🇧🇻 E2.0 flag: Bouvet Island
-1F44B 1F600                                ; fully-qualified     # 👋😀 E99.0 two glyphs
+1F415 1F600                                ; fully-qualified     # 🐕😀 E99.0 two glyphs
 """
 
 FONT_IS_THERE = pathlib.Path(emoji.FONT).is_file() and pathlib.Path(emoji.EMOJI_TEST).is_file()
@@ -144,3 +144,7 @@ def test_sizes_channels_and_lists_are_prepared_apart(tmp_path, short_list):
     assert len(open_with(skin_tones=False).train) == 4
     assert len(open_with().train) == 5
     assert open_with(channels=1).image_shape == (32, 32, 1)
+    shorter = pathlib.Path(short_list).read_text(encoding="utf-8").replace("1F600 ", "1F648 ", 1)
+    pathlib.Path(short_list).write_text(shorter, encoding="utf-8")
+    before, after = images, open_with(image_size=100, channels=4).train.read(np.arange(5))[0]
+    assert len({image.tobytes() for image in [*before, *after]}) == 6  # one of five has changed

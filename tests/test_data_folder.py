@@ -280,7 +280,7 @@ def test_one_image_is_enough_to_train_on(config):
 
 def test_a_changed_folder_is_prepared_anew_and_the_old_set_stays(config):
     root = pathlib.Path(config.path)
-    save(root / "a.png", RED)
+    save(root / "a.bmp", RED)
     assert read_all(open_dataset(config).train)[0][0, 0, 0].tolist() == list(RED)
     first = prepared_sets(config)
     assert len(first) == 1
@@ -288,8 +288,8 @@ def test_a_changed_folder_is_prepared_anew_and_the_old_set_stays(config):
     open_dataset(config)
     assert prepared_sets(config) == first and first[0].stat().st_mtime_ns == stamp
 
-    save(root / "a.png", BLUE)  # the same name and length of file, another time
-    os.utime(root / "a.png", ns=(1, 1))
+    save(root / "a.bmp", BLUE)  # the same name and length, another time
+    os.utime(root / "a.bmp", ns=(1, 1))
     assert read_all(open_dataset(config).train)[0][0, 0, 0].tolist() == list(BLUE)
     save(root / "b.png", GREEN)
     assert len(open_dataset(config).train) == 2
@@ -342,6 +342,7 @@ def test_ram_and_disk_hold_the_same_bytes(config):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS refuses file names that are no text")
 def test_names_that_are_no_text_are_read(config):
     path = os.fsencode(config.path) + b"/caf\xe9.png"
     Image.new("RGB", (9, 9), RED).save(save(pathlib.Path(config.path) / "a.png"))

@@ -39,6 +39,7 @@ class Flowers(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_examples(self, count):
         for i in range(count):
             image = Image.new("RGB", (20 + i, 30), (20 * i, 0, 0))
+            image.paste((0, 0, 255), (0, 0, 20 + i, 4))  # a blue strip at the top
             record = {"image": image, "label": i % 2, "file_name": f"{i}.jpg"}
             yield i, {key: record[key] for key in self.FEATURES}
 
@@ -81,6 +82,18 @@ def test_a_set_prepared_elsewhere_is_read(data_dir, name):
     shades = np.round(images[:, 8, 8, 0] / 20).astype(int)
     assert sorted(shades) == list(range(12))
     np.testing.assert_array_equal(labels, shades % 2)
+
+
+@pytest.mark.parametrize(("crop", "strip"), [("center", False), ("stretch", True)])
+def test_crop_decides_what_is_seen_of_images_of_other_shapes(data_dir, crop, strip):
+    dataset = open_dataset(
+        DataConfig(
+            name="oxford_flowers102", data_dir=data_dir, test_split="", image_size=15, crop=crop
+        )
+    )
+    images, _ = dataset.train.read(np.arange(12))
+    darkest = images[images[:, 8, 8, 0].argmin()]  # 20 x 30: the middle square leaves the strip out
+    assert (darkest[0, :, 2].min() > 128) == strip
 
 
 @pytest.mark.parametrize(

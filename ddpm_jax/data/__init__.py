@@ -1,6 +1,11 @@
 """Images: `open_dataset(config)` -> `Dataset`; `Batches` and `prefetch` deal them out.
 
-The only part of the library that imports tensorflow_datasets (never TensorFlow).
+    config --datasets.py--> a prepared set --sources.py--> Source --batches.py--> batch(step)
+
+One module per family of sets writes it as TFDS's array_record files (cifar, mnist, digits, emoji,
+folder); `prepared.py` finds and reads these and whatever else TFDS has prepared; `download.py`
+brings archives, `images.py` makes every picture the size and mode of the run. This is the only part
+of the library that imports tensorflow_datasets, and it never imports TensorFlow.
 """
 
 from ddpm_jax.data.batches import Batches, prefetch
