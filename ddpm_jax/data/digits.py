@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from ddpm_jax.data.prepared import Builder
 
@@ -44,6 +43,8 @@ class Digits(Builder, skip_registration=True):
         }
 
     def _generate_examples(self, indices: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
+        from sklearn.datasets import load_digits  # here, for it takes longer than all other imports
+
         digits = load_digits()
         pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
         for i in indices.tolist():
