@@ -159,7 +159,8 @@ def _run(data_dir: str, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [*command, f"--config.data.data_dir={data_dir}", *arguments],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": "", "XDG_CACHE_HOME": data_dir},
+        env=os.environ
+        | {"XLA_FLAGS": "", "XDG_CACHE_HOME": data_dir, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
         capture_output=True,
         text=True,
         timeout=120,
