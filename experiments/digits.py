@@ -19,11 +19,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.optim.warmup_steps = 100
     config.optim.decay = "cosine"
     config.optim.ema_decay = 0.995
-    config.train.num_steps = 1500
+    config.train.num_steps = 1200
     config.train.batch_size = 64
     config.train.log_every = 50
     config.train.sample_every = 0
-    config.train.checkpoint_every = 500
+    config.train.checkpoint_every = 400
     config.train.keep_every = 0
-    config.eval.every = 500
+    config.eval.every = 400
     return config

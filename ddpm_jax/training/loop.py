@@ -5,6 +5,7 @@ progress, but to save a checkpoint or draw a grid. Everything random follows fro
 run that was interrupted goes on from its newest checkpoint as if it had never stopped.
 """
 
+import functools
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -75,8 +76,11 @@ def train(config: Config, root: str | os.PathLike) -> Result:
         jax.process_count(),
     )
     steps_per_call = config.train.steps_per_call or (1 if on_cpu else 10)
-    single = jax.jit(parts.train_step, donate_argnums=0)
-    fused = jax.jit(fuse_steps(parts.train_step, steps_per_call), donate_argnums=0)
+    compiled = functools.partial(
+        jax.jit, donate_argnums=0, compiler_options=devices.compiler_options()
+    )
+    single = compiled(parts.train_step)
+    fused = compiled(fuse_steps(parts.train_step, steps_per_call))
     held_out = _make_held_out(config, dataset, parts, mesh)
 
     # The state: new, or the newest whole checkpoint of this directory.
