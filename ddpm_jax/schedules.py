@@ -96,7 +96,7 @@ def _ends(T: int, beta_1: float | None, beta_T: float | None) -> tuple[float, fl
     _check_num_timesteps(T)
     hint = "" if beta_T is not None else f" with T = {T}: take T > 20, or give both ends"
     beta_T = 0.02 * 1000.0 / T if beta_T is None else beta_T
-    beta_1 = min(1e-4 * 1000.0 / T, beta_T) if beta_1 is None else beta_1
+    beta_1 = 1e-4 * 1000.0 / T if beta_1 is None else beta_1
     _check_beta("beta_1", beta_1)
     _check_beta("beta_T", beta_T, hint)
     return beta_1, beta_T

@@ -119,6 +119,23 @@ def test_chunks_are_the_whole_on_the_host(n, chunk_size):
     np.testing.assert_array_equal(np.concatenate(chunks), SAMPLE(None, KEY, n, cond))
 
 
+@pytest.mark.parametrize(
+    ("n", "chunk_size", "draws"), [(20, 8, [8, 8, 8]), (16, 8, [8, 8]), (5, 8, [5])]
+)
+def test_chunks_are_all_drawn_at_one_size_and_at_no_more_than_n(n, chunk_size, draws):
+    sizes = []
+
+    def sample(params, key, n, cond, start):
+        sizes.append(n)
+        assert cond["label"].shape == (n,)
+        return np.zeros((n, 1), np.float32)
+
+    cond = {"label": np.arange(n)}
+    chunks = ddpm_jax.sample_in_chunks(sample, None, KEY, n, chunk_size, cond)
+    assert sum(map(len, chunks)) == n
+    assert sizes == draws
+
+
 def test_a_chunk_is_fetched_while_the_next_is_computed_and_no_more_are_held():
     events = []
 
