@@ -68,7 +68,7 @@ def make_sample(
     @jax.jit
     def run(params: Params, key: PRNGKey, index: Array, cond: Conditioning | None) -> Any:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
-        x_T = jax.lax.with_sharding_constraint(draw_x_T(keys, tuple(shape)), sharded)
+        x_T = draw_x_T(keys, tuple(shape))  # sharded as `index` is, and so is all that follows
         denoise_fn = make_denoise_fn(process, apply_fn, params, cond, kind=kind, clip_x_0=clip_x_0)
         return sample_loop(sampler, denoise_fn, keys, grid, x_T, collect, num_frames)
 

@@ -56,6 +56,11 @@ def test_start_continues_the_series():
     assert seen == []  # another start, and another n of the same padded size, trace nothing
 
 
+def test_all_devices_share_the_images():
+    images = SAMPLE(None, KEY, 16)
+    assert [shard.data.shape[0] for shard in images.addressable_shards] == [2] * 8
+
+
 def test_a_raw_uint32_key_is_a_key():
     np.testing.assert_array_equal(SAMPLE(None, jax.random.PRNGKey(0), 8), SAMPLE(None, KEY, 8))
 
@@ -173,7 +178,7 @@ def test_fewer_than_one_image_is_an_error(n):
         next(ddpm_jax.sample_in_chunks(SAMPLE, None, KEY, 4, n))
 
 
-@pytest.mark.parametrize("label", [np.zeros(4), np.zeros((1, 5)), 3])
+@pytest.mark.parametrize("label", [np.zeros(4), np.zeros(6), np.zeros((1, 5)), 3])
 def test_conditioning_of_another_length_is_an_error_that_names_it(label):
     for call in (
         lambda: SAMPLE(None, KEY, 5, {"label": label}),
