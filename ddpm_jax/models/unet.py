@@ -65,9 +65,8 @@ class ResidualBlock(nn.Module):
         h = nn.Conv(self.channels, **conv, kernel_init=_init, name="conv_1")(h)  # [B, H, W, C']
         width = 2 * self.channels if self.scale_shift else self.channels
         shift = nn.Dense(width, dtype=self.dtype, kernel_init=_init, name="dense")
-        shift = shift(nn.swish(embedding))[
-            :, None, None, :
-        ]  #                   [B, 1, 1, C' or 2C']
+        shift = shift(nn.swish(embedding))  #                                      [B, C' or 2C']
+        shift = shift[:, None, None, :]
         normalise = nn.GroupNorm(**norm, name="norm_2")
         if self.scale_shift:  # FiLM (Perez et al. 2018; Dhariwal & Nichol 2021, eq. 3: AdaGN)
             scale, shift = jnp.split(shift, 2, axis=-1)
@@ -183,9 +182,7 @@ class UNet(nn.Module):
                 h = block(h, width, f"down_{level}_{i}", attend)
                 skips.append(h)
             if level != last:
-                h = conv(width, f"down_{level}_conv", strides=2)(
-                    h
-                )  #            [B, H/2, W/2, width]
+                h = conv(width, f"down_{level}_conv", strides=2)(h)  #   [B, H/2, W/2, width]
                 skips.append(h)
 
         h = block(h, widths[-1], "middle_0", attend=True)
@@ -197,9 +194,7 @@ class UNet(nn.Module):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = block(h, width, f"up_{level}_{i}", attend)
             if level != 0:
-                h = h.repeat(2, axis=1).repeat(
-                    2, axis=2
-                )  # nearest neighbour     [B, 2H, 2W, width]
+                h = h.repeat(2, axis=1).repeat(2, axis=2)  # nearest neighbour    [B, 2H, 2W, width]
                 h = conv(width, f"up_{level}_conv")(h)
 
         h = nn.swish(nn.GroupNorm(self.num_groups, dtype=self.dtype, name="norm_out")(h))
@@ -213,8 +208,11 @@ class UNet(nn.Module):
         embedding = time_embedding(t, self.channels).astype(self.dtype)
         embedding = nn.Dense(width, **dense, name="time_1")(embedding)
         embedding = nn.Dense(width, **dense, name="time_2")(nn.swish(embedding))
+        labels = None if cond is None else cond.get("label")
+        if labels is not None and not self.num_classes:
+            raise UserError("cond['label'] is given, but the network has no classes")
         if self.num_classes:
-            label = jnp.full(t.shape, -1) if cond is None else cond["label"]
+            label = jnp.full(t.shape, -1) if labels is None else labels
             label = jnp.where(label < 0, self.num_classes, label)
             table = nn.Embed(self.num_classes + 1, width, dtype=self.dtype, name="label")
             embedding = embedding + table(label)
@@ -239,11 +237,11 @@ class UNet(nn.Module):
                     f"model.attention_resolutions has {resolution}, but images of height {height} "
                     f"pass through the heights {resolutions}; choose among these"
                 )
-        for multiplier in self.channel_multipliers:
-            width = self.channels * multiplier
-            if width % self.num_groups or width % self.num_heads:
-                raise UserError(
-                    f"a level has {width} channels (model.channels x {multiplier}), not divisible "
-                    f"by model.num_groups {self.num_groups} and model.num_heads "
-                    f"{self.num_heads}; change model.channels or these"
-                )
+        for multiplier in (1, *self.channel_multipliers):  # 1: of the first convolution
+            for name, parts in (("num_groups", self.num_groups), ("num_heads", self.num_heads)):
+                if self.channels * multiplier % parts:
+                    raise UserError(
+                        f"the network has blocks of {self.channels * multiplier} channels "
+                        f"(model.channels {self.channels} x {multiplier}), not divisible by "
+                        f"model.{name} {parts}; change either"
+                    )

@@ -1,0 +1,325 @@
+"""The U-Net: sizes by a formula of our own, every switch, and what it refuses."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax.errors import UserError
+from ddpm_jax.models import UNet, as_model, count_parameters
+from ddpm_jax.models.unet import time_embedding
+
+SMALL = dict(
+    channels=8,
+    channel_multipliers=(1, 2),
+    num_res_blocks=1,
+    attention_resolutions=(4,),
+    num_groups=4,
+)
+QUICK = {
+    "xla_backend_optimization_level": 0
+}  # halves the time to compile, which is what we wait for
+
+
+def small(image_shape=(8, 8, 3), **changes):
+    return as_model(UNet(**{"out_channels": image_shape[-1], **SMALL, **changes}), image_shape)
+
+
+def weights(model, seed=0, scale=1.0):
+    """Weights as after some training: none of them zero, so that every path shows."""
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf):
+        fan_in = max(1, math.prod(leaf.shape[:-1])) if len(leaf.shape) > 1 else 25
+        return jnp.asarray(scale * rng.normal(size=leaf.shape) / np.sqrt(fan_in), leaf.dtype)
+
+    return jax.tree.map(draw, jax.eval_shape(model.init, jax.random.key(0)))
+
+
+def inputs(image_shape=(8, 8, 3), batch=4, seed=1):
+    x = np.random.default_rng(seed).normal(size=(batch, *image_shape)).astype(np.float32)
+    return jnp.asarray(x), jnp.arange(batch) * 37
+
+
+def forward(model, params, x, t, cond=None, *, train=False, key=None):
+    apply = jax.jit(model.apply, static_argnames="train", compiler_options=QUICK)
+    return apply(params, x, t, cond, train=train, key=key)
+
+
+def number_of_parameters(
+    side, channels, multipliers, attention, blocks=2, image_channels=3, scale_shift=False, classes=0
+):
+    """Ho's network counted by hand: weights and biases of each layer, from its widths in and out.
+
+    The way up mirrors the way down, so the skip widths are those of the way down reversed.
+    """
+    widths = [channels * m for m in multipliers]
+    embedding = 4 * channels
+
+    def conv(c_in, c_out):
+        return 9 * c_in * c_out + c_out
+
+    def dense(c_in, c_out):
+        return (c_in + 1) * c_out
+
+    def residual(c_in, c_out):
+        norms = 2 * c_in + 2 * c_out
+        time = dense(embedding, c_out * (2 if scale_shift else 1))
+        shortcut = dense(c_in, c_out) if c_in != c_out else 0
+        return norms + conv(c_in, c_out) + time + conv(c_out, c_out) + shortcut
+
+    def attend(c, level):
+        return 2 * c + 4 * dense(c, c) if side // 2**level in attention else 0
+
+    total = dense(channels, embedding) + dense(embedding, embedding) + classes * embedding
+    total += conv(image_channels, channels)
+    here, skips = channels, [channels]
+    for level, width in enumerate(widths):
+        for _ in range(blocks):
+            total += residual(here, width) + attend(width, level)
+            here = width
+            skips.append(here)
+        if level < len(widths) - 1:
+            total += conv(here, here)
+            skips.append(here)
+    total += 2 * residual(here, here) + 2 * here + 4 * dense(here, here)
+    for level, width in reversed(list(enumerate(widths))):
+        for _ in range(blocks + 1):
+            total += residual(here + skips.pop(), width) + attend(width, level)
+            here = width
+        if level > 0:
+            total += conv(here, here)
+    assert not skips
+    return total + 2 * here + conv(here, image_channels)
+
+
+def parameters_of(image_shape, **settings):
+    model = as_model(UNet(out_channels=image_shape[-1], **settings), image_shape)
+    return count_parameters(jax.eval_shape(model.init, jax.random.key(0)))
+
+
+def test_the_defaults_are_the_network_of_cifar10():
+    assert parameters_of((32, 32, 3)) == 35_746_307
+    assert number_of_parameters(32, 128, (1, 2, 2, 2), (16,)) == 35_746_307
+
+
+def test_the_network_of_256x256_has_114_million_parameters():
+    multipliers = (1, 1, 2, 2, 4, 4)
+    assert parameters_of((256, 256, 3), channel_multipliers=multipliers) == 113_673_219
+    assert number_of_parameters(256, 128, multipliers, (16,)) == 113_673_219
+
+
+@pytest.mark.parametrize(
+    "changes, counted",
+    [
+        (dict(scale_shift=True), dict(scale_shift=True)),
+        (dict(num_classes=10), dict(classes=11)),  # the null class has a row of its own
+        (dict(num_res_blocks=1), dict(blocks=1)),
+        (dict(num_heads=2), {}),  # heads share the same weights
+        (dict(attention_resolutions=(8, 4)), dict(attention=(8, 4))),
+        (dict(attention_resolutions=()), dict(attention=())),
+    ],
+)
+def test_the_switches_change_the_number_of_parameters_as_counted(changes, counted):
+    counted = dict(side=8, channels=8, multipliers=(1, 2), attention=(4,)) | counted
+    assert parameters_of((8, 8, 3), **{**SMALL, **changes}) == number_of_parameters(**counted)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.loose_promotion(reason="Linen's GroupNorm multiplies bfloat16 by float32")
+def test_the_network_starts_as_the_zero_function(dtype):
+    model = small(dtype=dtype)
+    params = model.init(jax.random.key(0))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+    output = forward(model, params, *inputs())
+    assert output.dtype == jnp.float32
+    np.testing.assert_array_equal(output, np.zeros((4, 8, 8, 3)))
+
+
+@pytest.mark.parametrize("image_shape", [(8, 8, 1), (8, 8, 4), (32, 64, 3), (12, 8, 3)])
+def test_any_channels_and_sides_that_can_be_halved(image_shape):
+    attention = (image_shape[0] // 2,)
+    model = small(image_shape, attention_resolutions=attention)
+    params = weights(model)
+    output = forward(model, params, *inputs(image_shape, batch=2))
+    assert output.shape == (2, *image_shape) and output.dtype == jnp.float32
+    assert np.isfinite(output).all() and np.std(output) > 1e-3
+
+
+def test_the_output_of_an_image_depends_on_that_image_and_its_t_alone():
+    model = small()
+    params = weights(model)
+    x, t = inputs()
+    together = forward(model, params, x, t)
+    alone = jnp.concatenate([forward(model, params, x[i : i + 1], t[i : i + 1]) for i in range(4)])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    other = forward(model, params, x.at[0].set(5.0), t.at[0].set(999))
+    np.testing.assert_allclose(other[1:], together[1:], atol=1e-5)
+    assert np.abs(other[0] - together[0]).max() > 0.1
+
+
+def test_the_output_depends_on_t():
+    model = small()
+    params = weights(model)
+    x = jnp.repeat(inputs(batch=1)[0], 3, axis=0)
+    at_0, at_1, at_500 = forward(model, params, x, jnp.array([0, 1, 500]))
+    assert np.abs(at_0 - at_1).max() > 1e-3 and np.abs(at_0 - at_500).max() > 1e-2
+
+
+def test_the_time_embedding_is_sines_and_cosines_of_geometric_frequencies():
+    embedded = np.asarray(time_embedding(jnp.array([0, 3, 999]), 8), np.float64)
+    frequencies = 10_000.0 ** -(np.arange(4) / 3)  # from 1 to 1/10000, ends included
+    angles = np.array([0.0, 3.0, 999.0])[:, None] * frequencies
+    expected = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    np.testing.assert_allclose(embedded, expected, atol=1e-4)  # float32 angles up to 999
+
+
+def test_scale_shift_and_heads_compute_something_else():
+    x, t = inputs()
+    outputs = []
+    for changes in ({}, dict(scale_shift=True), dict(num_heads=4)):
+        model = small(**changes)
+        outputs.append(forward(model, weights(model), x, t))
+    assert np.abs(outputs[1] - outputs[0]).max() > 0.05
+    assert np.abs(outputs[2] - outputs[0]).max() > 1e-4
+
+
+def test_labels_change_the_output_and_a_negative_one_is_the_null_class():
+    model = small(num_classes=3)
+    params = weights(model)
+    x = jnp.repeat(inputs(batch=1)[0], 6, axis=0)
+    t = jnp.full(6, 17)
+    labels = jnp.array([0, 1, 2, -1, -5, 3], jnp.int32)
+    output = forward(model, params, x, t, {"label": labels})
+    for i in range(4):  # three classes and the null class are four different functions
+        for j in range(i):
+            assert np.abs(output[i] - output[j]).max() > 1e-2
+    np.testing.assert_allclose(output[4], output[3], atol=1e-6)
+    np.testing.assert_allclose(forward(model, params, x, t)[0], output[3], atol=1e-6)
+
+
+def test_labels_for_a_network_without_classes_are_refused():
+    model = small()
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    with pytest.raises(UserError, match="'label' is given.*no classes"):
+        jax.eval_shape(model.apply, params, *inputs(), {"label": jnp.zeros(4, jnp.int32)})
+
+
+def test_remat_changes_neither_parameters_nor_output_nor_gradients():
+    x, t = inputs()
+    results = []
+    for remat in (False, True):
+        model = small(remat=remat, dropout=0.5)
+        params = weights(model)
+
+        def loss(params, model=model):
+            out = model.apply(params, x, t, None, train=True, key=jax.random.key(3))
+            return jnp.square(out).mean()
+
+        results.append((params, *jax.jit(jax.value_and_grad(loss))(params)))
+    (params, loss, gradient), (params_remat, loss_remat, gradient_remat) = results
+    jax.tree.map(np.testing.assert_array_equal, params, params_remat)
+    np.testing.assert_allclose(loss, loss_remat, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * float(np.abs(a).max()) + 1e-7),
+        gradient,
+        gradient_remat,
+    )
+
+
+@pytest.mark.loose_promotion(reason="Linen's GroupNorm multiplies bfloat16 by float32")
+def test_bfloat16_computes_what_float32_does_to_its_precision():
+    x, t = inputs()
+    cond = {"label": jnp.arange(4)}
+    settings = dict(num_classes=4, scale_shift=True)
+    params = weights(small(**settings))
+    full = forward(small(**settings), params, x, t, cond)
+    half = forward(small(**settings, dtype=jnp.bfloat16), params, x, t, cond)
+    assert half.dtype == jnp.float32
+    error = np.sqrt(np.mean(np.square(half - full)) / np.mean(np.square(full)))
+    assert 1e-5 < error < 0.05, error  # rounds to 8 bits somewhere, and is right all the same
+
+
+def test_dropout_is_on_in_training_alone_and_follows_the_key():
+    model = small(dropout=0.5)
+    params = weights(model)
+    x, t = inputs()
+    first, again, other = (
+        forward(model, params, x, t, train=True, key=jax.random.key(k)) for k in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 1e-2
+    quiet = forward(model, params, x, t)
+    np.testing.assert_array_equal(quiet, forward(model, params, x, t, key=jax.random.key(1)))
+    assert np.abs(first - quiet).max() > 1e-2
+    off = forward(small(dropout=0.0), params, x, t, train=True, key=jax.random.key(0))
+    np.testing.assert_allclose(off, quiet, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings, image_size, message",
+    [
+        (
+            {},
+            (28, 28),
+            "images of 28x28 cannot be halved 3 times: both sides must be divisible by 8; resize "
+            "them to 32x32 (data.image_size) or take fewer model.channel_multipliers",
+        ),
+        (
+            {},
+            (64, 36),
+            "images of 64x36 cannot be halved 3 times: both sides must be divisible by 8; resize "
+            "them to 64x40 (data.image_size) or take fewer model.channel_multipliers",
+        ),
+        (
+            dict(attention_resolutions=(16, 12)),
+            (32, 32),
+            "model.attention_resolutions has 12, but images of height 32 pass through the heights "
+            "[32, 16, 8, 4]; choose among these",
+        ),
+        (
+            dict(channels=48),
+            (32, 32),
+            "the network has blocks of 48 channels (model.channels 48 x 1), not divisible by model.num_groups 32;"
+            " change either",
+        ),
+        (  # the first convolution has model.channels, whatever the multipliers
+            dict(channels=16, channel_multipliers=(2, 4)),
+            (32, 32),
+            "a level has 16 channels (model.channels 16 x 1), not divisible by model.num_groups 32;"
+            " change either",
+        ),
+        (
+            dict(num_heads=3),
+            (32, 32),
+            "a level with attention has 256 channels (model.channels 128 x 2), not divisible by "
+            "model.num_heads 3; change either",
+        ),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_with_the_fix(settings, image_size, message):
+    unet = UNet(**settings)
+    with pytest.raises(UserError) as error:
+        unet.check_sizes(image_size)
+    assert str(error.value) == message
+    model = as_model(unet, (*image_size, 3))
+    with pytest.raises(UserError):  # the network itself refuses them too
+        jax.eval_shape(model.init, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(channels=8, channel_multipliers=(1, 3), num_heads=3, num_groups=4),
+        dict(channels=8, channel_multipliers=(2, 1, 3), num_groups=8),
+        dict(channels=8, channel_multipliers=(1,), num_groups=8),
+    ],
+)
+def test_what_check_sizes_lets_through_can_be_built(settings):
+    unet = UNet(attention_resolutions=(), **settings)
+    unet.check_sizes((8, 8))
+    model = as_model(unet, (8, 8, 3))
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    assert jax.eval_shape(model.apply, params, *inputs()).shape == (4, 8, 8, 3)
