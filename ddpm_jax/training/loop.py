@@ -142,7 +142,8 @@ def train(config: Config, root: str | os.PathLike) -> Result:
                 if first:
                     jax.block_until_ready(metrics)  # compiled: the clock starts here
                     progress.restart_clock(step)
-                ending = step == last or stop.signal is not None
+                stopping = stop.signal is not None  # read once: a signal can come at any line
+                ending = stopping or step == last
                 due = {name for name, n in every.items() if n and step % n == 0}
                 if due or ending:
                     write(late)
@@ -158,7 +159,7 @@ def train(config: Config, root: str | os.PathLike) -> Result:
                     if "checkpoint" in due or ending:
                         checkpoints.save(state, wait=ending)
                     progress.restart_clock(step)
-                if stop.signal is not None:
+                if stopping:
                     break
         if step < last:
             console.print(f"stopped by signal {stop.signal} at step {step}; the state is saved")
