@@ -134,7 +134,7 @@ def some_cases(path):
         f"{kind} {sampler}": make(kind, sampler)(
             PARAMS, jax.random.key(3), 5, {"label": LABELS[:5]}
         )
-        for kind, sampler in SOME
+        for kind, sampler in SOME[:2]
     }
     np.savez(path, devices=jax.local_device_count(), **images)
 
