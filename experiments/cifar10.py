@@ -4,7 +4,7 @@ Paper:    FID 3.17 against the train split (5.24 against test), NLL <= 3.75 bits
           10.6 hours on a TPU v3-8 (21 steps/s).
 Command:  python -m experiments.train --config=experiments/cifar10.py --workdir=runs/cifar10
 Measured: nothing on this data set yet (2026-11-23); the U-Net has the paper's 35,746,307
-          parameters, and one step on two CPU cores takes the time that the README states.
+          parameters.
 
 T = 1000, linear beta from 1e-4 to 0.02, L_simple on epsilon, Adam 2e-4 with 5,000 steps of warm-up,
 gradients clipped to 1, batch 128, dropout 0.1, random flips, EMA 0.9999, 800k steps, sigma_t^2 =

@@ -1,4 +1,10 @@
-"""Handwritten digits, 8x8: a whole DDPM on two CPU cores in about three minutes."""
+"""Handwritten digits, 8x8: a whole DDPM on two CPU cores in a few minutes.
+
+Data:     scikit-learn's 1,797 digits; nothing is downloaded.
+Command:  python -m experiments.train --config=experiments/digits.py --workdir=runs/digits
+Measured: loss 0.082 at 1,200 steps; 5 min 21 s with compilation and 64 samples, on two cores of a
+          shared x86-64 machine (2026-11-23, jax 0.10.2). Most samples read as digits.
+"""
 
 import ml_collections
 

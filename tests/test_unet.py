@@ -18,6 +18,7 @@ SMALL = dict(
     attention_resolutions=(4,),
     num_groups=4,
 )
+ONE_LEVEL = dict(channel_multipliers=(1,), attention_resolutions=())  # attends in the middle
 QUICK = {
     "xla_backend_optimization_level": 0
 }  # halves the time to compile, which is what we wait for
@@ -27,15 +28,17 @@ def small(image_shape=(8, 8, 3), **changes):
     return as_model(UNet(**{"out_channels": image_shape[-1], **SMALL, **changes}), image_shape)
 
 
-def weights(model, seed=0, scale=1.0):
+def weights(model, seed=0):
     """Weights as after some training: none of them zero, so that every path shows."""
     rng = np.random.default_rng(seed)
 
-    def draw(leaf):
-        fan_in = max(1, math.prod(leaf.shape[:-1])) if len(leaf.shape) > 1 else 25
-        return jnp.asarray(scale * rng.normal(size=leaf.shape) / np.sqrt(fan_in), leaf.dtype)
+    def draw(path, leaf):
+        fan_in = math.prod(leaf.shape[:-1]) if leaf.ndim > 1 else 25
+        value = rng.normal(size=leaf.shape) / np.sqrt(fan_in) + (path[-1].key == "scale")
+        return jnp.asarray(value, leaf.dtype)
 
-    return jax.tree.map(draw, jax.eval_shape(model.init, jax.random.key(0)))
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def inputs(image_shape=(8, 8, 3), batch=4, seed=1):
@@ -116,29 +119,30 @@ def test_the_network_of_256x256_has_114_million_parameters():
     [
         (dict(scale_shift=True), dict(scale_shift=True)),
         (dict(num_classes=10), dict(classes=11)),  # the null class has a row of its own
-        (dict(num_res_blocks=1), dict(blocks=1)),
+        (dict(num_res_blocks=2), dict(blocks=2)),
         (dict(num_heads=2), {}),  # heads share the same weights
         (dict(attention_resolutions=(8, 4)), dict(attention=(8, 4))),
         (dict(attention_resolutions=()), dict(attention=())),
     ],
 )
 def test_the_switches_change_the_number_of_parameters_as_counted(changes, counted):
-    counted = dict(side=8, channels=8, multipliers=(1, 2), attention=(4,)) | counted
+    counted = dict(side=8, channels=8, multipliers=(1, 2), attention=(4,), blocks=1) | counted
     assert parameters_of((8, 8, 3), **{**SMALL, **changes}) == number_of_parameters(**counted)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.loose_promotion(reason="Linen's GroupNorm multiplies bfloat16 by float32")
-def test_the_network_starts_as_the_zero_function(dtype):
-    model = small(dtype=dtype)
-    params = model.init(jax.random.key(0))
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
-    output = forward(model, params, *inputs())
-    assert output.dtype == jnp.float32
-    np.testing.assert_array_equal(output, np.zeros((4, 8, 8, 3)))
+def test_the_network_starts_as_the_zero_function():
+    model = small(**ONE_LEVEL)
+    params = jax.jit(model.init, compiler_options=QUICK)(jax.random.key(0))
+    blocks = [name for name in params if name.startswith(("down", "middle", "up"))]
+    assert len(blocks) == 6
+    for name in blocks:  # and so every block starts as the identity or the shortcut
+        last = params[name]["out" if name.endswith("attention") else "conv_2"]
+        assert not np.any(last["kernel"]) and not np.any(last["bias"])
+    assert np.std(params["down_0_0"]["conv_1"]["kernel"]) > 0.05
+    np.testing.assert_array_equal(forward(model, params, *inputs()), np.zeros((4, 8, 8, 3)))
 
 
-@pytest.mark.parametrize("image_shape", [(8, 8, 1), (8, 8, 4), (32, 64, 3), (12, 8, 3)])
+@pytest.mark.parametrize("image_shape", [(8, 8, 1), (12, 8, 4), (32, 64, 3)])
 def test_any_channels_and_sides_that_can_be_halved(image_shape):
     attention = (image_shape[0] // 2,)
     model = small(image_shape, attention_resolutions=attention)
@@ -152,20 +156,16 @@ def test_the_output_of_an_image_depends_on_that_image_and_its_t_alone():
     model = small()
     params = weights(model)
     x, t = inputs()
-    together = forward(model, params, x, t)
-    alone = jnp.concatenate([forward(model, params, x[i : i + 1], t[i : i + 1]) for i in range(4)])
-    np.testing.assert_allclose(together, alone, atol=1e-5)
-    other = forward(model, params, x.at[0].set(5.0), t.at[0].set(999))
+    run = jax.jit(model.apply, compiler_options=QUICK)
+    together = run(params, x, t)
+    other = run(params, x.at[0].set(5.0), t)
     np.testing.assert_allclose(other[1:], together[1:], atol=1e-5)
     assert np.abs(other[0] - together[0]).max() > 0.1
-
-
-def test_the_output_depends_on_t():
-    model = small()
-    params = weights(model)
-    x = jnp.repeat(inputs(batch=1)[0], 3, axis=0)
-    at_0, at_1, at_500 = forward(model, params, x, jnp.array([0, 1, 500]))
-    assert np.abs(at_0 - at_1).max() > 1e-3 and np.abs(at_0 - at_500).max() > 1e-2
+    other = run(params, x, t.at[0].set(1))
+    np.testing.assert_allclose(other[1:], together[1:], atol=1e-5)
+    assert np.abs(other[0] - together[0]).max() > 1e-3
+    alone = run(params, x[1:2], t[1:2])
+    np.testing.assert_allclose(alone, together[1:2], atol=1e-5)
 
 
 def test_the_time_embedding_is_sines_and_cosines_of_geometric_frequencies():
@@ -180,14 +180,14 @@ def test_scale_shift_and_heads_compute_something_else():
     x, t = inputs()
     outputs = []
     for changes in ({}, dict(scale_shift=True), dict(num_heads=4)):
-        model = small(**changes)
+        model = small(**ONE_LEVEL, **changes)
         outputs.append(forward(model, weights(model), x, t))
     assert np.abs(outputs[1] - outputs[0]).max() > 0.05
     assert np.abs(outputs[2] - outputs[0]).max() > 1e-4
 
 
 def test_labels_change_the_output_and_a_negative_one_is_the_null_class():
-    model = small(num_classes=3)
+    model = small(**ONE_LEVEL, num_classes=3)
     params = weights(model)
     x = jnp.repeat(inputs(batch=1)[0], 6, axis=0)
     t = jnp.full(6, 17)
@@ -203,7 +203,7 @@ def test_labels_change_the_output_and_a_negative_one_is_the_null_class():
 def test_labels_for_a_network_without_classes_are_refused():
     model = small()
     params = jax.eval_shape(model.init, jax.random.key(0))
-    with pytest.raises(UserError, match="'label' is given.*no classes"):
+    with pytest.raises(UserError, match="'label'.* is given, but the network has no classes"):
         jax.eval_shape(model.apply, params, *inputs(), {"label": jnp.zeros(4, jnp.int32)})
 
 
@@ -211,14 +211,14 @@ def test_remat_changes_neither_parameters_nor_output_nor_gradients():
     x, t = inputs()
     results = []
     for remat in (False, True):
-        model = small(remat=remat, dropout=0.5)
+        model = small(**ONE_LEVEL, remat=remat, dropout=0.5)
         params = weights(model)
 
         def loss(params, model=model):
             out = model.apply(params, x, t, None, train=True, key=jax.random.key(3))
             return jnp.square(out).mean()
 
-        results.append((params, *jax.jit(jax.value_and_grad(loss))(params)))
+        results.append((params, *jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)(params)))
     (params, loss, gradient), (params_remat, loss_remat, gradient_remat) = results
     jax.tree.map(np.testing.assert_array_equal, params, params_remat)
     np.testing.assert_allclose(loss, loss_remat, rtol=1e-5)
@@ -233,17 +233,20 @@ def test_remat_changes_neither_parameters_nor_output_nor_gradients():
 def test_bfloat16_computes_what_float32_does_to_its_precision():
     x, t = inputs()
     cond = {"label": jnp.arange(4)}
-    settings = dict(num_classes=4, scale_shift=True)
+    settings = dict(**ONE_LEVEL, num_classes=4, scale_shift=True)
     params = weights(small(**settings))
     full = forward(small(**settings), params, x, t, cond)
-    half = forward(small(**settings, dtype=jnp.bfloat16), params, x, t, cond)
+    half_model = small(**settings, dtype=jnp.bfloat16)
+    shapes = jax.eval_shape(half_model.init, jax.random.key(0))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes))
+    half = forward(half_model, params, x, t, cond)
     assert half.dtype == jnp.float32
     error = np.sqrt(np.mean(np.square(half - full)) / np.mean(np.square(full)))
     assert 1e-5 < error < 0.05, error  # rounds to 8 bits somewhere, and is right all the same
 
 
 def test_dropout_is_on_in_training_alone_and_follows_the_key():
-    model = small(dropout=0.5)
+    model = small(**ONE_LEVEL, dropout=0.5)
     params = weights(model)
     x, t = inputs()
     first, again, other = (
@@ -254,7 +257,7 @@ def test_dropout_is_on_in_training_alone_and_follows_the_key():
     quiet = forward(model, params, x, t)
     np.testing.assert_array_equal(quiet, forward(model, params, x, t, key=jax.random.key(1)))
     assert np.abs(first - quiet).max() > 1e-2
-    off = forward(small(dropout=0.0), params, x, t, train=True, key=jax.random.key(0))
+    off = forward(small(**ONE_LEVEL, dropout=0.0), params, x, t, train=True, key=jax.random.key(0))
     np.testing.assert_allclose(off, quiet, atol=1e-5)
 
 
@@ -282,19 +285,19 @@ def test_dropout_is_on_in_training_alone_and_follows_the_key():
         (
             dict(channels=48),
             (32, 32),
-            "the network has blocks of 48 channels (model.channels 48 x 1), not divisible by model.num_groups 32;"
-            " change either",
+            "the network has blocks of 48 channels (model.channels 48 x 1), not divisible by "
+            "model.num_groups 32; change either",
         ),
         (  # the first convolution has model.channels, whatever the multipliers
             dict(channels=16, channel_multipliers=(2, 4)),
             (32, 32),
-            "a level has 16 channels (model.channels 16 x 1), not divisible by model.num_groups 32;"
-            " change either",
+            "the network has blocks of 16 channels (model.channels 16 x 1), not divisible by "
+            "model.num_groups 32; change either",
         ),
         (
             dict(num_heads=3),
             (32, 32),
-            "a level with attention has 256 channels (model.channels 128 x 2), not divisible by "
+            "the network has blocks of 128 channels (model.channels 128 x 1), not divisible by "
             "model.num_heads 3; change either",
         ),
     ],
@@ -312,7 +315,7 @@ def test_sizes_that_do_not_fit_are_refused_with_the_fix(settings, image_size, me
 @pytest.mark.parametrize(
     "settings",
     [
-        dict(channels=8, channel_multipliers=(1, 3), num_heads=3, num_groups=4),
+        dict(channels=12, channel_multipliers=(1, 3), num_heads=3, num_groups=4),
         dict(channels=8, channel_multipliers=(2, 1, 3), num_groups=8),
         dict(channels=8, channel_multipliers=(1,), num_groups=8),
     ],

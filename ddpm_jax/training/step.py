@@ -9,6 +9,7 @@ with n the step: the warm-up of the decay forgets the initial weights early on.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -114,8 +115,9 @@ def make_train_step(
         n = state.step.astype(jnp.float32)
         warm = (1 + n) / (10 + n) if optim_config.ema_warmup else optim_config.ema_decay
         decay = jnp.minimum(optim_config.ema_decay, warm)
-        decay = jnp.where(opt_state.last_finite, decay, 1.0)
-        ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
+        moved = optax.incremental_update(params, state.ema_params, 1 - decay)
+        keep = functools.partial(jnp.where, opt_state.last_finite)  # a select: 0 * NaN is NaN
+        ema_params = jax.tree.map(keep, moved, state.ema_params)
 
         sums, counts = loss_by_quartile(loss, t, num_timesteps)
         metrics = dict(

@@ -1,0 +1,307 @@
+"""The train step, the optimiser, checkpoints and the work directory."""
+
+import dataclasses
+import functools
+import logging
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax import config as config_lib
+from ddpm_jax.config import Config
+from ddpm_jax.errors import UserError
+from ddpm_jax.training import devices, metrics, workdir
+from ddpm_jax.training.checkpoint import Checkpoints, restore_ema
+from ddpm_jax.training.loop import train
+from ddpm_jax.training.optimizer import learning_rate
+from ddpm_jax.training.parts import build_parts
+from ddpm_jax.training.step import fuse_steps, loss_by_quartile, to_x_0
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Sharding info not provided"),
+    pytest.mark.loose_promotion(reason="optax's schedules multiply floats with int32 counts"),
+]
+
+SMALL = {
+    "data": {"name": "digits", "flip": False},
+    "process": {"schedule": "cosine", "num_timesteps": 8},
+    "model": {
+        "channels": 8,
+        "channel_multipliers": (1, 2),
+        "attention_resolutions": (4,),
+        "num_groups": 4,
+        "num_res_blocks": 1,
+        "dropout": 0.0,
+    },
+    "optim": {"warmup_steps": 2, "learning_rate": 1e-3, "max_nonfinite": 3},
+    "train": {"num_steps": 4, "batch_size": 16, "num_samples": 2, "log_every": 2},
+    "eval": {"every": 2},
+}
+
+
+def make_config(**changes) -> Config:
+    """The small config with `section__field=value` changes."""
+    merged = {section: dict(fields) for section, fields in SMALL.items()}
+    for name, value in changes.items():
+        section, field = name.split("__")
+        merged.setdefault(section, {})[field] = value
+    return config_lib.from_dict(merged)
+
+
+@functools.cache
+def make_parts(config: Config):
+    parts = build_parts(config, (8, 8, 1), 10, unroll=True)
+    return parts, jax.jit(parts.train_step)
+
+
+def make_batch(seed=0, size=16):
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (size, 8, 8, 1), np.uint8)
+    return {"image": image, "label": rng.integers(0, 10, size, np.int32)}
+
+
+def assert_equal(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+def assert_close(a, b, rtol=1e-4, atol=1e-6):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=rtol, atol=atol)
+
+
+def test_pixels_become_numbers_between_minus_one_and_one():
+    np.testing.assert_allclose(to_x_0(jnp.array([0, 255], jnp.uint8)), [-1.0, 1.0])
+
+
+def test_losses_are_summed_by_quarter_of_the_timesteps():
+    t = np.arange(1, 1001)
+    sums, counts = loss_by_quartile(jnp.asarray(t, jnp.float32), jnp.asarray(t), 1000)
+    np.testing.assert_allclose(sums, t.reshape(4, 250).sum(1), rtol=1e-5)
+    np.testing.assert_array_equal(counts, [250] * 4)
+
+
+def test_the_rate_warms_up_from_zero_and_decays_to_zero():
+    optim = make_config(optim__warmup_steps=10, optim__decay="cosine").optim
+    rate = learning_rate(optim, 110)
+    np.testing.assert_allclose([float(rate(i)) for i in (0, 5, 10)], [0, 5e-4, 1e-3], rtol=1e-6)
+    assert float(rate(60)) == pytest.approx(5e-4) and float(rate(110)) == pytest.approx(0, abs=1e-9)
+    constant = learning_rate(dataclasses.replace(optim, decay="constant"), 110)
+    assert float(constant(100_000)) == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize("ema_warmup", [True, False])
+def test_the_ema_is_the_recursion_of_the_weights(ema_warmup):
+    parts, step = make_parts(make_config(optim__ema_warmup=ema_warmup))
+    state = parts.init()
+    average = np.asarray(state.params["conv_in"]["kernel"], np.float64)
+    for n in range(4):
+        state, _ = step(state, make_batch(n))
+        decay = min(0.9999, (1 + n) / (10 + n)) if ema_warmup else 0.9999
+        average = decay * average + (1 - decay) * np.asarray(state.params["conv_in"]["kernel"])
+    np.testing.assert_allclose(state.ema_params["conv_in"]["kernel"], average, rtol=1e-5, atol=1e-7)
+
+
+def test_an_update_that_is_not_finite_is_skipped_and_counted():
+    parts, step = make_parts(make_config())
+    state, _ = step(parts.init(), make_batch())
+    bad = state.params | {"conv_out": {**state.params["conv_out"]}}
+    bad["conv_out"]["bias"] = jnp.full((1,), jnp.nan)
+    broken = dataclasses.replace(state, params=bad)
+    for n in (1, 2):
+        before, (broken, metrics_) = broken, step(broken, make_batch())
+        assert int(metrics_["skipped"]) == int(metrics_["skipped_in_a_row"]) == n
+        assert_equal(broken.params, before.params)
+        assert_equal(broken.ema_params, before.ema_params)
+        assert_equal(broken.opt_state.inner_state, before.opt_state.inner_state)
+    mended, metrics_ = step(dataclasses.replace(broken, params=state.params), make_batch())
+    assert int(metrics_["skipped"]) == 2 and int(metrics_["skipped_in_a_row"]) == 0
+    assert int(mended.step) == 4
+    assert not np.array_equal(mended.params["conv_in"]["kernel"], state.params["conv_in"]["kernel"])
+
+
+def test_micro_batches_add_up_to_the_batch():
+    state, expected = None, None
+    for accumulate in (1, 4):
+        parts, step = make_parts(make_config(train__accumulate=accumulate))
+        state = parts.init()
+        for n in range(2):
+            state, row = step(state, make_batch(n))
+        expected = expected or (state.params, row)
+    assert_close(state.params, expected[0], rtol=1e-3, atol=2e-5)
+    assert_close(row["quartile_sum"], expected[1]["quartile_sum"])
+
+
+def test_fused_steps_are_the_single_steps():
+    parts, step = make_parts(make_config())
+    batches = [make_batch(n) for n in range(3)]
+    state = parts.init()
+    losses = []
+    for batch in batches:
+        state, row = step(state, batch)
+        losses.append(row["loss"])
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+    fused, rows = jax.jit(fuse_steps(parts.train_step, 3))(parts.init(), stacked)
+    np.testing.assert_allclose(rows["loss"], losses, rtol=1e-4)
+    assert_close(fused.params, state.params, rtol=1e-3, atol=2e-5)
+
+
+def test_the_devices_share_the_batch_and_change_nothing():
+    config = make_config()
+    parts, step = make_parts(config)
+    expected, row = step(parts.init(), make_batch())
+    mesh = devices.make_mesh(config)
+    assert mesh.size == 8
+    state = jax.jit(parts.init, out_shardings=devices.replicated(mesh))()
+    batch = jax.device_put(make_batch(), devices.over_batch(mesh))
+    state, sharded = step(state, batch)
+    np.testing.assert_allclose(sharded["loss"], row["loss"], rtol=1e-5)
+    assert_close(state.params, expected.params, rtol=1e-3, atol=2e-5)
+
+
+@pytest.fixture
+def three_checkpoints(tmp_path):
+    """A directory with checkpoints of steps 1, 2 and 3, and their states."""
+    parts, step = make_parts(make_config())
+    states = [parts.init()]
+    directory = tmp_path / "run" / "checkpoints"
+    checkpoints = Checkpoints(directory, keep_last=3, keep_every=0)
+    for n in range(3):
+        states.append(step(states[-1], make_batch(n))[0])
+        checkpoints.save(states[-1], wait=True)
+    checkpoints.close()
+    return directory, states
+
+
+def abstract(state):
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
+
+
+def test_a_checkpoint_gives_back_every_bit(three_checkpoints):
+    directory, states = three_checkpoints
+    checkpoints = Checkpoints(directory, 3, 0)
+    assert_equal(checkpoints.restore_latest(abstract(states[3])), states[3])
+    checkpoints.close()
+    step, params = restore_ema(directory, abstract(states[3].ema_params), step=2)
+    assert step == 2
+    assert_equal(params, states[2].ema_params)
+    with pytest.raises(UserError, match="no checkpoint of step 7"):
+        restore_ema(directory, abstract(states[3].ema_params), step=7)
+
+
+def damage(path: pathlib.Path) -> None:
+    """Cut every file of data under a directory to half its length."""
+    files = [f for f in path.rglob("*") if f.is_file() and f.stat().st_size > 1000]
+    assert files
+    for file in files:
+        with file.open("r+b") as f:
+            f.truncate(file.stat().st_size // 2)
+
+
+def test_a_truncated_checkpoint_is_named_and_the_one_before_it_taken(three_checkpoints, caplog):
+    directory, states = three_checkpoints
+    damage(directory / "3")
+    checkpoints = Checkpoints(directory, 3, 0)
+    with caplog.at_level(logging.WARNING, "ddpm_jax"):
+        restored = checkpoints.restore_latest(abstract(states[3]))
+    assert_equal(restored, states[2])
+    assert f"{directory}/3 cannot be read" in caplog.text
+    assert (directory.parent / "damaged" / "3-0").is_dir() and not (directory / "3").exists()
+    checkpoints.save(states[3], wait=True)  # the same step again
+    assert_equal(checkpoints.restore_latest(abstract(states[3])), states[3])
+    checkpoints.close()
+
+
+def test_where_all_are_damaged_nothing_is_moved(three_checkpoints):
+    directory, states = three_checkpoints
+    for step in "123":
+        damage(directory / step)
+    checkpoints = Checkpoints(directory, 3, 0)
+    with pytest.raises(UserError, match=r"none of the checkpoints \[1, 2, 3\]"):
+        checkpoints.restore_latest(abstract(states[3]))
+    checkpoints.close()
+    assert sorted(p.name for p in directory.iterdir() if p.name.isdigit()) == ["1", "2", "3"]
+
+
+def test_the_last_and_every_other_checkpoint_are_kept(tmp_path):
+    parts, _ = make_parts(make_config())
+    state = parts.init()
+    checkpoints = Checkpoints(tmp_path / "c", keep_last=1, keep_every=2)
+    for n in range(1, 6):
+        checkpoints.save(dataclasses.replace(state, step=jnp.int32(n)), wait=True)
+    checkpoints.close()
+    kept = sorted(int(p.name) for p in (tmp_path / "c").iterdir() if p.name.isdigit())
+    assert kept == [2, 4, 5]
+
+
+def test_a_work_directory_of_another_config_is_refused(tmp_path):
+    config = make_config()
+    workdir.open_for_training(tmp_path, config)
+    workdir.open_for_training(tmp_path, make_config(train__num_steps=9))  # a longer run may go on
+    with pytest.raises(UserError, match=r"loss.kind: 'eps' there, 'v' now"):
+        workdir.open_for_training(tmp_path, make_config(loss__kind="v", train__num_steps=9))
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        workdir.open_for_training(file / "run", config)
+    with pytest.raises(UserError, match="is not the work directory of a run"):
+        workdir.open_for_reading(tmp_path / "nothing")
+
+
+def test_the_metrics_of_an_interrupted_run_are_cut_at_the_resumed_step(tmp_path):
+    paths = workdir.WorkDir(tmp_path)
+    writer = metrics.MetricsWriter(paths, 0)
+    for step in (1, 2, 3):
+        writer.scalars(step, {"loss": 1.0 / step})
+    writer.close()
+    with paths.metrics.open("a") as file:
+        file.write('{"step": 4, "lo')  # a kill in the middle of a line
+    metrics.MetricsWriter(paths, 2).close()
+    assert [row["step"] for row in metrics.read(paths.metrics)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"process__schedule": "lineer"},
+            "process.schedule 'lineer'; did you mean 'linear'",
+        ),
+        ({"sample__sampler": "ancestrel"}, "did you mean 'ancestral'"),
+        ({"data__name": "digit"}, "did you mean .*'digits'"),
+        ({"loss__weighting": "min_snr5"}, "did you mean 'min_snr'"),
+        ({"process__schedule": "linear", "process__beta_T": 1.5}, "beta_T"),
+        ({"process__zero_terminal_snr": True}, "zero_terminal_snr"),
+        ({"train__batch_size": 12}, "8 devices cannot share"),
+        ({"train__batch_size": 4000}, "only 1634 training images"),
+        ({"model__channel_multipliers": (1, 1, 1, 1, 1)}, "divisible by 16"),
+        ({"model__attention_resolutions": (16,)}, r"heights \[8, 4\]"),
+        ({"sample__num_steps": 9}, "1..8"),
+    ],
+)
+def test_a_config_that_cannot_work_is_one_line_and_leaves_nothing_behind(
+    tmp_path, changes, message
+):
+    with pytest.raises(UserError, match=message) as error:
+        train(make_config(**changes), tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        ({"train": {"num_step": 1}}, "unknown config key 'train.num_step'; did you mean"),
+        ({"trian": {}}, "unknown config section 'trian'; did you mean 'train'"),
+        ({"train": {"num_steps": "ten"}}, "config.train.num_steps must be int, found 'ten'"),
+        ({"process": {"num_timesteps": 0}}, "process.num_timesteps must be at least 1, found 0"),
+        ({"loss": {"p_uncond": 1.5}}, r"loss.p_uncond must be in \[0, 1\)"),
+    ],
+)
+def test_a_config_is_checked_where_it_is_read(mapping, message):
+    with pytest.raises(UserError, match=message):
+        config_lib.from_dict(mapping)
