@@ -56,7 +56,6 @@ def start(workdir: pathlib.Path, cache: pathlib.Path, num_devices: int) -> subpr
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
