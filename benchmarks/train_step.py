@@ -14,6 +14,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
+from ddpm_jax import compiler
 from ddpm_jax.config import from_dict
 from ddpm_jax.training import devices
 from ddpm_jax.training.parts import build_parts
@@ -32,7 +33,7 @@ def main() -> None:
     mesh = devices.make_mesh(config)
     on_cpu = jax.default_backend() == "cpu"
     parts = build_parts(config, shape, CLASSES.value, unroll=on_cpu)
-    options = devices.compiler_options()
+    options = compiler.options(compiler.NETWORK)
     step = jax.jit(parts.train_step, donate_argnums=0, compiler_options=options)
     state = jax.jit(parts.init, out_shardings=devices.replicated(mesh))()
     rng = np.random.default_rng(0)

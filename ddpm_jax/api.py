@@ -1,5 +1,6 @@
 """From a network to a sampling function: one compiled program for the whole chain."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from ddpm_jax import compiler
 from ddpm_jax.denoise import make_denoise_fn
 from ddpm_jax.errors import UserError
 from ddpm_jax.predictions import check_kind
@@ -65,7 +67,7 @@ def make_sample(
     replicated = NamedSharding(mesh, PartitionSpec())
     sharded = NamedSharding(mesh, PartitionSpec("data"))
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiler.options(compiler.NETWORK))
     def run(params: Params, key: PRNGKey, index: Array, cond: Conditioning | None) -> Any:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
         x_T = draw_x_T(keys, tuple(shape))  # sharded as `index` is, and so is all that follows

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up; a name stands for a module or a whole package. Modules of one row do not see
 # each other (modules of one package do).
 LAYERS = [
-    {"ddpm_jax.errors", "ddpm_jax.types"},
+    {"ddpm_jax.errors", "ddpm_jax.types", "ddpm_jax.compiler"},
     {"ddpm_jax.config", "ddpm_jax.schedules", "ddpm_jax.timesteps"},
     {"ddpm_jax.process"},
     {"ddpm_jax.predictions", "ddpm_jax.variance"},

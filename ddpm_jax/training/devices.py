@@ -1,6 +1,5 @@
 """The devices of a run: what they are, the mesh over them, and where arrays lie on it."""
 
-import functools
 import glob
 import os
 
@@ -41,23 +40,6 @@ def cpu_fallback_warning() -> str | None:
                 "(or set JAX_PLATFORMS=cpu to say that you mean it)"
             )
     return None
-
-
-@functools.cache
-def compiler_options() -> dict[str, str]:
-    """Return XLA options for the train step: on CPU, convolutions by Eigen and not by YNNPACK.
-
-    On two cores that halves the time of a step of the digits' network (254 -> 133 ms, jax 0.10.2,
-    2026-11-23). Empty where XLA does not know the option, or runs elsewhere.
-    """
-    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
-    if jax.default_backend() != "cpu":
-        return {}
-    try:
-        jax.jit(lambda: 0, compiler_options=options).lower().compile()
-    except jax.errors.JaxRuntimeError:
-        return {}
-    return options
 
 
 def make_mesh(config: Config) -> Mesh:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from ddpm_jax import data
+from ddpm_jax import compiler, data
 from ddpm_jax.config import Config
 from ddpm_jax.data.ahead import map_ahead
 from ddpm_jax.errors import UserError
@@ -76,9 +76,8 @@ def train(config: Config, root: str | os.PathLike) -> Result:
         jax.process_count(),
     )
     steps_per_call = config.train.steps_per_call or (1 if on_cpu else 10)
-    compiled = functools.partial(
-        jax.jit, donate_argnums=0, compiler_options=devices.compiler_options()
-    )
+    for_network = compiler.options(compiler.NETWORK)
+    compiled = functools.partial(jax.jit, donate_argnums=0, compiler_options=for_network)
     single = compiled(parts.train_step)
     fused = compiled(fuse_steps(parts.train_step, steps_per_call))
     held_out = _make_held_out(config, dataset, parts, mesh)
@@ -89,7 +88,8 @@ def train(config: Config, root: str | os.PathLike) -> Result:
     write_facts(workdir, facts)
     checkpoints = Checkpoints(workdir.checkpoints, config.train.keep_last, config.train.keep_every)
     replicated = devices.replicated(mesh)
-    init = jax.jit(parts.init, out_shardings=replicated)
+    once = compiler.options(compiler.ONCE)
+    init = jax.jit(parts.init, out_shardings=replicated, compiler_options=once)
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated),
         jax.eval_shape(init),
@@ -114,10 +114,10 @@ def train(config: Config, root: str | os.PathLike) -> Result:
         "checkpoint": config.train.checkpoint_every,
     }
 
-    def write(late: tuple[int, Interval] | None) -> None:
-        """Write the metrics of a past interval; stop the run where updates are not finite."""
+    def write(late: tuple[int, Interval] | None) -> int:
+        """Write a past interval's metrics; return the updates skipped in a row, or stop."""
         if late is None:
-            return
+            return 0
         step, metrics = late[0], late[1].fetch()
         speed = progress.update(step, metrics["loss"])
         metrics.update(learning_rate=float(parts.rate(step - 1)), images_per_second=speed)
@@ -129,6 +129,7 @@ def train(config: Config, root: str | os.PathLike) -> Result:
                 f"{workdir.checkpoints}; try a lower optim.learning_rate, optim.clip_norm=1.0 or "
                 "model.dtype=float32"
             )
+        return metrics["skipped_in_a_row"]
 
     calls = list(_plan_calls(start, last, steps_per_call, list(every.values())))
     load = _make_load(batches, mesh)
@@ -149,14 +150,13 @@ def train(config: Config, root: str | os.PathLike) -> Result:
                     write(late)
                     late, interval = (step, interval), Interval()
                 if due - {"log"} or ending:
-                    write(late)
-                    late = None
+                    skipped, late = write(late), None
                     if "held_out" in due:
                         writer.scalars(step, {"held_out_loss": held_out(state.ema_params)})
                     if "sample" in due:
                         pictures.draw(step, "raw", state.params)
                         pictures.draw(step, "ema", state.ema_params)
-                    if "checkpoint" in due or ending:
+                    if ending or ("checkpoint" in due and not skipped):  # a good one stays
                         checkpoints.save(state, wait=ending)
                     progress.restart_clock(step)
                 if stopping:
@@ -230,7 +230,7 @@ def _make_held_out(
     """Return params -> mean loss of the held-out images, or None where there are none."""
     if dataset.test is None or not config.eval.every:
         return None
-    eval_step = jax.jit(parts.eval_step)
+    eval_step = jax.jit(parts.eval_step, compiler_options=compiler.options(compiler.NETWORK))
     size = config.train.batch_size
     count = min(config.eval.num_examples, len(dataset.test))
 
