@@ -1,5 +1,6 @@
 """What the mains share: flags without tracebacks, quiet logs, the compilation cache."""
 
+import ctypes
 import logging
 import os
 import pathlib
@@ -40,6 +41,7 @@ def _parse(argv: list[str]) -> list[str]:
 def _guarded(main: Callable[[], int | None]) -> int | None:
     _quiet_logs()
     _use_compilation_cache()
+    _keep_freed_memory()
     try:
         return main()
     except UserError as error:
@@ -71,3 +73,19 @@ def _use_compilation_cache() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache / "ddpm_jax" / "compiled"))
+
+
+def _keep_freed_memory() -> None:
+    """On CPU, keep freed memory in the process for the next step instead of giving it back.
+
+    XLA takes its temporary buffers anew at every call, and glibc would return and zero them each
+    time: with the digits' network a train step takes 98 ms instead of 119 (medians of 60 steps,
+    A B A B, two cores, 2026-11-23).
+    """
+    if not sys.platform.startswith("linux") or jax.default_backend() != "cpu":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's
+    if mallopt is not None:
+        m_trim_threshold, m_mmap_threshold, largest = -1, -3, 2**31 - 1
+        mallopt(m_mmap_threshold, largest)
+        mallopt(m_trim_threshold, largest)
