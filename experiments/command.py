@@ -6,6 +6,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from absl import app, flags
@@ -25,6 +26,8 @@ def _parse(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise UserError(f"unexpected argument {rest[1]!r}; flags begin with --")
+        if "config" in flags.FLAGS and flags.FLAGS.config is not None:
+            _ = flags.FLAGS.config.items  # of a file that could not be loaded, this raises
         return rest
     except (
         UserError,
@@ -42,6 +45,7 @@ def _guarded(main: Callable[[], int | None]) -> int | None:
     _quiet_logs()
     _use_compilation_cache()
     _keep_freed_memory()
+    sys.unraisablehook = _report_unraisable
     try:
         return main()
     except UserError as error:
@@ -51,6 +55,16 @@ def _guarded(main: Callable[[], int | None]) -> int | None:
         return 130
 
 
+def _report_unraisable(unraisable: Any) -> None:
+    """Report an error that nobody can catch, but for TensorStore's when Orbax gives up a save.
+
+    Its threads then report, hundreds of times, to an event loop that is closed; the failed save
+    itself is raised by what waits for it.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
 def _fail(error: Exception) -> None:
     text = " ".join(str(error).split())
     print(f"error: {text}", file=sys.stderr)
@@ -58,8 +72,8 @@ def _fail(error: Exception) -> None:
 
 
 def _quiet_logs() -> None:
-    """Show what this library logs, as plain lines; of the libraries below it only errors."""
-    absl_logging.set_verbosity(absl_logging.ERROR)
+    """Show what this library logs, as plain lines; the libraries below it raise what matters."""
+    absl_logging.set_verbosity(absl_logging.FATAL)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logger = logging.getLogger("ddpm_jax")

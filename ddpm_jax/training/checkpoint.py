@@ -6,7 +6,9 @@ one is taken.
 """
 
 import logging
+import os
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -166,5 +168,7 @@ def _newest_whole(
 
 
 def _first_line(error: BaseException) -> Any:
-    """Return the first line of an error's message, cut to a readable length."""
+    """Return the operating system's reason where there is one, or the first line of the message."""
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):  # as TensorStore says errno
+        return os.strerror(int(code[1]))
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,65 @@
+"""How good samples of the digits are: python -m benchmarks.digits_quality SAMPLES.npz
+
+Fréchet distance between samples and the training images in the 64 hidden features of a classifier
+of digits (scikit-learn's MLP, 98 % of held-out images right), as FID has it in Inception's. Its
+value depends on the number of images, so compare at one n only; at n = 200, by experiment:
+
+  training images drawn at random         1.1
+  all held-out images (163)               1.7
+  the digits config, all 1,000 steps      1.7, 2.2 (two seeds)
+  a Gaussian fitted to the images         5.9
+  sampler with 1.5 times its noise        7.3
+  sampled under the cosine schedule       9.2
+  sampler without its noise                98
+  initial weights in place of the EMA     105
+
+On the pixels themselves the distance hardly tells a Gaussian (1.2) from the model (1.0).
+"""
+
+import functools
+import pathlib
+import sys
+
+import numpy as np
+from scipy import linalg
+from sklearn.neural_network import MLPClassifier
+
+from ddpm_jax import data
+from ddpm_jax.config import DataConfig
+
+
+@functools.cache
+def _classifier_and_images() -> tuple[MLPClassifier, np.ndarray]:
+    """Return a classifier trained on the training images, and these as [N, 64] in [-1, 1]."""
+    train = data.open_dataset(DataConfig(name="digits")).train
+    images, labels = train.read(np.arange(len(train)))
+    images = images.reshape(len(images), -1) / 127.5 - 1.0
+    classifier = MLPClassifier((64,), alpha=1e-2, max_iter=300, random_state=0)
+    return classifier.fit(images, labels), images
+
+
+def features(images: np.ndarray) -> np.ndarray:
+    """Return the classifier's hidden layer, [N, 64], of images [N, 8, 8, 1] in [-1, 1]."""
+    classifier, _ = _classifier_and_images()
+    weights, bias = classifier.coefs_[0], classifier.intercepts_[0]
+    return np.maximum(images.reshape(len(images), -1) @ weights + bias, 0.0)
+
+
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Return |m_a - m_b|² + tr(C_a + C_b - 2 (C_a C_b)^½) of features [N, D] and [M, D]."""
+    mean = np.square(a.mean(0) - b.mean(0)).sum()
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    eigenvalues = linalg.eigvals(cov_a @ cov_b).real.clip(0.0)  # tr A^½ is the sum of their roots
+    return float(mean + np.trace(cov_a) + np.trace(cov_b) - 2.0 * np.sqrt(eigenvalues).sum())
+
+
+def quality(images: np.ndarray) -> float:
+    """Return the distance between images [N, 8, 8, 1] in [-1, 1] and the training images."""
+    _, real = _classifier_and_images()
+    return frechet_distance(features(images.astype(np.float64)), features(real))
+
+
+if __name__ == "__main__":
+    with np.load(pathlib.Path(sys.argv[1])) as file:
+        found = file["images"] / 127.5 - 1.0  # uint8
+    print(f"Fréchet distance of {len(found)} images to the training images: {quality(found):.2f}")
