@@ -21,6 +21,9 @@ from ddpm_jax.samplers.base import draw_noise
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
+# They call np.array on torch's tensors
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 T, NUM_STEPS, SHAPE = 1000, 10, (2, 3, 4)
 GRID = timesteps.trailing(T, NUM_STEPS)
 X_T = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
@@ -33,8 +36,8 @@ CHAINS = {
         "DPMSolverMultistepScheduler",
         DPM | dict(algorithm_type="sde-dpmsolver++"),
     ),
-    "unipc 2": ("UniPCMultistepScheduler", dict(solver_order=2, lower_order_final=False)),
-    "unipc 3": ("UniPCMultistepScheduler", dict(solver_order=3, lower_order_final=False)),
+    "unipc 2": ("UniPCMultistepScheduler", dict(solver_order=2)),
+    "unipc 3": ("UniPCMultistepScheduler", dict(solver_order=3)),
     "euler": ("EulerDiscreteScheduler", dict(interpolation_type="linear")),
     "heun": ("HeunDiscreteScheduler", {}),
 }
@@ -123,10 +126,10 @@ def test_a_whole_chain_agrees(monkeypatch, name):
         ours, _ = our_chain(name)
     theirs = their_chain(monkeypatch, name, eta=1.0 if name == "ddim eta 1" else 0.0)
     assert len(theirs) == NUM_STEPS
-    if name.startswith("unipc"):
-        # Without their lowered final orders, which ours does not know of (it cannot see how many
-        # steps are left), their step to clean data divides by an infinite h.
-        ours, theirs = ours[:-1], theirs[:-1]
+    if name == "unipc 3":
+        # They lower the order of the last steps, counting what is left: 2, then 1. Ours sees no
+        # further than s: the step to clean data has order 1, all before it the full one.
+        ours, theirs = ours[:-2], theirs[:-2]
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
@@ -138,6 +141,7 @@ def test_3m_differs_from_theirs_by_half_the_second_derivative_and_by_nothing_els
     scheduler = their_scheduler(monkeypatch, "DPMSolverMultistepScheduler", options)
     alphas_cumprod = np.append(1.0, np.cumprod(1.0 - schedules.linear(T)))
     half_log_snr = 0.5 * (np.log(alphas_cumprod[1:]) - np.log1p(-alphas_cumprod[1:]))
+    largest = 0.0
     for i in range(2, NUM_STEPS - 1):
         scheduler._step_index = i
         history = [torch.tensor(x) for x in x_0[i - 2 : i + 1]]
@@ -150,5 +154,6 @@ def test_3m_differs_from_theirs_by_half_the_second_derivative_and_by_nothing_els
         d_2 = h**2 * (first - second) / (h_1 + h_2)
         phi_3 = ((np.expm1(-h) / h + 1.0) / h - 0.5) / -h
         missing = np.sqrt(alphas_cumprod[GRID[i + 1]]) * h * phi_3 * d_2
-        assert np.abs(missing).max() > 1e-3
+        largest = max(largest, np.abs(missing).max())
         np.testing.assert_allclose(x_s[i], theirs.numpy() + missing, atol=1e-4)
+    assert largest > 1e-2
