@@ -4,17 +4,20 @@ The only tables of names; a new schedule, sampler or grid is one line here.
 """
 
 import functools
+import math
+from typing import Any
 
 import jax.numpy as jnp
 
-from ddpm_jax import losses, schedules, timesteps
+from ddpm_jax import losses, samplers, schedules, timesteps
 from ddpm_jax.api import make_sample
-from ddpm_jax.config import Config, LossConfig, ModelConfig, ProcessConfig
+from ddpm_jax.config import Config, LossConfig, ModelConfig, ProcessConfig, SampleConfig
 from ddpm_jax.errors import UserError, unknown
 from ddpm_jax.models import Model, UNet, as_model
 from ddpm_jax.predictions import check_kind
 from ddpm_jax.process import GaussianProcess, make_process
-from ddpm_jax.samplers import ancestral
+from ddpm_jax.samplers.base import Collect, Sampler
+from ddpm_jax.samplers.edm import MAX_GAMMA
 
 SCHEDULES = {
     "linear": lambda c: schedules.linear(c.num_timesteps, c.beta_1 or None, c.beta_T or None),
@@ -31,11 +34,38 @@ WEIGHTINGS = {
 }
 TIME_SAMPLERS = {"uniform": timesteps.sample_uniform, "stratified": timesteps.sample_stratified}
 GRIDS = {
-    "uniform": timesteps.uniform,
-    "trailing": timesteps.trailing,
-    "quadratic": timesteps.quadratic,
+    "uniform": lambda process, n, c: timesteps.uniform(process.num_timesteps, n),
+    "trailing": lambda process, n, c: timesteps.trailing(process.num_timesteps, n),
+    "quadratic": lambda process, n, c: timesteps.quadratic(process.num_timesteps, n),
+    "karras": lambda process, n, c: timesteps.karras(process.log_snr, n, c.rho),
+    "log_snr": lambda process, n, c: timesteps.log_snr_uniform(process.log_snr, n),
 }
-SAMPLERS = {"ancestral": lambda process, c: ancestral(process, c.variance)}
+SAMPLERS = {  # functions of the process and of `config.sample`
+    "ancestral": lambda process, c: samplers.ancestral(process, c.variance),
+    "ddim": lambda process, c: samplers.ddim(process, c.eta),
+    "euler": lambda process, c: samplers.euler(process, **_churn(process, c)),
+    "heun": lambda process, c: samplers.heun(process, **_churn(process, c)),
+    "dpm_solver_pp_2m": lambda process, c: samplers.dpm_solver_pp_2m(process, c.stochastic),
+    "dpm_solver_pp_3m": lambda process, c: samplers.dpm_solver_pp_3m(process),
+    "dpm_solver_pp_2s": lambda process, c: samplers.dpm_solver_pp_2s(process),
+    "unipc": lambda process, c: samplers.unipc(process, c.order),
+    "predictor_corrector": lambda process, c: samplers.predictor_corrector(
+        process, c.variance, c.corrector_snr, c.num_corrections
+    ),
+}
+# Which options are whose; one that is set although nothing reads it is a mistake
+SAMPLER_OPTIONS = {
+    "variance": ("ancestral", "predictor_corrector"),
+    "eta": ("ddim",),
+    "order": ("unipc",),
+    "stochastic": ("dpm_solver_pp_2m",),
+    "s_churn": ("euler", "heun"),
+    "s_min": ("euler", "heun"),
+    "s_max": ("euler", "heun"),
+    "s_noise": ("euler", "heun"),
+    "corrector_snr": ("predictor_corrector",),
+    "num_corrections": ("predictor_corrector",),
+}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -113,18 +143,54 @@ def loss_fn(config: LossConfig, process: GaussianProcess, model: Model):
     return loss
 
 
+def sampler(config: SampleConfig, process: GaussianProcess) -> Sampler:
+    """Build the sampler of `config.sample`."""
+    built = _look_up(SAMPLERS, "sample.sampler", config.sampler)(process, config)
+    for name, users in SAMPLER_OPTIONS.items():
+        value, default = getattr(config, name), getattr(SampleConfig, name)
+        if config.sampler not in users and value != default:
+            raise UserError(
+                f"sample.{name} is {value}, but the {config.sampler} sampler does not use it "
+                f"({', '.join(users)}: yes); leave it at {default}"
+            )
+    return built
+
+
+def _churn(process: GaussianProcess, config: SampleConfig) -> dict[str, float]:
+    """Return the churn of each step: S_churn / num_steps, capped (Karras et al. 2022, alg. 2)."""
+    gamma = config.s_churn / (config.num_steps or process.num_timesteps)
+    return dict(
+        gamma=min(gamma, MAX_GAMMA),
+        s_min=config.s_min,
+        s_max=config.s_max or math.inf,
+        s_noise=config.s_noise,
+    )
+
+
 def sample_fn(
-    config: Config, process: GaussianProcess, model: Model, image_shape: tuple[int, int, int]
-):
-    """Build `sample(params, key, n, cond=None)` as `config.sample` says (`make_sample`)."""
-    T = process.num_timesteps
-    grid = _look_up(GRIDS, "sample.timesteps", config.sample.timesteps)
+    config: Config,
+    process: GaussianProcess,
+    model: Model,
+    image_shape: tuple[int, int, int],
+    collect: Collect | None = None,
+    num_frames: int | None = None,
+) -> Any:
+    """Build `sample(params, key, n, cond=None)` as `config.sample` says (`make_sample`).
+
+    `collect` and `num_frames` keep something along the way, such as `samplers.predicted_x_0`.
+    """
+    c = config.sample
+    if c.timesteps != "karras" and c.rho != SampleConfig.rho:
+        raise UserError(f"sample.rho is {c.rho}, but only the karras timesteps use it; leave it")
+    grid = _look_up(GRIDS, "sample.timesteps", c.timesteps)
     return make_sample(
         process,
         model.apply,
         shape=image_shape,
-        sampler=_look_up(SAMPLERS, "sample.sampler", config.sample.sampler)(process, config.sample),
+        sampler=sampler(c, process),
         kind=config.loss.kind,
-        clip_x_0=config.sample.clip_x_0,
-        timesteps=grid(T, config.sample.num_steps or T),
+        clip_x_0=c.clip_x_0,
+        timesteps=grid(process, c.num_steps or process.num_timesteps, c),
+        collect=collect,
+        num_frames=num_frames,
     )

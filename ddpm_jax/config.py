@@ -116,10 +116,22 @@ class TrainConfig:
 class SampleConfig:
     """How images are drawn, while training and by `ddpm_jax.load`."""
 
+    # ancestral, ddim, euler, heun, dpm_solver_pp_2m, dpm_solver_pp_3m, dpm_solver_pp_2s, unipc,
+    # predictor_corrector; an option that the sampler does not use must be left at its default
     sampler: str = "ancestral"
-    variance: str = "fixed_large"  # fixed_large, fixed_small
-    num_steps: int = 0  # network evaluations; 0 is all T
-    timesteps: str = "uniform"  # uniform, trailing, quadratic
+    variance: str = "fixed_large"  # ancestral, predictor_corrector: fixed_large, fixed_small
+    eta: float = 0.0  # ddim: noise, in [0, 1]
+    order: int = 2  # unipc: 2 or 3
+    stochastic: bool = False  # dpm_solver_pp_2m: solve the SDE
+    s_churn: float = 0.0  # euler, heun: churn over the whole chain (Karras et al. 2022, table 5)
+    s_min: float = 0.0  # euler, heun: churn where s_min <= sigma_t/alpha_t <= s_max alone ...
+    s_max: float = 0.0  # ... and 0 is no upper limit
+    s_noise: float = 1.0  # euler, heun: scale of the churn's noise
+    corrector_snr: float = 0.16  # predictor_corrector: size of a Langevin step
+    num_corrections: int = 1  # predictor_corrector: Langevin steps at each timestep
+    num_steps: int = 0  # steps, one network evaluation each for most samplers; 0 is all T
+    timesteps: str = "uniform"  # uniform, trailing, quadratic, karras, log_snr
+    rho: float = 7.0  # karras: larger is denser towards 0
     clip_x_0: bool = True
     chunk_size: int = 256  # images on the device at once
 

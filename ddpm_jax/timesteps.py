@@ -50,9 +50,41 @@ def quadratic(T: int, num_steps: int) -> np.ndarray:
     Arguments, result and errors as in `uniform`.
     """
     _check_num_steps(T, num_steps)
-    ascending = np.round(np.linspace(np.sqrt(T), 1.0, num_steps) ** 2)[::-1]
-    index = np.arange(num_steps)
-    return _grid((np.maximum.accumulate(ascending - index) + index)[::-1])
+    return _distinct(np.round(np.linspace(np.sqrt(T), 1.0, num_steps) ** 2), T)
+
+
+def karras(log_snr: np.ndarray, num_steps: int, rho: float = 7.0) -> np.ndarray:
+    """Return timesteps even in σ̄^(1/ρ), σ̄ = sigma_t/alpha_t (Karras et al. 2022, eq. 5).
+
+      σ̄_i = (σ̄_T^(1/ρ) + i/(num_steps-1) (σ̄_1^(1/ρ) - σ̄_T^(1/ρ)))^ρ
+
+    Each is the nearest of the table, on that scale; those that would fall together move up to the
+    next free one. With zero terminal SNR σ̄_T is infinite, and T takes the place of T - 1.
+
+    Args:
+      log_snr: [T+1] float, strictly falling, the table of a process (`process.log_snr`).
+      num_steps: steps, in 1..T.
+      rho: ρ > 0; 7 in the paper, larger is denser towards 0.
+
+    Returns:
+      [num_steps + 1] int32, strictly descending from T to 0.
+
+    Raises:
+      UserError: num_steps is not an integer in 1..T; rho is not positive.
+    """
+    if not rho > 0.0:
+        raise UserError(f"rho must be > 0, found {rho}")
+    log_snr = np.asarray(log_snr, np.float64)
+    return _even(np.exp(-0.5 / rho * log_snr), num_steps)
+
+
+def log_snr_uniform(log_snr: np.ndarray, num_steps: int) -> np.ndarray:
+    """Return timesteps even in the log-SNR (Lu et al. 2022, DPM-Solver, section 3.3).
+
+    Each is the nearest of the table. Arguments, ties, zero terminal SNR, result and errors as in
+    `karras`, of which this is the limit rho -> inf.
+    """
+    return _even(-np.asarray(log_snr, np.float64), num_steps)
 
 
 def sample_uniform(key: PRNGKey, batch_size: int, T: int) -> Array:
@@ -70,6 +102,26 @@ def sample_stratified(key: PRNGKey, batch_size: int, T: int) -> Array:
     offset = jax.random.uniform(key_offset, (batch_size,))
     u = (jax.random.permutation(key_order, batch_size).astype(jnp.float32) + offset) / batch_size
     return jnp.minimum(jnp.floor(u * T).astype(jnp.int32) + 1, T)  # u * T can round up to T
+
+
+def _even(scale: np.ndarray, num_steps: int) -> np.ndarray:
+    """Return the timesteps nearest to even steps on a scale: [T+1], rising with t from t = 1."""
+    T = scale.size - 1
+    _check_num_steps(T, num_steps)
+    if num_steps == 1:
+        return _grid(np.array([T]))
+    top = T if np.isfinite(scale[T]) else T - 1
+    middles = 0.5 * (scale[1:top] + scale[2 : top + 1])
+    t = 1 + np.searchsorted(middles, np.linspace(scale[top], scale[1], num_steps))
+    t[0] = T
+    return _distinct(t, T)
+
+
+def _distinct(descending: np.ndarray, T: int) -> np.ndarray:
+    """Return the grid of some timesteps in 1..T; equal ones move up to the next free, or down."""
+    index = np.arange(len(descending))
+    room = np.maximum.accumulate(descending[::-1] - index)  # t less what must lie below it
+    return _grid((np.minimum(room, T - index[-1]) + index)[::-1])
 
 
 def _grid(descending: np.ndarray) -> np.ndarray:

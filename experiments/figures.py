@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 from ml_collections import config_flags
 
 from ddpm_jax import build, data, runs
-from ddpm_jax.api import make_sample
 from ddpm_jax.config import Config, ProcessConfig, from_dict
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import plots
@@ -92,17 +91,13 @@ def draw_reverse(workdir: WorkDir) -> Figure:
     _, params = runs.load(workdir.root)
     process = build.process(config.process)
     T = process.num_timesteps
-    grid = build.GRIDS[config.sample.timesteps](T, config.sample.num_steps or T)
-    sample = make_sample(
+    sample = build.sample_fn(
+        config,
         process,
-        build.model(config.model, facts.image_shape, facts.num_classes).apply,
-        shape=facts.image_shape,
-        sampler=build.SAMPLERS[config.sample.sampler](process, config.sample),
-        kind=config.loss.kind,
-        clip_x_0=config.sample.clip_x_0,
-        timesteps=grid,
+        build.model(config.model, facts.image_shape, facts.num_classes),
+        facts.image_shape,
         collect=lambda t, s, state, prediction: (s, state.x, prediction.x_0),
-        num_frames=min(REVERSE_FRAMES, len(grid) - 1),
+        num_frames=min(REVERSE_FRAMES, config.sample.num_steps or T),
     )
     n, key, cond = REVERSE_IMAGES, jax.random.key(SEED.value), None
     if config.model.class_conditional:

@@ -6,9 +6,11 @@ inverting covariance matrices, and integrated against known data distributions.
 
 import functools
 
+import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import schedules
+from ddpm_jax.types import Prediction
 
 LENGTHS = (1, 2, 10, 700, 1000)
 BASE_SCHEDULES = ("linear", "cosine", "quadratic", "sigmoid", "constant")
@@ -65,3 +67,56 @@ def gaussian_kl(mean_1, variance_1, mean_2, variance_2):
     """KL(N(mean_1, variance_1) || N(mean_2, variance_2)), elementwise."""
     ratio = variance_1 / variance_2
     return 0.5 * (ratio - 1.0 - np.log(ratio) + (mean_1 - mean_2) ** 2 / variance_2)
+
+
+# Bayes-optimal denoisers, E[x_0 | x_t] of known data, in the precision of the process.
+
+
+def tables(process, t):
+    """alpha_t and sigma_t, scalars."""
+    return process.sqrt_alphas_cumprod[t], process.sqrt_one_minus_alphas_cumprod[t]
+
+
+def gaussian_denoiser(process, covariance=((1.0,),), mean=0.0):
+    """For data N(mean, covariance) over the last axis: one matrix for the whole batch."""
+    variances, axes = np.linalg.eigh(np.asarray(covariance))
+
+    def denoise_fn(x_t, t):
+        alpha_t, sigma_t = tables(process, t)
+        v, q = jnp.asarray(variances, x_t.dtype), jnp.asarray(axes, x_t.dtype)
+        gain = (q * jnp.expand_dims(alpha_t * v / (alpha_t**2 * v + sigma_t**2), 0)) @ q.T
+        centred = x_t - alpha_t * mean
+        x_0 = mean + centred @ gain
+        rest = (q * jnp.expand_dims(sigma_t / (alpha_t**2 * v + sigma_t**2), 0)) @ q.T
+        return Prediction(x_0, centred @ rest)
+
+    return denoise_fn
+
+
+def point_denoiser(process, point=0.6):
+    """For data that are one point."""
+
+    def denoise_fn(x_t, t):
+        alpha_t, sigma_t = tables(process, t)
+        return Prediction(jnp.full_like(x_t, point), (x_t - alpha_t * point) / sigma_t)
+
+    return denoise_fn
+
+
+def mixture_denoiser(process, modes=((0.3, -0.8, 0.2), (0.7, 0.5, 0.3))):
+    """For data whose pixels are independent, each of a mixture of (weight, mean, deviation)."""
+
+    def denoise_fn(x_t, t):
+        alpha_t, sigma_t = tables(process, t)
+        log, means = [], []
+        for weight, mean, deviation in modes:
+            spread = (alpha_t * deviation) ** 2 + sigma_t**2
+            centred = x_t - alpha_t * mean
+            log.append(np.log(weight) - 0.5 * jnp.log(spread) - centred**2 / (2.0 * spread))
+            means.append(mean + alpha_t * deviation**2 / spread * centred)
+        log = jnp.stack(log)
+        posterior = jnp.exp(log - log.max(axis=0, keepdims=True))
+        x_0 = (posterior * jnp.stack(means)).sum(axis=0) / posterior.sum(axis=0)
+        return Prediction(x_0, (x_t - alpha_t * x_0) / sigma_t)
+
+    return denoise_fn

@@ -1,6 +1,6 @@
-"""What every sampler promises, over schedules x kinds x variances x numbers of steps.
+"""What every sampler promises, over schedules x kinds x samplers x numbers of steps.
 
-A new sampler joins by a line in `SAMPLERS`, a new kind or schedule by itself.
+A new sampler joins by a line in `sampler_cases`, a new kind or schedule by itself.
 """
 
 import os
@@ -13,22 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from sampler_cases import SAMPLERS
 
 import ddpm_jax
 from ddpm_jax import build, samplers, timesteps
-from ddpm_jax.denoise import make_denoise_fn
+from ddpm_jax.denoise import apply_network, make_denoise_fn
 from ddpm_jax.predictions import KINDS
 from ddpm_jax.samplers.base import draw_x_T
 
 T, SHAPE = 1000, (3, 2, 1)
-NUM_STEPS = (1, 2, 3, 10, T)
-SAMPLERS = {
-    "ancestral fixed_small": lambda process: samplers.ancestral(process, "fixed_small"),
-    "ancestral fixed_large": lambda process: samplers.ancestral(process, "fixed_large"),
-}
-CASES = [(kind, sampler) for kind in KINDS for sampler in SAMPLERS]
-# Each kind and each sampler once, where every case costs compilations of its own
-SOME = [(kind, list(SAMPLERS)[i % len(SAMPLERS)]) for i, kind in enumerate(KINDS)]
+# (T, number of steps): all numbers of steps on a short chain, and a long chain whole
+CHAINS = [(10, 1), (10, 2), (10, 3), (10, 10), (T, T)]
+# Each kind once, with an affine, a multi-step and a two-evaluation sampler, where every case costs
+# compilations of its own
+SOME = [("eps", "ancestral fixed_large"), ("x_0", "unipc 3"), ("v", "heun churn")]
 PARAMS = {"w": np.float32(0.7)}
 LABELS = np.arange(20, dtype=np.int32) % 3
 
@@ -47,25 +45,28 @@ def network(params, x_t, t, cond, *, train, key):
 
 @jax.jit
 def run(process, keys, grid):
-    """x_0 of each case: [case, B, *SHAPE]; process and grid are arguments, so one compilation
-    serves every schedule and respacing of the same length."""
+    """x_0 of each case: [sampler, kind, B, *SHAPE]; process and grid are arguments, so one
+    compilation serves every schedule and respacing of the same length, and all kinds share it."""
     x_T = draw_x_T(keys, SHAPE)
+
+    def of_kind(sampler, kind):
+        def denoise_fn(x_t, t):
+            output = apply_network(process, network, PARAMS, x_t, t, None, train=False, key=None)
+            say = lambda *args, **kwargs: output  # noqa: E731
+            each = [make_denoise_fn(process, say, None, kind=kind)(x_t, t) for kind in KINDS]
+            return jax.tree.map(lambda *leaves: jnp.stack(leaves)[kind], *each)
+
+        return samplers.sample_loop(sampler, denoise_fn, keys, grid, x_T)
+
     return jnp.stack(
         [
-            samplers.sample_loop(
-                SAMPLERS[sampler](process),
-                make_denoise_fn(process, network, PARAMS, kind=kind),
-                keys,
-                grid,
-                x_T,
-            )
-            for kind, sampler in CASES
+            jax.vmap(lambda kind: of_kind(sampler(process), kind))(jnp.arange(len(KINDS)))  # noqa: B023
+            for sampler in SAMPLERS.values()
         ]
     )
 
 
-@pytest.fixture(scope="module")
-def processes():
+def processes(T):
     return {s: ddpm_jax.make_process(oracles.betas(s, T)) for s in oracles.SCHEDULES}
 
 
@@ -74,30 +75,39 @@ def test_every_schedule_and_sampler_of_the_configs_is_here():
     assert {name.split()[0] for name in SAMPLERS} == set(build.SAMPLERS)
 
 
-@pytest.mark.parametrize("num_steps", NUM_STEPS)
-def test_samples_are_finite_and_in_range_and_every_schedule_shares_one_trace(processes, num_steps):
+@pytest.mark.parametrize(("T", "num_steps"), CHAINS)
+def test_samples_are_finite_and_in_range_and_every_schedule_shares_one_trace(T, num_steps):
     keys = jax.random.split(jax.random.key(0), 5)
     grid = timesteps.uniform(T, num_steps)
     traces.clear()
-    for schedule, process in processes.items():
-        x = run(process, keys, grid)
-        assert x.shape == (len(CASES), 5, *SHAPE) and x.dtype == jnp.float32
-        for (kind, sampler), images in zip(CASES, x, strict=True):
-            if kind in oracles.kinds(schedule):
-                assert np.all(np.abs(images) <= 1), (schedule, kind, sampler)  # and so not NaN
-                assert images.std() > 0.01, (schedule, kind, sampler)
-    assert len(traces) == len(CASES)
+    for schedule, process in processes(T).items():
+        x = np.asarray(run(process, keys, grid))
+        assert x.shape == (len(SAMPLERS), len(KINDS), 5, *SHAPE) and x.dtype == np.float32
+        for sampler, images in zip(SAMPLERS, x, strict=True):
+            for kind, of_kind in zip(KINDS, images, strict=True):
+                if kind in oracles.kinds(schedule):
+                    assert np.all(np.abs(of_kind) <= 1), (schedule, kind, sampler)  # and not NaN
+                    assert of_kind.std() > 0.01, (schedule, kind, sampler)
+    # Once for each place in a step that looks at x_t, whatever the number of steps
+    places = {"heun": 2, "dpm_solver_pp_2s": 2, "predictor_corrector": 2}
+    assert len(traces) == sum(places.get(name.split()[0], 1) for name in SAMPLERS)
 
 
-@pytest.mark.parametrize("num_steps", NUM_STEPS)
-def test_an_image_depends_on_its_own_key_and_on_no_neighbour(processes, num_steps):
+@pytest.mark.parametrize(("T", "num_steps"), CHAINS)
+def test_an_image_depends_on_its_own_key_and_on_no_neighbour(T, num_steps):
     keys = jax.random.split(jax.random.key(0), 5)
     others = jax.random.split(jax.random.key(1), 5).at[3].set(keys[3])
-    grid = timesteps.uniform(T, num_steps)
-    first, second = (run(processes["cosine"], k, grid) for k in (keys, others))
-    np.testing.assert_array_equal(first[:, 3], second[:, 3])
+    grid, process = timesteps.uniform(T, num_steps), processes(T)["cosine"]
+    first, second = (np.asarray(run(process, k, grid)) for k in (keys, others))
+    np.testing.assert_array_equal(first[:, :, 3], second[:, :, 3])
     for i in (0, 1, 2, 4):
-        assert np.all(np.abs(first[:, i] - second[:, i]).max(axis=(1, 2, 3)) > 1e-3)
+        assert np.all(np.abs(first - second)[:, :, i].max(axis=(2, 3, 4)) > 1e-3)
+
+
+def test_fewer_images_are_a_prefix_of_more_for_every_sampler():
+    process, grid = processes(10)["cosine"], timesteps.uniform(10, 3)
+    keys = jax.random.split(jax.random.key(0), 5)
+    np.testing.assert_array_equal(run(process, keys, grid)[:, :, :3], run(process, keys[:3], grid))
 
 
 def make(kind, sampler, num_steps=3, **options):
@@ -118,11 +128,12 @@ def test_fewer_images_are_a_prefix_of_more_and_chunks_are_the_whole(kind, sample
     sample, key = make(kind, sampler), jax.random.key(7)
     traces.clear()
     eight, three = sample(PARAMS, key, 8), sample(PARAMS, key, 3)
-    assert len(traces) == 1  # 3 is padded to the 8 devices
+    once = len(traces)  # 3 is padded to the 8 devices
+    assert once == (2 if sampler.startswith("heun") else 1)
     np.testing.assert_array_equal(eight[:3], three)
     chunks = list(ddpm_jax.sample_in_chunks(sample, PARAMS, key, 20, 8))
     assert [chunk.shape for chunk in chunks] == [(8, *SHAPE), (8, *SHAPE), (4, *SHAPE)]
-    assert len(traces) == 1  # the short last chunk compiles nothing
+    assert len(traces) == once  # the short last chunk compiles nothing
     np.testing.assert_array_equal(chunks[0], eight)
     twenty = sample(PARAMS, key, 20)
     np.testing.assert_array_equal(np.concatenate(chunks), twenty)

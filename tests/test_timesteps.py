@@ -1,11 +1,30 @@
+import functools
+
 import jax
 import numpy as np
+import oracles
 import pytest
 
 from ddpm_jax import timesteps
 from ddpm_jax.errors import UserError
+from ddpm_jax.process import make_process
 
-GRIDS = [timesteps.uniform, timesteps.trailing, timesteps.quadratic]
+
+@functools.cache
+def log_snr(T, schedule="linear"):
+    """The table as the process has it."""
+    return np.asarray(make_process(oracles.betas(schedule, T)).log_snr)
+
+
+def karras(T, num_steps):
+    return timesteps.karras(log_snr(T), num_steps)
+
+
+def log_snr_uniform(T, num_steps):
+    return timesteps.log_snr_uniform(log_snr(T), num_steps)
+
+
+GRIDS = [timesteps.uniform, timesteps.trailing, timesteps.quadratic, karras, log_snr_uniform]
 T_SAMPLERS = [timesteps.sample_uniform, timesteps.sample_stratified]
 
 
@@ -28,6 +47,58 @@ def test_the_spacing_is_what_the_name_says():
     np.testing.assert_array_equal(timesteps.trailing(1000, 4), [1000, 750, 500, 250, 0])
     np.testing.assert_array_equal(timesteps.quadratic(900, 4), [900, 413, 114, 1, 0])
     np.testing.assert_array_equal(timesteps.quadratic(9, 8), [9, 7, 6, 5, 4, 3, 2, 1, 0])
+
+
+@pytest.mark.parametrize("schedule", oracles.SCHEDULES)
+@pytest.mark.parametrize("T", [1, 2, 3, 10, 97])
+def test_grids_of_every_process_descend_strictly_for_every_number_of_steps(schedule, T):
+    table = log_snr(T, schedule)
+    for num_steps in range(1, T + 1):
+        for steps in (
+            timesteps.karras(table, num_steps),
+            timesteps.karras(table, num_steps, rho=1.0),
+            timesteps.log_snr_uniform(table, num_steps),
+        ):
+            assert steps.dtype == np.int32 and steps.shape == (num_steps + 1,)
+            assert steps[0] == T and steps[-1] == 0 and np.all(np.diff(steps) < 0)
+            assert num_steps == 1 or steps[-2] == 1  # the least noise of all
+
+
+def test_karras_and_log_snr_are_the_nearest_timesteps_to_the_papers_noise_levels():
+    """Karras et al. 2022, eq. 5, sigma_max and sigma_min being the chain's ends."""
+    T, table = 1000, np.float64(log_snr(1000))
+    sigma = np.exp(-0.5 * table[1:])
+    for num_steps in (5, 20):
+        i = np.arange(num_steps) / (num_steps - 1)
+        eq_5 = (sigma[-1] ** (1 / 7) + i * (sigma[0] ** (1 / 7) - sigma[-1] ** (1 / 7))) ** 7
+        ours = timesteps.karras(table, num_steps)[:-1]
+        nearest = np.abs(sigma[:, None] ** (1 / 7) - eq_5 ** (1 / 7)).argmin(axis=0)
+        np.testing.assert_array_equal(ours, 1 + nearest)
+        even = np.linspace(table[T], table[1], num_steps)
+        ours = timesteps.log_snr_uniform(table, num_steps)[:-1]
+        np.testing.assert_array_equal(ours, 1 + np.abs(table[1:, None] - even).argmin(axis=0))
+
+
+def test_a_large_rho_is_uniform_in_log_snr():
+    table = log_snr(1000)
+    np.testing.assert_array_equal(
+        timesteps.karras(table, 20, rho=1e6), timesteps.log_snr_uniform(table, 20)
+    )
+
+
+def test_with_zero_terminal_snr_T_takes_the_place_of_T_minus_1():
+    finite = log_snr(1000, "linear_zero_snr")[:-1]
+    for num_steps in (2, 5):
+        for grid in (timesteps.karras, timesteps.log_snr_uniform):
+            ours = grid(log_snr(1000, "linear_zero_snr"), num_steps)
+            np.testing.assert_array_equal(ours[1:], grid(finite, num_steps)[1:])
+            assert ours[0] == 1000
+
+
+@pytest.mark.parametrize("rho", [0.0, -1.0])
+def test_a_rho_that_is_not_positive_is_an_error(rho):
+    with pytest.raises(UserError, match="rho must be > 0, found"):
+        timesteps.karras(log_snr(100), 10, rho)
 
 
 @pytest.mark.parametrize("num_steps", [7, 10, 33, 250])

@@ -56,7 +56,8 @@ def sample_loop(
       sampler: the sampler.
       denoise_fn: the denoiser.
       key: [B] keys, one per image.
-      timesteps: [K+1] int32, strictly descending; usually from T to 0.
+      timesteps: [K+1] int32, strictly descending, usually from T to 0; ascending for
+        `ddim_inversion` alone.
       x_T: [B, ...] float, the sample at timesteps[0].
       collect: what to keep: a function (t, s, state at s, prediction at t) -> pytree of arrays.
       num_frames: how many of the K steps to keep, in 1..K: the last of each of num_frames equal
@@ -95,6 +96,12 @@ def sample_loop(
     xs = (jnp.arange(num_steps, dtype=jnp.int32), timesteps[:-1], timesteps[1:])
     (state, frames), _ = jax.lax.scan(body, (state, frames), xs)
     return state.x if collect is None else (state.x, frames)
+
+
+def predicted_x_0(t: Array, s: Array, state: State, prediction: Prediction) -> Array:
+    """Return x_0-hat at t: a `collect` that keeps the progressive predictions (Ho et al. 2020,
+    section 4.3), [num_frames, B, ...] in memory and not one for each t."""
+    return prediction.x_0
 
 
 def draw_x_T(key: PRNGKey, shape: tuple[int, ...]) -> Array:

@@ -1,0 +1,100 @@
+"""DDIM: sampling with any amount of noise, and the way back from data to noise.
+
+  x_s = alpha_s x̂_0 + √(sigma_s² - σ²) ε̂ + σ z,  z ~ N(0, I)       (Song et al. 2021, eq. 12)
+  σ   = η √β̃ = η √((1-ᾱ_s)/(1-ᾱ_t)) √(1-ᾱ_t/ᾱ_s)                   (eq. 16)
+
+for any s < t. η = 0 is the probability-flow ODE by Euler's method (eqs. 13, 14); walked upwards it
+encodes x_0 as the x_T that it is sampled from (section 4.3).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.errors import UserError
+from ddpm_jax.process import GaussianProcess, alpha_sigma
+from ddpm_jax.samplers.base import Sampler, draw_noise, sample_loop
+from ddpm_jax.samplers.ode import interval
+from ddpm_jax.types import Array, DenoiseFn, Prediction, PRNGKey
+
+
+class DDIMState(NamedTuple):
+    """The sample, [B, ...] float32."""
+
+    x: Array
+
+
+def ddim(process: GaussianProcess, eta: float = 0.0) -> Sampler:
+    """Build the DDIM sampler (Song et al. 2021, eqs. 12 and 16); one evaluation a step.
+
+    Limits: eta = 1 is ancestral sampling with fixed_small; the last step returns x_0-hat; data
+    that are one point are returned exactly. eta = 0 has order 1.
+
+    Args:
+      process: the chain.
+      eta: noise of a step as a part of the posterior's, in [0, 1]; 0 draws nothing.
+
+    Raises:
+      UserError: eta is not in [0, 1].
+    """
+    if not 0.0 <= eta <= 1.0:
+        raise UserError(f"eta must be in [0, 1], found {eta}")
+
+    def step(
+        denoise_fn: DenoiseFn, key: PRNGKey, state: DDIMState, t: Array, s: Array
+    ) -> tuple[DDIMState, Prediction]:
+        prediction = denoise_fn(state.x, t)
+        alpha_s, sigma_s = alpha_sigma(process, s, state.x)
+        if eta == 0.0:
+            return DDIMState(alpha_s * prediction.x_0 + sigma_s * prediction.eps), prediction
+        way = interval(process, t, s)
+        # √(sigma_s² - σ²) with sigma_s² (e^{-2h} + 1 - e^{-2h}) for sigma_s², so nothing cancels
+        kept = jnp.sqrt(jnp.exp(-2.0 * way.h) + (1.0 - eta**2) * way.fraction)
+        noise = eta * jnp.sqrt(way.fraction) * draw_noise(key, state.x.shape[1:])
+        x_s = alpha_s * prediction.x_0 + sigma_s * (kept * prediction.eps + noise)
+        return DDIMState(x_s), prediction
+
+    return Sampler(DDIMState, step)
+
+
+def ddim_inversion(process: GaussianProcess) -> Sampler:
+    """Build the inverse of `ddim` at eta = 0, for `sample_loop` on an ascending grid from x_0.
+
+      x_s = alpha_s x̂_0(x_t, t) + sigma_s ε̂(x_t, t),  s > t          (Song et al. 2021, eq. 14)
+
+    One evaluation a step. At t = 0 no network can be asked: there x_0 is known, and ε̂ is taken at
+    the target, from its mean: x_s = alpha_s x_0 + sigma_s ε̂(alpha_s x_0, s).
+
+    Limits: sampling by `ddim` on the same grid returns the image, up to an error of order 1 in the
+    length of the steps; it is not exact. Use `clip_x_0=False`.
+    """
+
+    def step(
+        denoise_fn: DenoiseFn, key: PRNGKey, state: DDIMState, t: Array, s: Array
+    ) -> tuple[DDIMState, Prediction]:
+        alpha_s, sigma_s = alpha_sigma(process, s, state.x)
+        clean = t == 0
+        prediction = denoise_fn(
+            jnp.where(clean, alpha_s * state.x, state.x), jnp.where(clean, s, t)
+        )
+        x_0 = jnp.where(clean, state.x, prediction.x_0)
+        return DDIMState(alpha_s * x_0 + sigma_s * prediction.eps), prediction
+
+    return Sampler(DDIMState, step)
+
+
+def encode(
+    process: GaussianProcess, denoise_fn: DenoiseFn, timesteps: np.ndarray, x_0: Array
+) -> Array:
+    """Return the x_T: [B, ...] that `ddim` turns into x_0 (Song et al. 2021, section 4.3).
+
+    Args:
+      process: the chain.
+      denoise_fn: the denoiser, without clipping.
+      timesteps: [K+1] int32, the grid that x_T will be sampled on, strictly descending to 0.
+      x_0: [B, ...] float, clean data.
+    """
+    unused = jax.random.split(jax.random.key(0), x_0.shape[0])
+    return sample_loop(ddim_inversion(process), denoise_fn, unused, timesteps[::-1], x_0)

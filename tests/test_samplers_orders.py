@@ -1,0 +1,147 @@
+"""The order of every deterministic solver, by halving its steps, in float64 and against the exact
+flow: that of a Gaussian is a matrix, and in one dimension the flow carries quantiles to quantiles.
+
+The grids end at t = 1, before the step to clean data, which is of order 1 for every solver.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from sampler_cases import DETERMINISTIC
+
+import ddpm_jax
+from ddpm_jax import samplers
+from ddpm_jax.samplers import ode
+from ddpm_jax.types import Prediction
+
+ORDERS = {
+    "ddim": 1,
+    "euler": 1,
+    "heun": 2,
+    "dpm_solver_pp_2m": 2,
+    "dpm_solver_pp_3m": 3,
+    "dpm_solver_pp_2s": 2,
+    "unipc 2": 3,
+    "unipc 3": 4,
+}
+T = 1025
+COVARIANCE = np.array([[0.9, 0.5], [0.5, 0.4]])
+MODES = ((0.3, -0.8, 0.2), (0.7, 0.5, 0.3))
+# An order p solver starts with lower orders, whose error ends as h^2; at lambda = -6 x_0-hat hardly
+# moves, so that it is e^-12 of that, and what is left to see is the solver's own.
+LAMBDA = np.append(np.inf, np.linspace(2.0, -6.0, T))
+
+
+def exact_process():
+    """The process of LAMBDA, its tables in float64; call with 64 bits enabled."""
+    alphas_cumprod = 1.0 / (1.0 + np.exp(-2.0 * LAMBDA))
+    log = -np.log1p(np.exp(-2.0 * LAMBDA))
+    betas = np.append(0.0, 1.0 - alphas_cumprod[1:] / alphas_cumprod[:-1])
+    process = ddpm_jax.make_process(betas[1:])
+    return dataclasses.replace(
+        process,
+        betas=jnp.asarray(betas),
+        alphas_cumprod=jnp.asarray(alphas_cumprod),
+        sqrt_alphas_cumprod=jnp.asarray(np.sqrt(alphas_cumprod)),
+        sqrt_one_minus_alphas_cumprod=jnp.asarray(np.sqrt(-np.expm1(log))),
+        log_alphas_cumprod=jnp.asarray(log),
+        log_alphas_cumprod_lo=jnp.zeros(T + 1),
+        log_snr=jnp.asarray(2.0 * LAMBDA),
+    )
+
+
+def denoiser(process):
+    """Of data whose first two pixels are a Gaussian, and whose third is of a mixture."""
+    gaussian = oracles.gaussian_denoiser(process, COVARIANCE)
+    mixture = oracles.mixture_denoiser(process, MODES)
+
+    def denoise_fn(x_t, t):
+        both = gaussian(x_t[:, :2], t), mixture(x_t[:, 2:], t)
+        return Prediction(*(jnp.concatenate(parts, axis=1) for parts in zip(*both, strict=True)))
+
+    return denoise_fn
+
+
+def exact_flow(x_T):
+    """x_1 of the flow that starts at x_T: [B, 3]."""
+    alpha, sigma = (1.0 / np.sqrt(1.0 + np.exp(-sign * LAMBDA * 2)) for sign in (1, -1))
+    variances, axes = np.linalg.eigh(COVARIANCE)
+    scale = np.sqrt(
+        (alpha[1] ** 2 * variances + sigma[1] ** 2) / (alpha[T] ** 2 * variances + sigma[T] ** 2)
+    )
+    gaussian = x_T[:, :2] @ (axes * scale) @ axes.T
+
+    def quantile(x, t):
+        spreads = [math.hypot(alpha[t] * d, sigma[t]) for _, _, d in MODES]
+        return sum(
+            w * 0.5 * math.erfc((alpha[t] * m - x) / (spread * math.sqrt(2.0)))
+            for (w, m, _), spread in zip(MODES, spreads, strict=True)
+        )
+
+    def transport(x):
+        low, high, target = -10.0, 10.0, quantile(x, T)
+        for _ in range(60):
+            middle = 0.5 * (low + high)
+            low, high = (middle, high) if quantile(middle, 1) < target else (low, middle)
+        return low
+
+    mixture = np.array([[transport(x)] for x in x_T[:, 2]])
+    return np.concatenate([gaussian, mixture], axis=1)
+
+
+@pytest.fixture(scope="module")
+def setting():
+    with jax.enable_x64(True):
+        x_T = np.random.default_rng(0).normal(size=(16, 3))
+        process = exact_process()
+        assert process.log_snr.dtype == np.float64
+        yield process, x_T, exact_flow(x_T)
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_halving_the_steps_shows_the_order(setting, name):
+    process, x_T, expected = setting
+    with jax.enable_x64(True):
+        keys, denoise_fn = jax.random.split(jax.random.key(0), 16), denoiser(process)
+        errors = []
+        for num_steps in (256, 512):
+            grid = np.linspace(T, 1, num_steps + 1).astype(np.int32)
+            x = samplers.sample_loop(DETERMINISTIC[name](process), denoise_fn, keys, grid, x_T)
+            errors.append(np.sqrt(np.mean((np.asarray(x) - expected) ** 2, axis=0)))
+    orders = np.log2(errors[0] / errors[1])  # of the Gaussian's pixels and of the mixture's
+    np.testing.assert_allclose(orders, ORDERS[name], atol=0.35)
+
+
+def test_inversion_returns_the_image_with_an_error_of_order_1(setting):
+    process, x_T, _ = setting
+    with jax.enable_x64(True):
+        keys, denoise_fn = jax.random.split(jax.random.key(0), 16), denoiser(process)
+        x_0, errors = x_T, []  # any image
+        for num_steps in (256, 512):
+            grid = np.linspace(T, 1, num_steps + 1).astype(np.int32)
+            up = samplers.sample_loop(
+                samplers.ddim_inversion(process), denoise_fn, keys, grid[::-1], x_0
+            )
+            down = samplers.sample_loop(samplers.ddim(process), denoise_fn, keys, grid, up)
+            errors.append(np.abs(np.asarray(down) - x_0).max())
+    np.testing.assert_allclose(np.log2(errors[0] / errors[1]), 1.0, atol=0.3)
+    assert errors[1] < 0.05
+
+
+@pytest.mark.parametrize("h", [1e-3, 0.3, 0.999, 1.001, 3.0, 20.0])
+def test_weights_integrate_polynomials_exactly(h):
+    """Against quadrature of e^{τ-h} τ^k over 0..h, for nodes that are not even."""
+    u, du = np.polynomial.legendre.leggauss(60)
+    tau, weight = 0.5 * h * (u + 1.0), 0.5 * h * du * np.exp(0.5 * h * (u + 1.0) - h)
+    with jax.enable_x64(True):
+        for nodes in ([0.0], [0.0, -0.7], [1.0, 0.0, -0.7], [1.0, 0.0, -0.7, -2.1]):
+            w = ode.weights(jnp.asarray(h), [jnp.asarray(node) for node in nodes])
+            for k in range(len(nodes)):
+                ours = sum(w_j * node**k for w_j, node in zip(w, nodes, strict=True))
+                expected = np.sum(weight * (tau / h) ** k) / np.sum(weight)
+                np.testing.assert_allclose(ours, expected, rtol=1e-10)
