@@ -11,6 +11,7 @@ from ddpm_jax import losses, schedules, timesteps
 from ddpm_jax.api import make_sample
 from ddpm_jax.config import Config, LossConfig, ModelConfig, ProcessConfig
 from ddpm_jax.errors import UserError, unknown
+from ddpm_jax.guidance import Guide, check, classifier_free, with_null
 from ddpm_jax.models import Model, UNet, as_model
 from ddpm_jax.predictions import check_kind
 from ddpm_jax.process import GaussianProcess, make_process
@@ -113,6 +114,45 @@ def loss_fn(config: LossConfig, process: GaussianProcess, model: Model):
     return loss
 
 
+def guidance(config: Config, process: GaussianProcess) -> float | Guide:
+    """Build the classifier-free guidance of `config.sample`; 0 is none.
+
+    Raises:
+      UserError: guidance of a model that has no classes or never learned the null class, numbers
+        out of range, or settings of a guidance that is off.
+    """
+    c = config.sample
+    w, interval, rescale = c.guidance, c.guidance_interval, c.guidance_rescale
+    if not w:
+        for name in ("guidance_interval", "guidance_rescale"):
+            if getattr(c, name):
+                raise UserError(
+                    f"sample.{name} is {getattr(c, name)}, but sample.guidance is 0; set "
+                    "sample.guidance to its weight w, for instance 1.5"
+                )
+        return 0.0
+    if not config.model.class_conditional:
+        raise UserError(
+            f"sample.guidance is {w}, but the model has no classes to guide to "
+            "(model.class_conditional is False); set sample.guidance=0"
+        )
+    if not config.loss.p_uncond:
+        raise UserError(
+            f"sample.guidance is {w}, but the null class is never trained (loss.p_uncond is 0); "
+            "train with loss.p_uncond=0.1, or set sample.guidance=0"
+        )
+    if len(interval) not in (0, 2):
+        raise UserError(f"sample.guidance_interval must be (low, high) or (), found {interval}")
+    interval = interval or None
+    check(w, interval, rescale, process.num_timesteps)
+
+    def guide(denoiser, params, cond):
+        pair_fn = denoiser(params, with_null(cond))
+        return classifier_free(process, pair_fn, w, interval=interval, rescale=rescale)
+
+    return guide
+
+
 def sample_fn(
     config: Config, process: GaussianProcess, model: Model, image_shape: tuple[int, int, int]
 ):
@@ -126,5 +166,7 @@ def sample_fn(
         sampler=_look_up(SAMPLERS, "sample.sampler", config.sample.sampler)(process, config.sample),
         kind=config.loss.kind,
         clip_x_0=config.sample.clip_x_0,
+        guidance=guidance(config, process),
+        percentile=config.sample.dynamic_threshold,
         timesteps=grid(T, config.sample.num_steps or T),
     )

@@ -121,6 +121,10 @@ class SampleConfig:
     num_steps: int = 0  # network evaluations; 0 is all T
     timesteps: str = "uniform"  # uniform, trailing, quadratic
     clip_x_0: bool = True
+    dynamic_threshold: float = 0.0  # clip to this percentile of |x_0|, e.g. 0.995; 0 is to [-1, 1]
+    guidance: float = 0.0  # classifier-free weight w (other codes' scale is 1 + w); 0 is off
+    guidance_interval: tuple[int, ...] = ()  # (low, high) timesteps at which to guide; () is all
+    guidance_rescale: float = 0.0  # 0..1, brings the deviation of a guided x_0 back; 0 is off
     chunk_size: int = 256  # images on the device at once
 
 
