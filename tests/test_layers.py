@@ -17,7 +17,7 @@ LAYERS = [
     {"ddpm_jax.predictions", "ddpm_jax.variance"},
     {"ddpm_jax.denoise"},
     {"ddpm_jax.losses", "ddpm_jax.guidance", "ddpm_jax.samplers"},
-    {"ddpm_jax.api"},
+    {"ddpm_jax.api", "ddpm_jax.editing"},
     {"ddpm_jax.models", "ddpm_jax.data", "ddpm_jax.evaluation"},
     {"ddpm_jax.build"},
     {"ddpm_jax.training"},
