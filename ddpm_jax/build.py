@@ -7,12 +7,12 @@ import functools
 
 import jax.numpy as jnp
 
-from ddpm_jax import losses, schedules, timesteps
+from ddpm_jax import guides, losses, schedules, timesteps
 from ddpm_jax.api import make_sample
 from ddpm_jax.config import Config, LossConfig, ModelConfig, ProcessConfig
 from ddpm_jax.errors import UserError, unknown
-from ddpm_jax.guidance import Guide, check, classifier_free, with_null
-from ddpm_jax.models import Model, UNet, as_model
+from ddpm_jax.guidance import Denoiser, make_guided_denoise_fn
+from ddpm_jax.models import Classifier, Model, UNet, as_model
 from ddpm_jax.predictions import check_kind
 from ddpm_jax.process import GaussianProcess, make_process
 from ddpm_jax.samplers import ancestral
@@ -62,6 +62,7 @@ def process(config: ProcessConfig) -> GaussianProcess:
 
 def model(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: int) -> Model:
     """Build the network of `config.model` for images (H, W, C) of `num_classes` classes."""
+    _check_name(config, "unet", "a denoiser is wanted here (classifiers: --classifier)")
     if config.class_conditional and not num_classes:
         raise UserError(
             "model.class_conditional is True, but the data have no labels; put the images into one "
@@ -69,6 +70,36 @@ def model(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: i
         )
     unet = UNet(
         out_channels=image_shape[-1],
+        num_classes=num_classes if config.class_conditional else 0,
+        **_sizes(config),
+    )
+    unet.check_sizes(image_shape[:2])
+    return as_model(unet, image_shape)
+
+
+def classifier(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: int) -> Model:
+    """Build the classifier of `config.model`: its `apply` returns logits [B, num_classes]."""
+    _check_name(config, "classifier", "a classifier is wanted here (denoisers: experiments.train)")
+    if not num_classes:
+        raise UserError(
+            "a classifier needs labels, but the data have none; put the images into one "
+            "sub-folder per class"
+        )
+    UNet(**_sizes(config)).check_sizes(image_shape[:2])
+    return as_model(Classifier(num_classes=num_classes, **_sizes(config)), image_shape)
+
+
+def _check_name(config: ModelConfig, wanted: str, why: str) -> None:
+    """Refuse a network of the other sort."""
+    if config.name not in ("unet", "classifier"):
+        raise unknown("model.name", config.name, ["unet", "classifier"])
+    if config.name != wanted:
+        raise UserError(f"model.name is {config.name!r}, but {why}")
+
+
+def _sizes(config: ModelConfig) -> dict:
+    """Return what the U-Net and the classifier have in common."""
+    return dict(
         channels=config.channels,
         channel_multipliers=config.channel_multipliers,
         num_res_blocks=config.num_res_blocks,
@@ -77,12 +108,9 @@ def model(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: i
         dropout=config.dropout,
         num_groups=config.num_groups,
         scale_shift=config.scale_shift,
-        num_classes=num_classes if config.class_conditional else 0,
         dtype=_look_up(DTYPES, "model.dtype", config.dtype),
         remat=config.remat,
     )
-    unet.check_sizes(image_shape[:2])
-    return as_model(unet, image_shape)
 
 
 def time_sampler(config: LossConfig, num_timesteps: int):
@@ -114,49 +142,40 @@ def loss_fn(config: LossConfig, process: GaussianProcess, model: Model):
     return loss
 
 
-def guidance(config: Config, process: GaussianProcess) -> float | Guide:
-    """Build the classifier-free guidance of `config.sample`; 0 is none.
+def denoiser(config: Config, process: GaussianProcess, model: Model) -> Denoiser:
+    """Build (params, cond) -> DenoiseFn, guided and clipped as `config.sample` says."""
 
-    Raises:
-      UserError: guidance of a model that has no classes or never learned the null class, numbers
-        out of range, or settings of a guidance that is off.
-    """
-    c = config.sample
-    w, interval, rescale = c.guidance, c.guidance_interval, c.guidance_rescale
-    if not w:
-        for name in ("guidance_interval", "guidance_rescale"):
-            if getattr(c, name):
-                raise UserError(
-                    f"sample.{name} is {getattr(c, name)}, but sample.guidance is 0; set "
-                    "sample.guidance to its weight w, for instance 1.5"
-                )
-        return 0.0
-    if not config.model.class_conditional:
-        raise UserError(
-            f"sample.guidance is {w}, but the model has no classes to guide to "
-            "(model.class_conditional is False); set sample.guidance=0"
+    def build_denoise_fn(params, cond):
+        return make_guided_denoise_fn(
+            process,
+            model.apply,
+            params,
+            cond,
+            kind=config.loss.kind,
+            guidance=guides.from_config(config, process),
+            clip_x_0=config.sample.clip_x_0,
+            percentile=config.sample.dynamic_threshold,
         )
-    if not config.loss.p_uncond:
-        raise UserError(
-            f"sample.guidance is {w}, but the null class is never trained (loss.p_uncond is 0); "
-            "train with loss.p_uncond=0.1, or set sample.guidance=0"
-        )
-    if len(interval) not in (0, 2):
-        raise UserError(f"sample.guidance_interval must be (low, high) or (), found {interval}")
-    interval = interval or None
-    check(w, interval, rescale, process.num_timesteps)
 
-    def guide(denoiser, params, cond):
-        pair_fn = denoiser(params, with_null(cond))
-        return classifier_free(process, pair_fn, w, interval=interval, rescale=rescale)
-
-    return guide
+    return build_denoise_fn
 
 
 def sample_fn(
-    config: Config, process: GaussianProcess, model: Model, image_shape: tuple[int, int, int]
+    config: Config,
+    process: GaussianProcess,
+    model: Model,
+    image_shape: tuple[int, int, int],
+    *,
+    classifier: Model | None = None,
+    scale: float = 1.0,
 ):
-    """Build `sample(params, key, n, cond=None)` as `config.sample` says (`make_sample`)."""
+    """Build `sample(params, key, n, cond=None)` as `config.sample` says (`make_sample`).
+
+    With a classifier, its guidance comes on top (`guides.with_classifier`).
+    """
+    guide = guides.from_config(config, process)
+    if classifier is not None:
+        guide = guides.with_classifier(config, process, classifier, scale)
     T = process.num_timesteps
     grid = _look_up(GRIDS, "sample.timesteps", config.sample.timesteps)
     return make_sample(
@@ -166,7 +185,7 @@ def sample_fn(
         sampler=_look_up(SAMPLERS, "sample.sampler", config.sample.sampler)(process, config.sample),
         kind=config.loss.kind,
         clip_x_0=config.sample.clip_x_0,
-        guidance=guidance(config, process),
+        guidance=guide,
         percentile=config.sample.dynamic_threshold,
         timesteps=grid(T, config.sample.num_steps or T),
     )

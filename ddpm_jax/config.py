@@ -51,6 +51,7 @@ class ProcessConfig:
 class ModelConfig:
     """The U-Net (Ho et al. 2020, appendix B)."""
 
+    name: str = "unet"  # unet; classifier, its way down (experiments.train_classifier)
     channels: int = 128
     channel_multipliers: tuple[int, ...] = (1, 2, 2, 2)
     num_res_blocks: int = 2

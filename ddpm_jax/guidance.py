@@ -9,11 +9,10 @@ scale = 1 is off, and scale = 7.5 is our w = 6.5. Weights that sum to 1 keep x_t
 sigma_t eps, so the combinations are taken on x_0 and eps alike, whatever the network predicts.
 
 They compose, and act on unclipped predictions; a threshold (`ddpm_jax.denoise`) comes last:
-
     pair = make_denoise_fn(process, apply_fn, params, with_null(cond), clip_x_0=False)
     denoise_fn = static_threshold(process, classifier_free(process, pair, w=1.5))
 
-`make_sample(..., guidance=1.5)` does just that. Its `guidance` may also be a `Guide`, a function
+`make_sample(..., guidance=1.5)` does just that; its `guidance` may also be any `Guide`, a function
 that builds the guided denoiser from a `Denoiser`, which makes unguided, unclipped ones.
 """
 
@@ -38,7 +37,7 @@ NULL = {"label": -1}  # what the network knows as "no condition", per entry of c
 def with_null(cond: Conditioning | None, null: Conditioning | None = None) -> dict[str, Array]:
     """Return cond with each row followed by its null twin: leading axis 2B.
 
-    Twins are neighbours, so that devices which share the batch keep both.
+    Twins are neighbours, so that a device of those that share the batch keeps both.
 
     Args:
       cond: arrays with leading axis B.
@@ -159,8 +158,7 @@ def classifier(
     Raises:
       UserError: scale is negative, or interval out of range.
     """
-    if not scale >= 0.0:
-        raise UserError(f"the scale of classifier guidance must be at least 0, found {scale}")
+    check_scale(scale)
     check(0.0, interval, T=process.num_timesteps)
 
     def guided(x_t: Array, t: Array) -> Prediction:
@@ -226,10 +224,14 @@ def check(
     low, high = interval
     last = "T" if T is None else f"{T} (T)"
     if not 1 <= low <= high or (T is not None and high > T):
-        raise UserError(
-            "guidance interval must be (low, high) with 1 <= low <= high <= "
-            f"{last}, found {tuple(interval)}"
-        )
+        allowed = f"(low, high) with 1 <= low <= high <= {last}"
+        raise UserError(f"guidance interval must be {allowed}, found {tuple(interval)}")
+
+
+def check_scale(scale: float) -> None:
+    """Raise `UserError` where the scale of classifier guidance is negative."""
+    if not scale >= 0.0:
+        raise UserError(f"the scale of classifier guidance must be at least 0, found {scale}")
 
 
 def _away(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import ddpm_jax
-from ddpm_jax import build, guidance, runs
+from ddpm_jax import build, guidance, guides, runs
 from ddpm_jax.config import Config, from_dict
 from ddpm_jax.errors import UserError
 from ddpm_jax.training.checkpoint import Checkpoints
@@ -46,7 +46,8 @@ def make_run(root, config, seed=0):
     """Write the work directory of a run whose weights are random, the zero layers too."""
     workdir = open_for_training(root, config)
     write_facts(workdir, FACTS)
-    model = build.model(config.model, FACTS.image_shape, FACTS.num_classes)
+    make = build.classifier if config.model.name == "classifier" else build.model
+    model = make(config.model, FACTS.image_shape, FACTS.num_classes)
     leaves, tree = jax.tree.flatten(model.init(jax.random.key(seed)))
     rng = np.random.default_rng(seed)
     params = tree.unflatten([0.3 * rng.normal(size=x.shape).astype(np.float32) for x in leaves])
@@ -119,7 +120,7 @@ def test_what_a_run_cannot_do_is_refused_before_it_starts(sections, message):
 
 
 def test_the_defaults_guide_nothing():
-    assert build.guidance(Config(), build.process(config_of().process)) == 0.0
+    assert guides.from_config(Config(), build.process(config_of().process)) == 0.0
 
 
 def command(name, *flags):
