@@ -10,7 +10,16 @@ sample, params = ddpm_jax.load("runs/digits")  # of a run that was trained here
 
 from typing import Any
 
-from ddpm_jax import losses, predictions, samplers, schedules, timesteps, variance
+from ddpm_jax import (
+    editing,
+    guidance,
+    losses,
+    predictions,
+    samplers,
+    schedules,
+    timesteps,
+    variance,
+)
 from ddpm_jax.api import make_sample, sample_in_chunks
 from ddpm_jax.denoise import make_denoise_fn
 from ddpm_jax.errors import UserError
@@ -32,6 +41,8 @@ __all__ = [
     "Prediction",
     "UserError",
     "denoising_loss",
+    "editing",
+    "guidance",
     "load",
     "losses",
     "make_denoise_fn",

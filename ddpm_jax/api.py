@@ -10,8 +10,9 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ddpm_jax import compiler
-from ddpm_jax.denoise import make_denoise_fn
+from ddpm_jax.denoise import check_threshold
 from ddpm_jax.errors import UserError
+from ddpm_jax.guidance import Guide, check, make_guided_denoise_fn
 from ddpm_jax.predictions import check_kind
 from ddpm_jax.process import GaussianProcess
 from ddpm_jax.samplers.base import Collect, Sampler, draw_x_T, sample_loop
@@ -26,6 +27,8 @@ def make_sample(
     sampler: Sampler,
     kind: str = "eps",
     clip_x_0: bool = True,
+    guidance: float | Guide = 0.0,
+    percentile: float = 0.0,
     timesteps: np.ndarray | None = None,
     collect: Collect | None = None,
     num_frames: int | None = None,
@@ -45,6 +48,9 @@ def make_sample(
       sampler: built on the same process, e.g. `samplers.ancestral(process)`.
       kind: what the network predicts: "eps", "x_0" or "v".
       clip_x_0: clip predicted x_0 to [-1, 1] at every step.
+      guidance: the weight w of classifier-free guidance (`ddpm_jax.guidance`), 0 is off; or a
+        function (denoiser, params, cond) -> DenoiseFn for any other guidance.
+      percentile: clip by `dynamic_threshold` with this percentile instead, e.g. 0.995; 0 is off.
       timesteps: the grid to walk, strictly descending from T to 0 (`timesteps.uniform`); None is
         every timestep.
       collect: what to keep along the way (`samplers.sample_loop`); each array that it returns is
@@ -53,9 +59,13 @@ def make_sample(
 
     Raises:
       UserError: unknown kind, eps at zero terminal SNR, a grid that does not descend from T to
-        0; from `sample`: n < 1, or conditioning whose first axis is not n.
+        0, a guidance weight below -1; from `sample`: n < 1, conditioning whose first axis is
+        not n, or none where guidance needs it.
     """
     check_kind(process, kind)
+    check_threshold(clip_x_0, percentile)
+    if not callable(guidance):
+        check(guidance)
     T = process.num_timesteps
     grid = np.arange(T, -1, -1) if timesteps is None else np.asarray(timesteps)
     if grid.ndim != 1 or [*grid[:1], *grid[-1:]] != [T, 0] or np.any(np.diff(grid) >= 0):
@@ -71,7 +81,16 @@ def make_sample(
     def run(params: Params, key: PRNGKey, index: Array, cond: Conditioning | None) -> Any:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
         x_T = draw_x_T(keys, tuple(shape))  # sharded as `index` is, and so is all that follows
-        denoise_fn = make_denoise_fn(process, apply_fn, params, cond, kind=kind, clip_x_0=clip_x_0)
+        denoise_fn = make_guided_denoise_fn(
+            process,
+            apply_fn,
+            params,
+            cond,
+            kind=kind,
+            guidance=guidance,
+            clip_x_0=clip_x_0,
+            percentile=percentile,
+        )
         return sample_loop(sampler, denoise_fn, keys, grid, x_T, collect, num_frames)
 
     def sample(

@@ -1,7 +1,4 @@
-"""Where configs meet functions: each section of the config becomes the object that it names.
-
-The only tables of names; a new schedule, sampler or grid is one line here.
-"""
+"""Where configs meet functions: the only tables of names; a new sampler is one line here."""
 
 import functools
 import math
@@ -9,11 +6,12 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ddpm_jax import losses, samplers, schedules, timesteps
+from ddpm_jax import guides, losses, samplers, schedules, timesteps
 from ddpm_jax.api import make_sample
 from ddpm_jax.config import Config, LossConfig, ModelConfig, ProcessConfig, SampleConfig
 from ddpm_jax.errors import UserError, unknown
-from ddpm_jax.models import Model, UNet, as_model
+from ddpm_jax.guidance import Denoiser, make_guided_denoise_fn
+from ddpm_jax.models import Classifier, Model, UNet, as_model
 from ddpm_jax.predictions import check_kind
 from ddpm_jax.process import GaussianProcess, make_process
 from ddpm_jax.samplers.base import Collect, Sampler
@@ -91,6 +89,7 @@ def process(config: ProcessConfig) -> GaussianProcess:
 
 def model(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: int) -> Model:
     """Build the network of `config.model` for images (H, W, C) of `num_classes` classes."""
+    _check_name(config, "unet", "a denoiser is wanted here (classifiers: --classifier)")
     if config.class_conditional and not num_classes:
         raise UserError(
             "model.class_conditional is True, but the data have no labels; put the images into one "
@@ -98,6 +97,36 @@ def model(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: i
         )
     unet = UNet(
         out_channels=image_shape[-1],
+        num_classes=num_classes if config.class_conditional else 0,
+        **_sizes(config),
+    )
+    unet.check_sizes(image_shape[:2])
+    return as_model(unet, image_shape)
+
+
+def classifier(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: int) -> Model:
+    """Build the classifier of `config.model`: its `apply` returns logits [B, num_classes]."""
+    _check_name(config, "classifier", "a classifier is wanted here (denoisers: experiments.train)")
+    if not num_classes:
+        raise UserError(
+            "a classifier needs labels, but the data have none; put the images into one "
+            "sub-folder per class"
+        )
+    UNet(**_sizes(config)).check_sizes(image_shape[:2])
+    return as_model(Classifier(num_classes=num_classes, **_sizes(config)), image_shape)
+
+
+def _check_name(config: ModelConfig, wanted: str, why: str) -> None:
+    """Refuse a network of the other sort."""
+    if config.name not in ("unet", "classifier"):
+        raise unknown("model.name", config.name, ["unet", "classifier"])
+    if config.name != wanted:
+        raise UserError(f"model.name is {config.name!r}, but {why}")
+
+
+def _sizes(config: ModelConfig) -> dict:
+    """Return what the U-Net and the classifier have in common."""
+    return dict(
         channels=config.channels,
         channel_multipliers=config.channel_multipliers,
         num_res_blocks=config.num_res_blocks,
@@ -106,12 +135,9 @@ def model(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: i
         dropout=config.dropout,
         num_groups=config.num_groups,
         scale_shift=config.scale_shift,
-        num_classes=num_classes if config.class_conditional else 0,
         dtype=_look_up(DTYPES, "model.dtype", config.dtype),
         remat=config.remat,
     )
-    unet.check_sizes(image_shape[:2])
-    return as_model(unet, image_shape)
 
 
 def time_sampler(config: LossConfig, num_timesteps: int):
@@ -167,19 +193,43 @@ def _churn(process: GaussianProcess, config: SampleConfig) -> dict[str, float]:
     )
 
 
+def denoiser(config: Config, process: GaussianProcess, model: Model) -> Denoiser:
+    """Build (params, cond) -> DenoiseFn, guided and clipped as `config.sample` says."""
+
+    def build_denoise_fn(params, cond):
+        return make_guided_denoise_fn(
+            process,
+            model.apply,
+            params,
+            cond,
+            kind=config.loss.kind,
+            guidance=guides.from_config(config, process),
+            clip_x_0=config.sample.clip_x_0,
+            percentile=config.sample.dynamic_threshold,
+        )
+
+    return build_denoise_fn
+
+
 def sample_fn(
     config: Config,
     process: GaussianProcess,
     model: Model,
     image_shape: tuple[int, int, int],
+    *,
+    classifier: Model | None = None,
+    scale: float = 1.0,
     collect: Collect | None = None,
     num_frames: int | None = None,
 ) -> Any:
     """Build `sample(params, key, n, cond=None)` as `config.sample` says (`make_sample`).
 
-    `collect` and `num_frames` keep something along the way, such as `samplers.predicted_x_0`.
+    With a classifier, its guidance comes on top (`guides.with_classifier`). `collect` and
+    `num_frames` keep something along the way, such as `samplers.predicted_x_0`.
     """
-    c = config.sample
+    c, guide = config.sample, guides.from_config(config, process)
+    if classifier is not None:
+        guide = guides.with_classifier(config, process, classifier, scale)
     if c.timesteps != "karras" and c.rho != SampleConfig.rho:
         raise UserError(f"sample.rho is {c.rho}, but only the karras timesteps use it; leave it")
     grid = _look_up(GRIDS, "sample.timesteps", c.timesteps)
@@ -190,6 +240,8 @@ def sample_fn(
         sampler=sampler(c, process),
         kind=config.loss.kind,
         clip_x_0=c.clip_x_0,
+        guidance=guide,
+        percentile=c.dynamic_threshold,
         timesteps=grid(process, c.num_steps or process.num_timesteps, c),
         collect=collect,
         num_frames=num_frames,

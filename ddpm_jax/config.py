@@ -11,7 +11,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from ddpm_jax.errors import UserError, unknown
+from ddpm_jax.config_checks import check_ranges, check_type
+from ddpm_jax.errors import unknown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,7 @@ class ProcessConfig:
 class ModelConfig:
     """The U-Net (Ho et al. 2020, appendix B)."""
 
+    name: str = "unet"  # unet; classifier, its way down (experiments.train_classifier)
     channels: int = 128
     channel_multipliers: tuple[int, ...] = (1, 2, 2, 2)
     num_res_blocks: int = 2
@@ -133,6 +135,10 @@ class SampleConfig:
     timesteps: str = "uniform"  # uniform, trailing, quadratic, karras, log_snr
     rho: float = 7.0  # karras: larger is denser towards 0
     clip_x_0: bool = True
+    dynamic_threshold: float = 0.0  # clip to this percentile of |x_0|, e.g. 0.995; 0 is to [-1, 1]
+    guidance: float = 0.0  # classifier-free weight w (other codes' scale is 1 + w); 0 is off
+    guidance_interval: tuple[int, ...] = ()  # (low, high) timesteps at which to guide; () is all
+    guidance_rescale: float = 0.0  # 0..1, brings the deviation of a guided x_0 back; 0 is off
     chunk_size: int = 256  # images on the device at once
 
 
@@ -166,24 +172,6 @@ class Config:
     mesh: MeshConfig = MeshConfig()
 
 
-AT_LEAST_1 = (
-    "process.num_timesteps",
-    "model.channels",
-    "model.num_res_blocks",
-    "model.num_heads",
-    "model.num_groups",
-    "optim.max_nonfinite",
-    "train.num_steps",
-    "train.batch_size",
-    "train.accumulate",
-    "train.num_samples",
-    "train.keep_last",
-    "sample.chunk_size",
-    "eval.num_examples",
-)
-BELOW_1 = ("model.dropout", "data.holdout", "loss.p_uncond", "optim.ema_decay")
-
-
 def from_dict(mapping: Mapping[str, Any]) -> Config:
     """Build the checked `Config` from a mapping of sections to mappings of fields.
 
@@ -200,10 +188,10 @@ def from_dict(mapping: Mapping[str, Any]) -> Config:
         for name, value in fields.items():
             if name not in hints:
                 raise unknown("config key", f"{section}.{name}", [f"{section}.{h}" for h in hints])
-            values[name] = _checked(f"{section}.{name}", value, hints[name])
+            values[name] = check_type(f"{section}.{name}", value, hints[name])
         built[section] = sections[section](**values)
     config = Config(**built)
-    _check_ranges(flatten(config))
+    check_ranges(flatten(config))
     return config
 
 
@@ -219,29 +207,3 @@ def flatten(config: Config) -> dict[str, Any]:
         for section, fields in to_dict(config).items()
         for name, value in fields.items()
     }
-
-
-def _check_ranges(flat: Mapping[str, Any]) -> None:
-    """Refuse counts and probabilities that cannot be."""
-    for key in AT_LEAST_1:
-        if flat[key] < 1:
-            raise UserError(f"config.{key} must be at least 1, found {flat[key]}")
-    for key in BELOW_1:
-        if not 0 <= flat[key] < 1:
-            raise UserError(f"config.{key} must be in [0, 1), found {flat[key]}")
-    for key, value in flat.items():
-        if type(value) in (int, float) and value < 0 and key != "mesh.data":
-            raise UserError(f"config.{key} must not be negative, found {value}")
-
-
-def _checked(key: str, value: Any, hint: Any) -> Any:
-    """Return `value` as the type that the field has, or say what is wrong with it."""
-    if typing.get_origin(hint) is tuple:  # JSON has lists for tuples
-        if isinstance(value, (list, tuple)) and all(type(v) is int for v in value):
-            return tuple(value)
-        raise UserError(f"config.{key} must be a tuple of integers such as (1, 2), found {value!r}")
-    if hint is float and type(value) is int:
-        return float(value)
-    if type(value) is not hint:
-        raise UserError(f"config.{key} must be {hint.__name__}, found {value!r}")
-    return value

@@ -1,7 +1,16 @@
-"""From a network to a denoiser: params, conditioning, kind and clipping closed over."""
+"""From a network to a denoiser: params, conditioning, kind and clipping closed over.
+
+Clipping is itself a step from denoiser to denoiser, so that it can come after guidance
+(`ddpm_jax.guidance`): static to [-1, 1], or dynamic (Saharia et al. 2022, section 2.3),
+
+    x_0 ← clip(x_0, -s, s) / s,   s = max(1, the percentile p of |x_0| over one image)
+
+Either way eps is recomputed, so that x_t = alpha_t x_0 + sigma_t eps holds.
+"""
 
 import jax.numpy as jnp
 
+from ddpm_jax.errors import UserError
 from ddpm_jax.predictions import to_prediction
 from ddpm_jax.process import GaussianProcess
 from ddpm_jax.types import ApplyFn, Array, Conditioning, DenoiseFn, Params, Prediction, PRNGKey
@@ -61,9 +70,61 @@ def make_denoise_fn(
 
     def denoise_fn(x_t: Array, t: Array) -> Prediction:
         output = apply_network(process, apply_fn, params, x_t, t, cond, train=False, key=None)
-        prediction = to_prediction(process, output, x_t, t, kind)
-        if not clip_x_0:
-            return prediction
-        return to_prediction(process, jnp.clip(prediction.x_0, -1.0, 1.0), x_t, t, "x_0")
+        return to_prediction(process, output, x_t, t, kind)
 
-    return denoise_fn
+    return static_threshold(process, denoise_fn) if clip_x_0 else denoise_fn
+
+
+def static_threshold(process: GaussianProcess, denoise_fn: DenoiseFn) -> DenoiseFn:
+    """Clip the predicted x_0 to [-1, 1]; an x_0 inside stays as it is."""
+
+    def clipped(x_t: Array, t: Array) -> Prediction:
+        x_0 = jnp.clip(denoise_fn(x_t, t).x_0, -1.0, 1.0)
+        return to_prediction(process, x_0, x_t, t, "x_0")
+
+    return clipped
+
+
+def dynamic_threshold(
+    process: GaussianProcess, denoise_fn: DenoiseFn, percentile: float
+) -> DenoiseFn:
+    """Clip each image's x_0 to its own percentile s of |x_0| and divide by s, where s > 1.
+
+    Strong guidance drives x_0 out of [-1, 1]; static clipping then saturates it, this scales it
+    back (Imagen: Saharia et al. 2022, section 2.3). With percentile = 1 nothing is clipped, only
+    scaled; where |x_0| <= 1 nothing changes.
+
+    Args:
+      process: the chain.
+      denoise_fn: the denoiser, unclipped.
+      percentile: in [0, 1], for instance 0.995.
+
+    Raises:
+      UserError: percentile is outside (0, 1].
+    """
+    if not 0.0 < percentile <= 1.0:
+        raise UserError(
+            f"the percentile of dynamic_threshold must be in [0, 1], found {percentile}"
+        )
+
+    def clipped(x_t: Array, t: Array) -> Prediction:
+        x_0 = denoise_fn(x_t, t).x_0
+        pixels = tuple(range(1, x_0.ndim))
+        s = jnp.quantile(jnp.abs(x_0), percentile, axis=pixels, keepdims=True)
+        s = jnp.maximum(s, 1.0)
+        return to_prediction(process, jnp.clip(x_0, -s, s) / s, x_t, t, "x_0")
+
+    return clipped
+
+
+def check_threshold(clip_x_0: bool, percentile: float) -> None:
+    """Raise `UserError` where percentile is outside [0, 1], or set (not 0) without clip_x_0."""
+    if not 0.0 <= percentile <= 1.0:
+        raise UserError(
+            f"the percentile of dynamic_threshold must be in [0, 1], found {percentile}"
+        )
+    if percentile and not clip_x_0:
+        raise UserError(
+            f"the percentile of dynamic_threshold is {percentile}, but clip_x_0 is False; set "
+            "clip_x_0=True, or the percentile to 0"
+        )

@@ -5,7 +5,8 @@ Papers:   Ho et al. 2020 for all but the labels; Ho & Salimans 2022 for the null
 Command:  python -m experiments.train --config=experiments/cifar10_cond.py
 Measured: nothing yet (2026-11-23). Hardware and hours: as `cifar10.py`.
 
-Sample one class with `python -m experiments.sample --workdir=runs/cifar10_cond --label=3`.
+Sample one class with `python -m experiments.sample --workdir=runs/cifar10_cond --label=3`, and
+guided towards it with `--guidance=1.5`.
 """
 
 import ml_collections

@@ -2,6 +2,9 @@
 
 Writes a grid (PNG) and the images (.npz: `images` uint8 [n, H, W, C], and `labels` where the model
 is class-conditional), of the EMA weights, with the sampler of the run's config.
+
+  --label=3 --guidance=1.5     one class, guided to with w = 1.5 (other codes' scale 2.5)
+  --label=3 --classifier=runs/digits_classifier --classifier_scale=3    guided by a classifier
 """
 
 import os
@@ -24,6 +27,11 @@ N = flags.DEFINE_integer("n", 64, "Number of images.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Seed; image i depends on the seed and i alone.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint; the newest if unset.")
 LABEL = flags.DEFINE_integer("label", None, "Class of all images; unset goes through the classes.")
+GUIDANCE = flags.DEFINE_float("guidance", None, "Classifier-free weight w; the run's if unset.")
+CLASSIFIER = flags.DEFINE_string("classifier", None, "Work directory of a classifier to guide by.")
+CLASSIFIER_SCALE = flags.DEFINE_float(
+    "classifier_scale", None, "Scale of --classifier; 1 if unset."
+)
 OUT = flags.DEFINE_string("out", None, "Output path without suffix; in <workdir>/samples if unset.")
 flags.mark_flag_as_required("workdir")
 
@@ -31,8 +39,25 @@ flags.mark_flag_as_required("workdir")
 def main() -> None:
     workdir = open_for_reading(WORKDIR.value)
     config, facts = read_config(workdir), read_facts(workdir)
-    labels = _labels(config.model.class_conditional, facts.num_classes)
-    sample, params = runs.load(workdir.root, STEP.value)
+    overrides = {}
+    if GUIDANCE.value is not None:
+        if GUIDANCE.value and not config.model.class_conditional:
+            raise UserError(
+                f"--guidance={GUIDANCE.value:g} is given, but the model has no classes to guide to"
+            )
+        overrides["guidance"] = GUIDANCE.value
+    scale = CLASSIFIER_SCALE.value
+    if scale is not None and CLASSIFIER.value is None:
+        raise UserError(f"--classifier_scale={scale:g} is given, but no --classifier")
+    sample, params = runs.load(
+        workdir.root,
+        STEP.value,
+        sample=overrides,
+        classifier=CLASSIFIER.value,
+        classifier_scale=1.0 if scale is None else scale,
+    )
+    conditional = config.model.class_conditional or CLASSIFIER.value is not None
+    labels = _labels(conditional, facts.num_classes)
     start = time.perf_counter()
     chunks = sample_in_chunks(
         sample,

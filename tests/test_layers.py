@@ -12,20 +12,22 @@ ROOT = Path(__file__).parents[1]
 # each other (modules of one package do).
 LAYERS = [
     {"ddpm_jax.errors", "ddpm_jax.types", "ddpm_jax.compiler"},
+    {"ddpm_jax.config_checks"},
     {"ddpm_jax.config", "ddpm_jax.schedules", "ddpm_jax.timesteps"},
     {"ddpm_jax.process"},
     {"ddpm_jax.predictions", "ddpm_jax.variance"},
     {"ddpm_jax.denoise"},
-    {"ddpm_jax.losses", "ddpm_jax.samplers"},
-    {"ddpm_jax.api"},
+    {"ddpm_jax.losses", "ddpm_jax.guidance", "ddpm_jax.classifier", "ddpm_jax.samplers"},
+    {"ddpm_jax.api", "ddpm_jax.editing"},
     {"ddpm_jax.models", "ddpm_jax.data", "ddpm_jax.evaluation"},
+    {"ddpm_jax.guides"},
     {"ddpm_jax.build"},
     {"ddpm_jax.training"},
     {"ddpm_jax.runs"},
     {"ddpm_jax"},
     {"experiments"},
 ]
-MATHS = {name for row in LAYERS[:7] for name in row} - {"ddpm_jax.config"}
+MATHS = {name for row in LAYERS[:8] for name in row} - {"ddpm_jax.config", "ddpm_jax.config_checks"}
 # All that these may see of the library: the network, for one, knows nothing of diffusion
 BLIND = {
     "ddpm_jax.models": {"ddpm_jax.errors", "ddpm_jax.types"},

@@ -12,10 +12,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ddpm_jax.models.classifier import Classifier
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.types import ApplyFn, Array, Conditioning, Params, PRNGKey
 
-__all__ = ["Model", "UNet", "as_model", "count_parameters"]
+__all__ = ["Classifier", "Model", "UNet", "as_model", "count_parameters"]
 
 
 class Model(NamedTuple):

@@ -1,0 +1,50 @@
+"""What a config's values may be, whatever they configure: types, counts, probabilities."""
+
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from ddpm_jax.errors import UserError
+
+AT_LEAST_1 = (
+    "process.num_timesteps",
+    "model.channels",
+    "model.num_res_blocks",
+    "model.num_heads",
+    "model.num_groups",
+    "optim.max_nonfinite",
+    "train.num_steps",
+    "train.batch_size",
+    "train.accumulate",
+    "train.num_samples",
+    "train.keep_last",
+    "sample.chunk_size",
+    "eval.num_examples",
+)
+BELOW_1 = ("model.dropout", "data.holdout", "loss.p_uncond", "optim.ema_decay")
+
+
+def check_ranges(flat: Mapping[str, Any]) -> None:
+    """Refuse counts and probabilities that cannot be."""
+    for key in AT_LEAST_1:
+        if flat[key] < 1:
+            raise UserError(f"config.{key} must be at least 1, found {flat[key]}")
+    for key in BELOW_1:
+        if not 0 <= flat[key] < 1:
+            raise UserError(f"config.{key} must be in [0, 1), found {flat[key]}")
+    for key, value in flat.items():
+        if type(value) in (int, float) and value < 0 and key != "mesh.data":
+            raise UserError(f"config.{key} must not be negative, found {value}")
+
+
+def check_type(key: str, value: Any, hint: Any) -> Any:
+    """Return `value` as the type that the field has, or say what is wrong with it."""
+    if typing.get_origin(hint) is tuple:  # JSON has lists for tuples
+        if isinstance(value, (list, tuple)) and all(type(v) is int for v in value):
+            return tuple(value)
+        raise UserError(f"config.{key} must be a tuple of integers such as (1, 2), found {value!r}")
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise UserError(f"config.{key} must be {hint.__name__}, found {value!r}")
+    return value

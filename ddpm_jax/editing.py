@@ -1,0 +1,237 @@
+"""Editing: images into the chain part of the way down, and out of it by any sampler.
+
+  sdedit        x_t ~ q(x_t | x_0), and the reverse chain from t        (Meng et al. 2022, alg. 1)
+  interpolate   (1-λ) x_t + λ x'_t, both noised by q with one ε, and the reverse chain from t
+                                                                  (Ho et al. 2020, section 4.4)
+  inpaint       x_s = m q_sample(x_0, s) + (1-m) p_step(x_t), then up by q(x_t | x_s) and down
+                again, several times                              (Lugmayr et al. 2022, alg. 1)
+
+Pure functions of a sampler, a denoiser (guided or not) and one key per image; `key[i]` decides all
+of image i. The depth of sdedit and interpolate is where the grid begins: `from_depth`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.errors import UserError, unknown
+from ddpm_jax.process import GaussianProcess, expand, jump, q_sample
+from ddpm_jax.samplers.base import Sampler, draw_noise, draw_x_T, sample_loop
+from ddpm_jax.types import Array, DenoiseFn, Prediction, PRNGKey
+
+
+def from_depth(timesteps: np.ndarray, depth: int) -> np.ndarray:
+    """Return the part of a sampling grid below depth, with depth in front.
+
+    Args:
+      timesteps: [K+1] int, strictly descending from T to 0.
+      depth: t in 1..T: how much is forgotten, T is everything.
+
+    Raises:
+      UserError: depth is not in 1..T.
+    """
+    T = int(timesteps[0])
+    if not 1 <= depth <= T:
+        raise UserError(f"depth must be in 1..{T} (T), found {depth}")
+    timesteps = np.asarray(timesteps)
+    return np.append(depth, timesteps[timesteps < depth]).astype(np.int32)
+
+
+def sdedit(
+    process: GaussianProcess,
+    sampler: Sampler,
+    denoise_fn: DenoiseFn,
+    key: PRNGKey,
+    x_0: Array,
+    timesteps: np.ndarray,
+) -> Array:
+    """Return x_0 noised to timesteps[0] and denoised again (SDEdit).
+
+    A small depth returns x_0 with its finest detail redrawn; the whole grid, where alpha_T = 0, is
+    a plain sample of the same key.
+
+    Args:
+      process: the chain.
+      sampler: any, built on it.
+      denoise_fn: the denoiser.
+      key: [B] keys.
+      x_0: [B, ...] float, the images.
+      timesteps: [K+1] int, descending from the depth to 0 (`from_depth`).
+    """
+    x_t = q_sample(process, x_0, jnp.int32(timesteps[0]), draw_x_T(key, x_0.shape[1:]))
+    return sample_loop(sampler, denoise_fn, key, timesteps, x_t)
+
+
+def interpolate(
+    process: GaussianProcess,
+    sampler: Sampler,
+    denoise_fn: DenoiseFn,
+    key: PRNGKey,
+    x_0: Array,
+    other: Array,
+    weight: Array,
+    timesteps: np.ndarray,
+    mix: str = "lerp",
+) -> Array:
+    """Return images between x_0 and other, mixed at depth timesteps[0].
+
+    Both get the same noise, so `lerp` leaves it whole at any weight. Weight 0 is `sdedit` of x_0,
+    weight 1 of other. Images of one series share their key, and then all their noise.
+
+    Args:
+      process, sampler, denoise_fn, key, timesteps: as in `sdedit`.
+      x_0: [B, ...] float, the images at weight 0.
+      other: [B, ...] float, the images at weight 1.
+      weight: λ in [0, 1], scalar or [B].
+      mix: "lerp", (1-λ) x_t + λ x'_t, or "slerp", along the arc between them.
+
+    Raises:
+      UserError: unknown mix, or images of two shapes.
+    """
+    if mix not in MIXES:
+        raise unknown("mix", mix, MIXES)
+    if x_0.shape != other.shape:
+        raise UserError(f"the images to mix must have one shape, found {x_0.shape}, {other.shape}")
+    t = jnp.int32(timesteps[0])
+    eps = draw_x_T(key, x_0.shape[1:])
+    x_t, other_t = (q_sample(process, x, t, eps) for x in (x_0, other))
+    weight = expand(jnp.asarray(weight, x_t.dtype), x_t)
+    return sample_loop(sampler, denoise_fn, key, timesteps, MIXES[mix](x_t, other_t, weight))
+
+
+def lerp(x: Array, y: Array, weight: Array) -> Array:
+    """Return (1-λ) x + λ y."""
+    return (1.0 - weight) * x + weight * y
+
+
+def slerp(x: Array, y: Array, weight: Array) -> Array:
+    """Return (sin((1-λ)θ) x + sin(λθ) y) / sin θ, θ the angle between the images x and y.
+
+    Where they are parallel it is `lerp`.
+    """
+    pixels = tuple(range(1, x.ndim))
+    norms = [jnp.sqrt(jnp.square(v).sum(axis=pixels, keepdims=True)) for v in (x, y)]
+    cosine = (x * y).sum(axis=pixels, keepdims=True) / jnp.maximum(norms[0] * norms[1], 1e-12)
+    cosine = jnp.clip(cosine, -1.0, 1.0)
+    parallel = jnp.abs(cosine) > 1.0 - 1e-6
+    theta = jnp.arccos(jnp.where(parallel, 0.0, cosine))
+    arc = (jnp.sin((1.0 - weight) * theta) * x + jnp.sin(weight * theta) * y) / jnp.sin(theta)
+    return jnp.where(parallel, lerp(x, y, weight), arc)
+
+
+MIXES: dict[str, Callable[[Array, Array, Array], Array]] = {"lerp": lerp, "slerp": slerp}
+
+
+def inpaint(
+    process: GaussianProcess,
+    sampler: Sampler,
+    denoise_fn: DenoiseFn,
+    key: PRNGKey,
+    x_0: Array,
+    mask: Array,
+    timesteps: np.ndarray,
+    *,
+    num_resamples: int = 10,
+    jump_length: int = 1,
+) -> Array:
+    """Return x_0 with what the mask hides drawn anew (RePaint).
+
+    num_resamples = 1 only pastes the known pixels in at every step, and what is drawn hardly heeds
+    them; resampling brings the two into agreement, at num_resamples network calls a step. For two
+    correlated pixels (T = 100, fixed_large) the hidden one, whose mean should be 0.44, gets 0.151
+    at 1, 0.395 at 10 and 0.434 at 200. Resampling repeats what is wrong in a step: fixed_small,
+    a little narrow each time, ends at a variance of 0.18 where 0.28 is right (200).
+
+    Args:
+      process: the chain.
+      sampler: one without memory between steps, such as `samplers.ancestral(process)`.
+      denoise_fn: the denoiser.
+      key: [B] keys.
+      x_0: [B, ...] float, the images; hidden pixels are not read.
+      mask: broadcastable to x_0, e.g. [B, H, W, 1]: 1 is known and kept, 0 is hidden and drawn.
+      timesteps: [K+1] int, strictly descending from T to 0.
+      num_resamples: U, how often each stretch of the grid is walked, at least 1.
+      jump_length: steps in a stretch, at least 1 (the paper's images take 10 of each).
+
+    Raises:
+      UserError: num_resamples or jump_length below 1, or a mask of another shape.
+    """
+    try:
+        mask = jnp.broadcast_to(jnp.asarray(mask), x_0.shape).astype(bool)
+    except ValueError:
+        raise UserError(
+            f"the mask of shape {np.shape(mask)} does not fit images of {x_0.shape}; it must have "
+            "their height and width, and one channel or theirs"
+        ) from None
+    grid = resampling_grid(timesteps, num_resamples, jump_length)
+    x_T = draw_x_T(key, x_0.shape[1:])
+    return sample_loop(repaint(process, sampler, x_0, mask), denoise_fn, key, grid, x_T)
+
+
+def resampling_grid(timesteps: np.ndarray, num_resamples: int, jump_length: int) -> np.ndarray:
+    """Return the walk of RePaint: each stretch of the grid down, and up again, num_resamples times.
+
+    The step to clean data is taken once (the t > 1 of algorithm 1); the stretches are counted from
+    there, and the first one, at T, may be shorter. jump_length = 1 on the full grid is algorithm 1.
+
+    Raises:
+      UserError: num_resamples or jump_length below 1.
+    """
+    if num_resamples < 1 or jump_length < 1:
+        raise UserError(
+            "num_resamples and jump_length must be at least 1, found "
+            f"{num_resamples} and {jump_length}"
+        )
+    timesteps = np.asarray(timesteps, np.int32)
+    noisy = len(timesteps) - 2  # index of the last timestep that is not clean
+    ends = np.arange(noisy, 0, -jump_length)[::-1]
+    walk, start = [timesteps[:1]], 0
+    for end in ends:
+        stretch = timesteps[start : end + 1]
+        walk += [stretch[1:], *[stretch[-2::-1], stretch[1:]] * (num_resamples - 1)]
+        start = end
+    return np.concatenate([*walk, timesteps[-1:]])
+
+
+class RepaintState(NamedTuple):
+    """The sample, the last prediction, and the number of moves, which makes every draw new."""
+
+    x: Array
+    prediction: Prediction
+    count: Array
+
+
+def repaint(process: GaussianProcess, sampler: Sampler, x_0: Array, mask: Array) -> Sampler:
+    """Build the sampler whose steps down keep x_0 where mask, and whose steps up add noise.
+
+    Args:
+      process, sampler, x_0: as in `inpaint`.
+      mask: bool, of the shape of x_0; True is known.
+    """
+
+    def init(x_T: Array) -> RepaintState:
+        return RepaintState(x_T, Prediction(x_T, x_T), jnp.int32(0))
+
+    def down(denoise_fn: DenoiseFn, key: PRNGKey, state: RepaintState, t: Array, s: Array):
+        key = jax.vmap(jax.random.split)(key)  #                                   [B, 2]
+        drawn, prediction = sampler.step(denoise_fn, key[:, 0], sampler.init(state.x), t, s)
+        known = q_sample(process, x_0, s, draw_noise(key[:, 1], x_0.shape[1:]))
+        return jnp.where(mask, known, drawn.x), prediction
+
+    def up(key: PRNGKey, state: RepaintState, t: Array, s: Array):
+        ratio, beta = jump(process, s, t)  # from t to the noisier s
+        return ratio * state.x + jnp.sqrt(beta) * draw_noise(key, x_0.shape[1:]), state.prediction
+
+    def step(denoise_fn: DenoiseFn, key: PRNGKey, state: RepaintState, t: Array, s: Array):
+        key = jax.vmap(jax.random.fold_in, (0, None))(key, state.count)
+        x, prediction = jax.lax.cond(
+            s < t,
+            lambda: down(denoise_fn, key, state, t, s),
+            lambda: up(key, state, t, s),
+        )
+        return RepaintState(x, prediction, state.count + 1), prediction
+
+    return Sampler(init, step)

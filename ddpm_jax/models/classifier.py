@@ -1,0 +1,78 @@
+"""A classifier of noisy images: the way down of the U-Net, a middle, and a pooled head.
+
+The half U-Net of Dhariwal & Nichol 2021 (section 4.1), with the blocks of `models.unet`, time
+embedding; the logits start at zero. It knows nothing of diffusion.
+
+Deviates from their classifier, which pools by attention: here the mean over pixels is taken.
+"""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from ddpm_jax.models.unet import AttentionBlock, ResidualBlock, time_embedding
+from ddpm_jax.types import Array
+
+
+class Classifier(nn.Module):
+    """Logits of the classes; the other attributes are those of `UNet`, which checks them."""
+
+    num_classes: int
+    channels: int = 128
+    channel_multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    num_res_blocks: int = 2
+    attention_resolutions: tuple[int, ...] = (16,)
+    num_heads: int = 1
+    dropout: float = 0.1
+    num_groups: int = 32
+    scale_shift: bool = False
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x: Array, t: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False
+    ) -> Array:
+        """Return the logits [B, num_classes] float32.
+
+        Args:
+          x: [B, H, W, C] float; H and W divisible by 2^(levels - 1).
+          t: [B] times to embed.
+          cond: not looked at: the label is what is asked for.
+          train: whether dropout is on (needs the "dropout" rng).
+        """
+        residual, attention = ResidualBlock, AttentionBlock
+        if self.remat:  # argument 3 counts self: train
+            residual = nn.remat(ResidualBlock, static_argnums=(3,))
+            attention = nn.remat(AttentionBlock)
+        dense = dict(features=4 * self.channels, dtype=self.dtype)
+        conv = dict(kernel_size=(3, 3), dtype=self.dtype)
+
+        embedding = time_embedding(t, self.channels).astype(self.dtype)
+        embedding = nn.Dense(**dense, name="time_1")(embedding)
+        embedding = nn.Dense(**dense, name="time_2")(nn.swish(embedding))  #      [B, 4C]
+
+        def block(h: Array, width: int, name: str, attend: bool) -> Array:
+            h = residual(
+                width, self.dropout, self.num_groups, self.scale_shift, self.dtype, name=name
+            )(h, embedding, train)
+            if attend:
+                name = f"{name}_attention"
+                h = attention(self.num_heads, self.num_groups, self.dtype, name=name)(h)
+            return h
+
+        widths = [self.channels * multiplier for multiplier in self.channel_multipliers]
+        h = nn.Conv(self.channels, **conv, name="conv_in")(x.astype(self.dtype))  #  [B, H, W, C]
+        for level, width in enumerate(widths):
+            attend = h.shape[1] in self.attention_resolutions
+            for i in range(self.num_res_blocks):
+                h = block(h, width, f"down_{level}_{i}", attend)
+            if level != len(widths) - 1:
+                h = nn.Conv(width, **conv, strides=2, name=f"down_{level}_conv")(h)
+        h = block(h, widths[-1], "middle_0", attend=True)
+        h = block(h, widths[-1], "middle_1", attend=False)
+
+        h = nn.swish(nn.GroupNorm(self.num_groups, dtype=self.dtype, name="norm_out")(h))
+        h = h.astype(jnp.float32).mean(axis=(1, 2))  #                            [B, width]
+        return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name="logits")(h)

@@ -1,0 +1,168 @@
+"""A classifier's training run, for classifier guidance: the train step of a denoiser, another loss.
+
+The same work directory and checkpoints as a denoiser's run, so it resumes the same way: batches,
+times and noise follow from (seed, step).
+"""
+
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+
+from ddpm_jax import build, data
+from ddpm_jax.classifier import is_right, label_loss
+from ddpm_jax.config import Config
+from ddpm_jax.errors import UserError
+from ddpm_jax.models import count_parameters
+from ddpm_jax.training import devices
+from ddpm_jax.training.checkpoint import Checkpoints
+from ddpm_jax.training.interrupt import StopRequest
+from ddpm_jax.training.metrics import Interval, MetricsWriter
+from ddpm_jax.training.optimizer import make_optimizer
+from ddpm_jax.training.progress import ProgressLine
+from ddpm_jax.training.state import init_state
+from ddpm_jax.training.step import QUARTILES, make_train_step, to_x_0
+from ddpm_jax.training.workdir import DatasetFacts, open_for_training, write_facts
+from ddpm_jax.types import Array, Params, PRNGKey
+
+
+def train_classifier(config: Config, root: str | os.PathLike) -> dict[str, float]:
+    """Train the classifier of `config.model` in the work directory `root`; resume what is there.
+
+    Returns:
+      The held-out accuracy of the averaged weights by quarter of {1..T}, `accuracy_t_quartile_1`
+      .. `_4`; empty where nothing is held out, or a signal stopped the run (its state is saved).
+
+    Raises:
+      UserError: a config, data or directory that cannot work.
+    """
+    console = Console(soft_wrap=True, markup=False, highlight=False)
+    console.print(devices.describe_devices())
+    mesh = devices.make_mesh(config)
+    dataset = data.open_dataset(config.data)
+    process = build.process(config.process)
+    T = process.num_timesteps
+    model = build.classifier(config.model, dataset.image_shape, dataset.num_classes)
+    optimizer = make_optimizer(config.optim, config.train.num_steps)
+    init_key, train_key, eval_key = jax.random.split(jax.random.key(config.train.seed), 3)
+
+    def loss_fn(params, x_0, t, eps, cond, train, key):
+        return label_loss(
+            process, model.apply, params, x_0, t, eps, cond["label"], train=train, key=key
+        )
+
+    train_step = make_train_step(
+        loss_fn,
+        build.time_sampler(config.loss, T),
+        optimizer,
+        num_timesteps=T,
+        loss_config=dataclasses.replace(config.loss, p_uncond=0.0),  # no label is hidden
+        optim_config=config.optim,
+        conditional=True,
+        accumulate=config.train.accumulate,
+        unroll=jax.default_backend() == "cpu",
+        key=train_key,
+    )
+    step_fn = jax.jit(train_step, donate_argnums=0, compiler_options=devices.compiler_options())
+    batches = data.Batches(
+        dataset.train, config.train.batch_size, config.train.seed, config.data.flip
+    )
+
+    workdir = open_for_training(root, config)
+    write_facts(
+        workdir, DatasetFacts(dataset.image_shape, dataset.num_classes, dataset.class_names)
+    )
+    checkpoints = Checkpoints(workdir.checkpoints, config.train.keep_last, config.train.keep_every)
+    replicated = devices.replicated(mesh)
+    init = jax.jit(lambda: init_state(model, optimizer, init_key), out_shardings=replicated)
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated),
+        jax.eval_shape(init),
+    )
+    console.print(f"classifier: {count_parameters(abstract.params):,} parameters; {workdir.root}")
+    state = checkpoints.restore_latest(abstract)
+    if state is None:
+        state = init()
+    else:
+        console.print(f"resumed at step {int(state.step)}")
+
+    step, last = int(state.step), config.train.num_steps
+    writer = MetricsWriter(workdir, step)
+    progress = ProgressLine(console, step, last, config.train.batch_size)
+    interval = Interval()
+    try:
+        with StopRequest() as stop, progress:
+            for batch in data.prefetch(batches, step, last):
+                state, metrics = step_fn(state, jax.device_put(batch, devices.over_batch(mesh)))
+                step += 1
+                interval.add(metrics)
+                ending = stop.signal is not None or step == last
+                if ending or step % config.train.log_every == 0:
+                    row, interval = interval.fetch(), Interval()
+                    _check_finite(row, step, config)
+                    progress.update(step, row["loss"])
+                    writer.scalars(step, row)
+                every = config.train.checkpoint_every
+                if ending or (every and step % every == 0):
+                    checkpoints.save(state, wait=ending)
+                if ending:
+                    break
+        accuracy = {}
+        if step < last:
+            console.print(f"stopped by signal {stop.signal} at step {step}; the state is saved")
+        elif dataset.test is not None:
+            right = functools.partial(is_right, process, model.apply)
+            accuracy = _accuracy(right, dataset, state.ema_params, config, T, eval_key)
+            writer.scalars(step, accuracy)
+            for name, value in accuracy.items():
+                console.print(f"held-out {name}: {value:.3f}")
+    finally:
+        writer.close()
+        checkpoints.close()
+    return accuracy
+
+
+def _check_finite(row: dict[str, float], step: int, config: Config) -> None:
+    """Stop the run where updates are not finite."""
+    if row["skipped_in_a_row"] >= config.optim.max_nonfinite:
+        raise UserError(
+            f"stopped at step {step}: the last {row['skipped_in_a_row']} updates were not finite; "
+            "try a lower optim.learning_rate, or model.dtype=float32"
+        )
+
+
+def _accuracy(
+    right: Callable[..., Array],
+    dataset: data.Dataset,
+    params: Params,
+    config: Config,
+    T: int,
+    key: PRNGKey,
+) -> dict[str, float]:
+    """Return the accuracy on the held-out images by quarter of {1..T}."""
+    size = min(config.train.batch_size, len(dataset.test))
+    count = min(config.eval.num_examples, len(dataset.test))
+
+    @jax.jit
+    def hits(params: Params, image: Array, label: Array, i: Array, quarter: Array) -> Array:
+        batch_key = jax.random.fold_in(jax.random.fold_in(key, quarter), i)
+        t_key, eps_key = jax.random.split(batch_key)
+        x_0 = to_x_0(image)
+        u = jax.random.uniform(t_key, label.shape)
+        t = 1 + ((quarter + u) * (T / QUARTILES)).astype(jnp.int32)
+        return right(params, x_0, jnp.minimum(t, T), jax.random.normal(eps_key, x_0.shape), label)
+
+    result = {}
+    for quarter in range(QUARTILES):
+        found = []
+        for i in range(math.ceil(count / size)):
+            images, labels = dataset.test.read(np.arange(i * size, (i + 1) * size) % count)
+            found.append(np.asarray(hits(params, images, labels, i, quarter)))
+        result[f"accuracy_t_quartile_{quarter + 1}"] = float(np.concatenate(found)[:count].mean())
+    return result

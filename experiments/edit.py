@@ -1,0 +1,201 @@
+"""Edit images with a trained run: python -m experiments.edit --workdir=runs/digits --edit=inpaint
+
+  --edit=inpaint      draw what --mask hides: left (kept), center (hidden), or a file, a PNG or an
+                      .npz with `mask`, light where the image is kept
+  --edit=interpolate  from one image to another in --frames steps, mixed at --depth
+  --edit=sdedit       noise to each --depth, and denoise
+
+The images are the run's held-out ones, or --images: a PNG, or an .npz with `images` uint8
+[n, H, W, C], as `experiments.sample` writes. Writes a grid (PNG; a row for each image, what was
+given at its left) and the edited images (.npz: `images` uint8 [n, k, H, W, C]).
+"""
+
+import functools
+import os
+import pathlib
+import zipfile
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from PIL import Image, UnidentifiedImageError
+
+from ddpm_jax import build, data, editing, runs
+from ddpm_jax.data import images as pictures
+from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation import grids
+from ddpm_jax.training.step import to_x_0
+from experiments import command
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a training.")
+EDIT = flags.DEFINE_enum("edit", None, ["inpaint", "interpolate", "sdedit"], "What to do.")
+IMAGES = flags.DEFINE_string("images", None, "PNG or .npz; the run's held-out images if unset.")
+N = flags.DEFINE_integer("n", 8, "Number of images, or of pairs to interpolate.", lower_bound=1)
+MASK = flags.DEFINE_string("mask", "left", "left, center, or a PNG or .npz, to inpaint.")
+DEPTH = flags.DEFINE_list("depth", None, "Timestep in 1..T, T/2 if unset; for sdedit also several.")
+FRAMES = flags.DEFINE_integer("frames", 9, "Images from end to end.", lower_bound=2)
+MIX = flags.DEFINE_enum("mix", "lerp", sorted(editing.MIXES), "How to interpolate.")
+DRAWS = flags.DEFINE_integer("draws", 4, "Inpainted images of each image.", lower_bound=1)
+RESAMPLES = flags.DEFINE_integer("num_resamples", 10, "RePaint's resampling; 1 is none.")
+JUMP = flags.DEFINE_integer("jump_length", 10, "RePaint's jump length.")
+LABEL = flags.DEFINE_integer("label", None, "Class, for a class-conditional model; any if unset.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed.")
+STEP = flags.DEFINE_integer("step", None, "Checkpoint; the newest if unset.")
+OUT = flags.DEFINE_string("out", None, "Output path without suffix; in <workdir>/samples if unset.")
+flags.mark_flags_as_required(["workdir", "edit"])
+
+
+def main() -> None:
+    run = runs.open_run(WORKDIR.value, STEP.value)
+    c, T = run.config.sample, run.process.num_timesteps
+    grid = build.GRIDS[c.timesteps](T, c.num_steps or T)
+    depths = _depths(T)
+    label = _label(run)
+    x_0 = _images(run)
+    edit = _editor(run, label)
+
+    if EDIT.value == "inpaint":
+        mask = _mask(x_0.shape)
+        inpaint = functools.partial(
+            editing.inpaint, num_resamples=RESAMPLES.value, jump_length=JUMP.value
+        )
+        given = [x_0, np.where(mask, x_0, 0.0)]
+        edited = edit(inpaint, grid, [(i, x_0, mask) for i in range(DRAWS.value)])
+    elif EDIT.value == "interpolate":
+        pairs = len(x_0) // 2
+        if not pairs:
+            raise UserError(
+                f"--edit=interpolate takes two images, but --images={IMAGES.value} has 1"
+            )
+        given, other = [x_0[:pairs]], x_0[pairs : 2 * pairs]
+        mix = functools.partial(editing.interpolate, mix=MIX.value)
+        weights = np.linspace(0, 1, FRAMES.value, dtype=np.float32)
+        part = editing.from_depth(grid, depths[0])
+        edited = edit(mix, part, [(0, x_0[:pairs], other, weight) for weight in weights])
+        given.append(other)
+    else:
+        given, edited = [x_0], []
+        for depth in depths:
+            edited += edit(editing.sdedit, editing.from_depth(grid, depth), [(0, x_0)])
+    _write(given, edited)
+
+
+def _editor(run: runs.Run, label: int | None) -> Callable:
+    """Return edit(function, grid, calls) -> [n, H, W, C] for each call (draw, *arguments)."""
+    c = run.config.sample
+    sampler = build.SAMPLERS[c.sampler](run.process, c)
+    denoiser = build.denoiser(run.config, run.process, run.model)
+
+    def edit(function: Callable, grid: np.ndarray, calls: list[tuple]) -> list[np.ndarray]:
+        @jax.jit
+        def one(params, draw, x_0, *arguments):
+            key = jax.random.fold_in(jax.random.key(SEED.value), draw)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(x_0)))
+            cond = None if label is None else {"label": jnp.full(len(x_0), label, jnp.int32)}
+            denoise_fn = denoiser(params, cond)
+            return function(run.process, sampler, denoise_fn, keys, x_0, *arguments, grid)
+
+        return [np.asarray(one(run.params, *call)) for call in calls]
+
+    return edit
+
+
+def _depths(T: int) -> list[int]:
+    """Return the timesteps of --depth."""
+    try:
+        depths = [int(depth) for depth in DEPTH.value or [max(1, T // 2)]]
+    except ValueError:
+        depths = [0]
+    if any(not 1 <= depth <= T for depth in depths):
+        raise UserError(f"--depth must be timesteps in 1..{T} (T), found {','.join(DEPTH.value)}")
+    if len(depths) > 1 and EDIT.value != "sdedit":
+        raise UserError(f"--edit={EDIT.value} takes one --depth, found {','.join(DEPTH.value)}")
+    return depths
+
+
+def _label(run: runs.Run) -> int | None:
+    """Return the class to give to the network; negative is its null class, None no classes."""
+    if not run.config.model.class_conditional:
+        if LABEL.value is not None:
+            raise UserError(f"--label={LABEL.value} is given, but the model has no classes")
+        return None
+    if LABEL.value is not None and not 0 <= LABEL.value < run.facts.num_classes:
+        raise UserError(f"--label must be in 0..{run.facts.num_classes - 1}, found {LABEL.value}")
+    return -1 if LABEL.value is None else LABEL.value
+
+
+def _images(run: runs.Run) -> np.ndarray:
+    """Return the images to edit: [n, H, W, C] float32 in [-1, 1]."""
+    n = 2 * N.value if EDIT.value == "interpolate" else N.value
+    shape = run.facts.image_shape
+    if IMAGES.value is None:
+        dataset = data.open_dataset(run.config.data)
+        source = dataset.test or dataset.train
+        images, _ = source.read(np.arange(min(n, len(source))))
+    else:
+        images = _read("images", IMAGES.value, shape[-1])
+        images = images[None] if images.ndim == 3 else images[:n]
+    if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
+        raise UserError(
+            f"--images={IMAGES.value} must hold uint8 images of {shape} (H, W, C), as the model "
+            f"was trained on; found {images.dtype} {images.shape[-3:]}"
+        )
+    return np.asarray(to_x_0(jnp.asarray(images)))
+
+
+def _mask(shape: tuple[int, ...]) -> np.ndarray:
+    """Return what is known of images [n, H, W, C]: bool [H, W, 1], or [n, H, W, 1]."""
+    height, width = shape[1:3]
+    mask = np.zeros((height, width, 1), bool)
+    if MASK.value == "left":
+        mask[:, : width // 2] = True
+    elif MASK.value == "center":
+        mask[:] = True
+        mask[height // 4 : height - height // 4, width // 4 : width - width // 4] = False
+    else:
+        mask = _read("mask", MASK.value, channels=1)
+        light = 127 if mask.dtype == np.uint8 and mask.max() > 1 else 0
+        mask = (mask if mask.shape[-1] == 1 else mask[..., None]) > light
+        if mask.shape[-3:-1] != (height, width) or mask.shape[:-3] not in ((), shape[:1]):
+            raise UserError(
+                f"--mask={MASK.value} must be of {height}x{width} pixels like the images, "
+                f"found shape {mask.shape}"
+            )
+    return mask
+
+
+def _read(name: str, path: str, channels: int) -> np.ndarray:
+    """Read the array `name` of an .npz, or a picture as uint8 [H, W, channels]."""
+    try:
+        if path.endswith(".npz"):
+            return np.load(path)[name]
+        with Image.open(path) as image:
+            return pictures.to_array(pictures.convert(image, channels))
+    except KeyError:
+        raise UserError(f"--{name}={path} has no array {name!r}") from None
+    except (OSError, ValueError, UnidentifiedImageError, zipfile.BadZipFile) as error:
+        raise UserError(f"--{name}={path} cannot be read: {error}") from error
+
+
+def _write(given: list[np.ndarray], edited: list[np.ndarray]) -> None:
+    """Write the grid, and the edited images: lists of columns [n, H, W, C]."""
+    columns = given + edited
+    if EDIT.value == "interpolate":  # one end at each side
+        columns = [given[0], *edited, given[1]]
+    rows = grids.to_uint8(np.stack(columns, axis=1))
+    picture = grids.make_grid(rows.reshape(-1, *rows.shape[2:]), columns=len(columns), side=32)
+    default = pathlib.Path(WORKDIR.value) / "samples" / f"{EDIT.value}_seed{SEED.value}"
+    out = pathlib.Path(OUT.value or default)
+    png, npz = (out.with_name(out.name + suffix) for suffix in (".png", ".npz"))
+    try:
+        grids.save_png(png, picture)
+        np.savez(npz, images=grids.to_uint8(np.stack(edited, axis=1)))
+    except OSError as error:
+        raise UserError(f"--out={out} cannot be written ({error.strerror})") from error
+    print(f"grid: {png}{os.linesep}images: {npz}")
+
+
+if __name__ == "__main__":
+    command.run(main)

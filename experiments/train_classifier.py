@@ -1,0 +1,28 @@
+"""Train a classifier of noisy images, for classifier guidance:
+
+python -m experiments.train_classifier --config=experiments/digits_classifier.py
+
+The same command again resumes. Its accuracy on held-out images is printed by quarter of t.
+"""
+
+import os
+
+from absl import flags
+from ml_collections import config_flags
+
+from ddpm_jax.config import from_dict
+from ddpm_jax.training.classifier import train_classifier
+from experiments import command
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The classifier's config file.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lies; runs/<config's name> if unset.")
+flags.mark_flag_as_required("config")
+
+
+def main() -> None:
+    name = os.path.splitext(os.path.basename(flags.FLAGS["config"].config_filename))[0]
+    train_classifier(from_dict(CONFIG.value), WORKDIR.value or os.path.join("runs", name))
+
+
+if __name__ == "__main__":
+    command.run(main)
