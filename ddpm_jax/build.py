@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from ddpm_jax import guides, losses, samplers, schedules, timesteps
 from ddpm_jax.api import make_sample
@@ -182,6 +183,14 @@ def sampler(config: SampleConfig, process: GaussianProcess) -> Sampler:
     return built
 
 
+def grid(config: SampleConfig, process: GaussianProcess) -> np.ndarray:
+    """Build the timesteps of `config.sample`: [K+1] int32, descending from T to 0."""
+    if config.timesteps != "karras" and config.rho != SampleConfig.rho:
+        raise UserError(f"sample.rho is {config.rho}, but only the karras timesteps use it")
+    build_grid = _look_up(GRIDS, "sample.timesteps", config.timesteps)
+    return build_grid(process, config.num_steps or process.num_timesteps, config)
+
+
 def _churn(process: GaussianProcess, config: SampleConfig) -> dict[str, float]:
     """Return the churn of each step: S_churn / num_steps, capped (Karras et al. 2022, alg. 2)."""
     gamma = config.s_churn / (config.num_steps or process.num_timesteps)
@@ -195,20 +204,15 @@ def _churn(process: GaussianProcess, config: SampleConfig) -> dict[str, float]:
 
 def denoiser(config: Config, process: GaussianProcess, model: Model) -> Denoiser:
     """Build (params, cond) -> DenoiseFn, guided and clipped as `config.sample` says."""
-
-    def build_denoise_fn(params, cond):
-        return make_guided_denoise_fn(
-            process,
-            model.apply,
-            params,
-            cond,
-            kind=config.loss.kind,
-            guidance=guides.from_config(config, process),
-            clip_x_0=config.sample.clip_x_0,
-            percentile=config.sample.dynamic_threshold,
-        )
-
-    return build_denoise_fn
+    return functools.partial(
+        make_guided_denoise_fn,
+        process,
+        model.apply,
+        kind=config.loss.kind,
+        guidance=guides.from_config(config, process),
+        clip_x_0=config.sample.clip_x_0,
+        percentile=config.sample.dynamic_threshold,
+    )
 
 
 def sample_fn(
@@ -230,9 +234,6 @@ def sample_fn(
     c, guide = config.sample, guides.from_config(config, process)
     if classifier is not None:
         guide = guides.with_classifier(config, process, classifier, scale)
-    if c.timesteps != "karras" and c.rho != SampleConfig.rho:
-        raise UserError(f"sample.rho is {c.rho}, but only the karras timesteps use it; leave it")
-    grid = _look_up(GRIDS, "sample.timesteps", c.timesteps)
     return make_sample(
         process,
         model.apply,
@@ -242,7 +243,7 @@ def sample_fn(
         clip_x_0=c.clip_x_0,
         guidance=guide,
         percentile=c.dynamic_threshold,
-        timesteps=grid(process, c.num_steps or process.num_timesteps, c),
+        timesteps=grid(c, process),
         collect=collect,
         num_frames=num_frames,
     )

@@ -8,7 +8,7 @@ import jax
 
 from ddpm_jax import build
 from ddpm_jax import config as config_lib
-from ddpm_jax.config import Config
+from ddpm_jax.config import Config, SampleConfig
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import Model
 from ddpm_jax.process import GaussianProcess
@@ -88,9 +88,16 @@ def open_run(
 
 
 def override(config: Config, sample: Mapping[str, Any] | None) -> Config:
-    """Return the config with some fields of its section `sample` replaced and checked."""
+    """Return the config with some fields of its section `sample` replaced and checked.
+
+    Another sampler begins with its own defaults, not with the options of the run's sampler.
+    """
+    sample = dict(sample or {})
     sections = config_lib.to_dict(config)
-    return config_lib.from_dict(sections | {"sample": sections["sample"] | dict(sample or {})})
+    if sample.get("sampler", config.sample.sampler) != config.sample.sampler:
+        defaults = {name: getattr(SampleConfig, name) for name in build.SAMPLER_OPTIONS}
+        sample = defaults | sample
+    return config_lib.from_dict(sections | {"sample": sections["sample"] | sample})
 
 
 def _check_fits(root: str | os.PathLike, workdir: WorkDir, run: Run) -> None:

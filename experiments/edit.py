@@ -50,7 +50,7 @@ flags.mark_flags_as_required(["workdir", "edit"])
 def main() -> None:
     run = runs.open_run(WORKDIR.value, STEP.value)
     c, T = run.config.sample, run.process.num_timesteps
-    grid = build.GRIDS[c.timesteps](T, c.num_steps or T)
+    grid = build.grid(c, run.process)
     depths = _depths(T)
     label = _label(run)
     x_0 = _images(run)
@@ -85,7 +85,7 @@ def main() -> None:
 def _editor(run: runs.Run, label: int | None) -> Callable:
     """Return edit(function, grid, calls) -> [n, H, W, C] for each call (draw, *arguments)."""
     c = run.config.sample
-    sampler = build.SAMPLERS[c.sampler](run.process, c)
+    sampler = build.sampler(c, run.process)
     denoiser = build.denoiser(run.config, run.process, run.model)
 
     def edit(function: Callable, grid: np.ndarray, calls: list[tuple]) -> list[np.ndarray]:

@@ -31,6 +31,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.optim.ema_decay = 0.999
         config.train.num_steps = 50_000
     elif variant == "small":
+        config.data.image_size = 16
         config.model.channels = 32
         config.model.channel_multipliers = (1, 2, 4)
         config.model.num_res_blocks = 1
@@ -40,7 +41,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.optim.learning_rate = 1e-3
         config.optim.warmup_steps = 100
         config.optim.ema_decay = 0.995
-        config.train.num_steps = 2500
+        config.train.num_steps = 3200
         config.train.batch_size = 32
         config.train.num_samples = 63
         config.train.sample_every = 0

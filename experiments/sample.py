@@ -3,6 +3,7 @@
 Writes a grid (PNG) and the images (.npz: `images` uint8 [n, H, W, C], and `labels` where the model
 is class-conditional), of the EMA weights, with the sampler of the run's config.
 
+  --sampler=dpm_solver_pp_2m --num_steps=20    another sampler, of those in config.sample.sampler
   --label=3 --guidance=1.5     one class, guided to with w = 1.5 (other codes' scale 2.5)
   --label=3 --classifier=runs/digits_classifier --classifier_scale=3    guided by a classifier
 """
@@ -27,6 +28,9 @@ N = flags.DEFINE_integer("n", 64, "Number of images.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Seed; image i depends on the seed and i alone.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint; the newest if unset.")
 LABEL = flags.DEFINE_integer("label", None, "Class of all images; unset goes through the classes.")
+SAMPLER = flags.DEFINE_string("sampler", None, "Sampler; the run's if unset.")
+NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Steps of it; the run's if unset.")
+TIMESTEPS = flags.DEFINE_string("timesteps", None, "Where they are; the run's if unset.")
 GUIDANCE = flags.DEFINE_float("guidance", None, "Classifier-free weight w; the run's if unset.")
 CLASSIFIER = flags.DEFINE_string("classifier", None, "Work directory of a classifier to guide by.")
 CLASSIFIER_SCALE = flags.DEFINE_float(
@@ -39,7 +43,8 @@ flags.mark_flag_as_required("workdir")
 def main() -> None:
     workdir = open_for_reading(WORKDIR.value)
     config, facts = read_config(workdir), read_facts(workdir)
-    overrides = {}
+    chosen = {"sampler": SAMPLER, "num_steps": NUM_STEPS, "timesteps": TIMESTEPS}
+    overrides = {name: flag.value for name, flag in chosen.items() if flag.value is not None}
     if GUIDANCE.value is not None:
         if GUIDANCE.value and not config.model.class_conditional:
             raise UserError(

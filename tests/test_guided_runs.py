@@ -89,6 +89,14 @@ def test_load_guides_as_the_overridden_fields_say(run):
     assert np.abs(images - dynamic(loaded, key, 3, cond)).max() > 0.01
 
 
+def test_another_sampler_begins_with_its_own_defaults():
+    config = config_of(sample=dict(variance="fixed_small", num_steps=2))
+    same = runs.override(config, {"num_steps": 3}).sample
+    assert same.variance == "fixed_small" and same.num_steps == 3
+    other = runs.override(config, {"sampler": "ddim", "eta": 0.5}).sample
+    assert (other.variance, other.eta, other.num_steps) == ("fixed_large", 0.5, 2)
+
+
 def test_override_is_checked_as_a_config_is():
     assert runs.override(config_of(), {"guidance": 1}).sample.guidance == 1.0
     assert runs.override(config_of(), None) == config_of()
