@@ -5,7 +5,9 @@ Data:     3,641 pictures rendered from the Noto colour emoji font: no download, 
           data.emoji_test_path). A stand-in for CIFAR-10 where there is no network.
 Command:  python -m experiments.train --config=experiments/emoji.py            one GPU
           python -m experiments.train --config=experiments/emoji.py:small      two CPU cores
-Measured: neither yet (2026-11-23).
+Measured: `:small` (16x16): loss 0.138; 17 minutes on two cores that also did other work, 0.24 s a
+          step on two idle ones (2026-11-23, jax 0.10.2); faces, people and flags can be told, most
+          else is a coloured blot. The full config: not yet.
 
 The full config is the CIFAR-10 U-Net with the cosine schedule and v-prediction in bfloat16, for
 50,000 steps (about 1,800 passes over the set: dropout and flips are what holds memorisation off).
