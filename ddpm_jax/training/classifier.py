@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from ddpm_jax import build, data
+from ddpm_jax import build, compiler, data
 from ddpm_jax.classifier import is_right, label_loss
 from ddpm_jax.config import Config
 from ddpm_jax.errors import UserError
@@ -69,7 +69,8 @@ def train_classifier(config: Config, root: str | os.PathLike) -> dict[str, float
         unroll=jax.default_backend() == "cpu",
         key=train_key,
     )
-    step_fn = jax.jit(train_step, donate_argnums=0, compiler_options=devices.compiler_options())
+    for_network = compiler.options(compiler.NETWORK)
+    step_fn = jax.jit(train_step, donate_argnums=0, compiler_options=for_network)
     batches = data.Batches(
         dataset.train, config.train.batch_size, config.train.seed, config.data.flip
     )
@@ -80,7 +81,11 @@ def train_classifier(config: Config, root: str | os.PathLike) -> dict[str, float
     )
     checkpoints = Checkpoints(workdir.checkpoints, config.train.keep_last, config.train.keep_every)
     replicated = devices.replicated(mesh)
-    init = jax.jit(lambda: init_state(model, optimizer, init_key), out_shardings=replicated)
+    init = jax.jit(
+        lambda: init_state(model, optimizer, init_key),
+        out_shardings=replicated,
+        compiler_options=compiler.options(compiler.ONCE),
+    )
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated),
         jax.eval_shape(init),
@@ -149,7 +154,7 @@ def _accuracy(
     size = min(config.train.batch_size, len(dataset.test))
     count = min(config.eval.num_examples, len(dataset.test))
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiler.options(compiler.NETWORK))
     def hits(params: Params, image: Array, label: Array, i: Array, quarter: Array) -> Array:
         batch_key = jax.random.fold_in(jax.random.fold_in(key, quarter), i)
         t_key, eps_key = jax.random.split(batch_key)
