@@ -25,7 +25,9 @@ MODEL = Model(init=None, apply=network)
 @pytest.mark.parametrize("name", build.SAMPLERS)
 def test_every_sampler_is_built_and_draws(name):
     config = Config(sample=SampleConfig(sampler=name, num_steps=3))
-    sample = build.sample_fn(config, PROCESS, MODEL, (2, 2, 1), samplers.predicted_x_0, 2)
+    sample = build.sample_fn(
+        config, PROCESS, MODEL, (2, 2, 1), collect=samplers.predicted_x_0, num_frames=2
+    )
     images, frames = sample(None, jax.random.key(0), 8)
     assert frames.shape == (2, 8, 2, 2, 1)
     np.testing.assert_array_equal(frames[-1], images)  # x_0-hat of the last step
