@@ -22,7 +22,7 @@ import numpy as np
 from absl import flags
 from PIL import Image, UnidentifiedImageError
 
-from ddpm_jax import build, data, editing, runs
+from ddpm_jax import build, compiler, data, editing, runs
 from ddpm_jax.data import images as pictures
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import grids
@@ -41,6 +41,9 @@ DRAWS = flags.DEFINE_integer("draws", 4, "Inpainted images of each image.", lowe
 RESAMPLES = flags.DEFINE_integer("num_resamples", 10, "RePaint's resampling; 1 is none.")
 JUMP = flags.DEFINE_integer("jump_length", 10, "RePaint's jump length.")
 LABEL = flags.DEFINE_integer("label", None, "Class, for a class-conditional model; any if unset.")
+NUM_STEPS = flags.DEFINE_integer(
+    "num_steps", None, "Steps from T to 0 in place of the run's own; RePaint's images take 250."
+)
 SEED = flags.DEFINE_integer("seed", 0, "Seed.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint; the newest if unset.")
 OUT = flags.DEFINE_string("out", None, "Output path without suffix; in <workdir>/samples if unset.")
@@ -48,10 +51,10 @@ flags.mark_flags_as_required(["workdir", "edit"])
 
 
 def main() -> None:
-    run = runs.open_run(WORKDIR.value, STEP.value)
-    c, T = run.config.sample, run.process.num_timesteps
-    grid = build.grid(c, run.process)
-    depths = _depths(T)
+    steps = {} if NUM_STEPS.value is None else {"num_steps": NUM_STEPS.value}
+    run = runs.open_run(WORKDIR.value, STEP.value, sample=steps)
+    grid = build.grid(run.config.sample, run.process)
+    depths = _depths(run.process.num_timesteps)
     label = _label(run)
     x_0 = _images(run)
     edit = _editor(run, label)
@@ -61,43 +64,59 @@ def main() -> None:
         inpaint = functools.partial(
             editing.inpaint, num_resamples=RESAMPLES.value, jump_length=JUMP.value
         )
-        given = [x_0, np.where(mask, x_0, 0.0)]
-        edited = edit(inpaint, grid, [(i, x_0, mask) for i in range(DRAWS.value)])
+        given, k = [x_0, np.where(mask, x_0, 0.0)], DRAWS.value
+        masks = np.broadcast_to(mask, (*x_0.shape[:-1], 1))
+        edited = edit(inpaint, grid, np.arange(k), _tile(x_0, k), _tile(masks, k))
     elif EDIT.value == "interpolate":
         pairs = len(x_0) // 2
         if not pairs:
             raise UserError(
                 f"--edit=interpolate takes two images, but --images={IMAGES.value} has 1"
             )
-        given, other = [x_0[:pairs]], x_0[pairs : 2 * pairs]
+        given, k = [x_0[:pairs], x_0[pairs : 2 * pairs]], FRAMES.value
+        weights = np.repeat(np.linspace(0, 1, k, dtype=np.float32), pairs)
         mix = functools.partial(editing.interpolate, mix=MIX.value)
-        weights = np.linspace(0, 1, FRAMES.value, dtype=np.float32)
         part = editing.from_depth(grid, depths[0])
-        edited = edit(mix, part, [(0, x_0[:pairs], other, weight) for weight in weights])
-        given.append(other)
+        one_draw = np.zeros(k, np.int32)  # a series shares its noise
+        edited = edit(mix, part, one_draw, *(_tile(end, k) for end in given), weights)
     else:
         given, edited = [x_0], []
         for depth in depths:
-            edited += edit(editing.sdedit, editing.from_depth(grid, depth), [(0, x_0)])
+            part = editing.from_depth(grid, depth)
+            edited += edit(editing.sdedit, part, np.zeros(1, np.int32), x_0)
     _write(given, edited)
 
 
+def _tile(images: np.ndarray, k: int) -> np.ndarray:
+    """Return all the images k times over: [k * n, ...]."""
+    return np.concatenate([images] * k)
+
+
 def _editor(run: runs.Run, label: int | None) -> Callable:
-    """Return edit(function, grid, calls) -> [n, H, W, C] for each call (draw, *arguments)."""
-    c = run.config.sample
-    sampler = build.sampler(c, run.process)
+    """Return edit(function, grid, draws [k], x_0 [k * n, ...], *others) -> k arrays [n, ...].
+
+    The key of an image is that of its draw and of its place among the n.
+    """
+    sampler = build.sampler(run.config.sample, run.process)
     denoiser = build.denoiser(run.config, run.process, run.model)
 
-    def edit(function: Callable, grid: np.ndarray, calls: list[tuple]) -> list[np.ndarray]:
-        @jax.jit
-        def one(params, draw, x_0, *arguments):
-            key = jax.random.fold_in(jax.random.key(SEED.value), draw)
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(x_0)))
-            cond = None if label is None else {"label": jnp.full(len(x_0), label, jnp.int32)}
-            denoise_fn = denoiser(params, cond)
-            return function(run.process, sampler, denoise_fn, keys, x_0, *arguments, grid)
+    def edit(
+        function: Callable, grid: np.ndarray, draws: np.ndarray, *arrays: np.ndarray
+    ) -> list[np.ndarray]:
+        n = len(arrays[0]) // len(draws)
 
-        return [np.asarray(one(run.params, *call)) for call in calls]
+        @functools.partial(jax.jit, compiler_options=compiler.options(compiler.NETWORK))
+        def run_all(params, keys, arrays):
+            cond = None
+            if label is not None:
+                cond = {"label": jnp.full(len(keys), label, jnp.int32)}
+            denoise_fn = denoiser(params, cond)
+            return function(run.process, sampler, denoise_fn, keys, *arrays, grid)
+
+        fold = jax.vmap(jax.random.fold_in, (None, 0))
+        keys = jax.vmap(fold, (0, None))(fold(jax.random.key(SEED.value), draws), np.arange(n))
+        images = np.asarray(run_all(run.params, keys.reshape(-1), arrays))
+        return list(images.reshape(len(draws), n, *images.shape[1:]))
 
     return edit
 
