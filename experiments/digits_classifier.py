@@ -5,6 +5,8 @@ Command:  python -m experiments.train_classifier --config=experiments/digits_cla
 Measured: held-out accuracy 0.90, 0.47, 0.22, 0.11 by quarter of t, from clean to noise, after
           600 steps; a minute and a half with compilation, on two cores of a shared machine
           (2026-11-23, jax 0.10.2).
+          At --classifier_scale=3, 39 of 40 samples, four of each class, are of the class asked for,
+          as judged by an SVM fitted to the real digits.
 
 Then `python -m experiments.sample --workdir=runs/digits --classifier=runs/digits_classifier
 --classifier_scale=3 --label=3`.
