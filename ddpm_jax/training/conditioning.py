@@ -1,9 +1,15 @@
 """What of a batch the network is told besides x_t and t, as the config says."""
 
-import jax.numpy as jnp
+import pathlib
+from collections.abc import Mapping
 
-from ddpm_jax import text
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax import data, text
 from ddpm_jax.config import Config
+from ddpm_jax.data.prepared import data_directory
 from ddpm_jax.errors import UserError
 from ddpm_jax.types import Array, Conditioning
 
@@ -52,6 +58,43 @@ def make_cond_fn(config: Config):
         return cond or None
 
     return cond_fn
+
+
+def text_rows(
+    config: Config, dataset: data.Dataset
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return the encoded texts of the training and of the held-out images, a row for each.
+
+    They are computed once for a set and kept in data.data_dir.
+    """
+    directory = pathlib.Path(data_directory(config.data.data_dir)) / "encoded_texts"
+    names = cond_names(config)
+
+    def rows(texts: tuple[str, ...]) -> dict[str, np.ndarray]:
+        encoded = text.cached_conditioning(texts, directory) if texts else {}
+        return {name: value for name, value in encoded.items() if name in names}
+
+    return rows(dataset.train_texts), rows(dataset.test_texts)
+
+
+def grid_cond(
+    config: Config,
+    dataset: data.Dataset,
+    train_rows: Mapping[str, np.ndarray],
+    test_rows: Mapping[str, np.ndarray],
+) -> dict[str, np.ndarray] | None:
+    """Return what the sample grids of a run are told: each class in turn, where labels are all.
+
+    Texts and coarse images are those of the first held-out images, of training images if none.
+    """
+    names, n = cond_names(config), config.train.num_samples
+    if names in ((), ("label",)):
+        return {name: np.arange(n, dtype=np.int32) % dataset.num_classes for name in names} or None
+    source, rows = (dataset.test, test_rows) if dataset.test else (dataset.train, train_rows)
+    indices = np.arange(n) % len(source)
+    images, labels = source.read(indices)
+    batch = {"image": images, "label": labels} | {k: v[indices] for k, v in rows.items()}
+    return jax.device_get(make_cond_fn(config)(batch))
 
 
 def check(config: Config, image_shape: tuple[int, int, int]) -> None:
