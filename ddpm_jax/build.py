@@ -99,6 +99,8 @@ def model(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: i
     unet = UNet(
         out_channels=image_shape[-1],
         num_classes=num_classes if config.class_conditional else 0,
+        image_channels=image_shape[-1] if config.super_resolution else 0,
+        **dict(embedding_dim=config.embedding_dim, context_dim=config.context_dim),
         **_sizes(config),
     )
     unet.check_sizes(image_shape[:2])

@@ -34,6 +34,7 @@ class DataConfig:
     font_path: str = ""  # emoji: NotoColorEmoji.ttf; "" looks where Debian puts it
     emoji_test_path: str = ""  # emoji: Unicode's emoji-test.txt; "" looks where Debian puts it
     skin_tones: bool = True  # emoji: keep the skin-tone variants (3,641 images; 1,861 without)
+    text: bool = False  # emoji: batches carry the names, encoded by all-MiniLM-L6-v2
     ram_limit_gb: float = 8.0  # sets smaller than this, decoded, are held in RAM
 
 
@@ -62,6 +63,9 @@ class ModelConfig:
     num_groups: int = 32  # of GroupNorm
     scale_shift: bool = False  # FiLM: the time embedding scales and shifts (Dhariwal & Nichol 2021)
     class_conditional: bool = False  # labels of the data set, with a learned null class
+    embedding_dim: int = 0  # width of a vector per image (384 for data.text), with a learned null
+    context_dim: int = 0  # width of a sequence to attend to (384 for data.text), with a null too
+    super_resolution: int = 0  # factor: the network sees the image that much coarser; 0 is off
     dtype: str = "float32"  # of the computation: float32 or bfloat16; parameters are float32
     remat: bool = False  # recompute the blocks' activations in the backward pass to save memory
 
@@ -76,7 +80,7 @@ class LossConfig:
     min_snr_gamma: float = 5.0
     p2_k: float = 1.0
     p2_gamma: float = 1.0
-    p_uncond: float = 0.1  # class-conditional only: how often a label becomes the null class
+    p_uncond: float = 0.1  # conditional only: how often label, embedding and context become null
 
 
 @dataclasses.dataclass(frozen=True)

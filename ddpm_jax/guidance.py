@@ -21,6 +21,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from ddpm_jax.conditioning import with_null
 from ddpm_jax.denoise import check_threshold, dynamic_threshold, make_denoise_fn, static_threshold
 from ddpm_jax.errors import UserError
 from ddpm_jax.predictions import to_prediction
@@ -30,41 +31,6 @@ from ddpm_jax.types import ApplyFn, Array, Conditioning, DenoiseFn, Params, Pred
 Denoiser = Callable[[Params, Conditioning | None], DenoiseFn]
 Guide = Callable[[Denoiser, Params, Conditioning | None], DenoiseFn]
 Interval = tuple[int, int]  # timesteps t, both ends included
-
-NULL = {"label": -1}  # what the network knows as "no condition", per entry of cond
-
-
-def with_null(cond: Conditioning | None, null: Conditioning | None = None) -> dict[str, Array]:
-    """Return cond with each row followed by its null twin: leading axis 2B.
-
-    Twins are neighbours, so that a device of those that share the batch keeps both.
-
-    Args:
-      cond: arrays with leading axis B.
-      null: per entry of cond its null value, broadcastable to a row; None is `NULL`, the learned
-        null class of a label.
-
-    Raises:
-      UserError: there is no cond, or an entry has no null value.
-    """
-    if not cond:
-        raise UserError(
-            "classifier-free guidance needs a condition, but cond is empty; pass "
-            "cond={'label': labels}, or guidance=0"
-        )
-    null = NULL if null is None else null
-
-    def twin(name: str, rows: Array) -> Array:
-        if name not in null:
-            raise UserError(
-                f"cond[{name!r}] has no null value for classifier-free guidance; known are "
-                f"{sorted(null)}; pass null={{{name!r}: ...}}"
-            )
-        rows = jnp.asarray(rows)
-        nothing = jnp.broadcast_to(jnp.asarray(null[name], rows.dtype), rows.shape)
-        return jnp.stack([rows, nothing], axis=1).reshape(-1, *rows.shape[1:])
-
-    return {name: twin(name, rows) for name, rows in cond.items()}
 
 
 def classifier_free(

@@ -2,7 +2,7 @@
 
 from ddpm_jax import guidance
 from ddpm_jax.classifier import label_log_prob
-from ddpm_jax.config import Config
+from ddpm_jax.config import Config, ModelConfig
 from ddpm_jax.errors import UserError
 from ddpm_jax.guidance import Guide
 from ddpm_jax.models import Model
@@ -13,8 +13,8 @@ def from_config(config: Config, process: GaussianProcess) -> float | Guide:
     """Build the classifier-free guidance of `config.sample`; 0 is none.
 
     Raises:
-      UserError: guidance of a model that has no classes or never learned the null class, numbers
-        out of range, or settings of a guidance that is off.
+      UserError: guidance of a model that is conditional on nothing or never learned the null class,
+        numbers out of range, or settings of a guidance that is off.
     """
     c = config.sample
     w, interval, rescale = c.guidance, c.guidance_interval, c.guidance_rescale
@@ -26,10 +26,11 @@ def from_config(config: Config, process: GaussianProcess) -> float | Guide:
                     "sample.guidance to its weight w, for instance 1.5"
                 )
         return 0.0
-    if not config.model.class_conditional:
+    if not guidable(config.model):
         raise UserError(
-            f"sample.guidance is {w}, but the model has no classes to guide to "
-            "(model.class_conditional is False); set sample.guidance=0"
+            f"sample.guidance is {w}, but the model has no classes to guide to, nor text "
+            "(model.class_conditional is False, model.embedding_dim and model.context_dim are 0); "
+            "set sample.guidance=0"
         )
     if not config.loss.p_uncond:
         raise UserError(
@@ -48,6 +49,11 @@ def from_config(config: Config, process: GaussianProcess) -> float | Guide:
     return guide
 
 
+def guidable(config: ModelConfig) -> bool:
+    """Return whether the network is conditional on something that has a null value."""
+    return config.class_conditional or config.embedding_dim > 0 or config.context_dim > 0
+
+
 def with_classifier(config: Config, process: GaussianProcess, judge: Model, scale: float) -> Guide:
     """Build the guidance by a classifier, on top of `config.sample`'s own.
 
@@ -60,7 +66,7 @@ def with_classifier(config: Config, process: GaussianProcess, judge: Model, scal
     def guide(denoiser, params, cond):
         if not cond or "label" not in cond:
             raise UserError("classifier guidance needs cond={'label': labels}: none was given")
-        seen = cond if conditional else None
+        seen = {name: rows for name, rows in cond.items() if conditional or name != "label"}
         if own:
             denoise_fn = own(denoiser, params["model"], seen)
         else:

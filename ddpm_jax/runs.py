@@ -45,6 +45,8 @@ def load(
       sample: `sample(params, key, n, cond=None) -> [n, H, W, C]` float32 in [-1, 1], with the
         process and sampler of the run's config (`ddpm_jax.make_sample`). A class-conditional model
         takes cond={"label": [n] int32}; without it, it samples its null class, if not guided.
+        A model of texts takes `ddpm_jax.text.conditioning(texts)`, one of super-resolution
+        {"image": [n, H, W, C] in [-1, 1]}, the small images repeated to the model's size.
       params: the EMA weights; with a classifier, {"model": ..., "classifier": ...}.
 
     Raises:

@@ -1,10 +1,14 @@
 """Sample from a trained run: python -m experiments.sample --workdir=runs/digits --n=64
 
-Writes a grid (PNG) and the images (.npz: `images` uint8 [n, H, W, C], and `labels` where the model
-is class-conditional), of the EMA weights, with the sampler of the run's config.
+Writes a grid (PNG) and the images (.npz: `images` uint8 [n, H, W, C], `labels` where the model is
+class-conditional, `lowres` where it makes images larger), of the EMA weights, with the sampler of
+the run's config.
 
   --sampler=dpm_solver_pp_2m --num_steps=20    another sampler, of those in config.sample.sampler
   --label=3 --guidance=1.5     one class, guided to with w = 1.5 (other codes' scale 2.5)
+  --text="a red heart" --guidance=3    of a model that takes texts; without --text it is told none
+  --image=small.png            of a model that makes images larger: from this small image; without,
+                               from the held-out images of its data, made small
   --label=3 --classifier=runs/digits_classifier --classifier_scale=3    guided by a classifier
 """
 
@@ -13,13 +17,19 @@ import pathlib
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from ddpm_jax import runs
+from ddpm_jax import runs, text
 from ddpm_jax.api import sample_in_chunks
+from ddpm_jax.config import Config
+from ddpm_jax.data import open_dataset
+from ddpm_jax.data.images import decode
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import grids
+from ddpm_jax.guides import guidable
+from ddpm_jax.training.conditioning import coarse, cond_names, to_x_0
 from ddpm_jax.training.workdir import open_for_reading, read_config, read_facts
 from experiments import command
 
@@ -28,6 +38,8 @@ N = flags.DEFINE_integer("n", 64, "Number of images.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Seed; image i depends on the seed and i alone.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint; the newest if unset.")
 LABEL = flags.DEFINE_integer("label", None, "Class of all images; unset goes through the classes.")
+TEXT = flags.DEFINE_string("text", None, "What all images shall show; none if unset.")
+IMAGE = flags.DEFINE_string("image", None, "Small image to make larger; held-out ones if unset.")
 SAMPLER = flags.DEFINE_string("sampler", None, "Sampler; the run's if unset.")
 NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Steps of it; the run's if unset.")
 TIMESTEPS = flags.DEFINE_string("timesteps", None, "Where they are; the run's if unset.")
@@ -46,7 +58,7 @@ def main() -> None:
     chosen = {"sampler": SAMPLER, "num_steps": NUM_STEPS, "timesteps": TIMESTEPS}
     overrides = {name: flag.value for name, flag in chosen.items() if flag.value is not None}
     if GUIDANCE.value is not None:
-        if GUIDANCE.value and not config.model.class_conditional:
+        if GUIDANCE.value and not guidable(config.model):
             raise UserError(
                 f"--guidance={GUIDANCE.value:g} is given, but the model has no classes to guide to"
             )
@@ -63,6 +75,11 @@ def main() -> None:
     )
     conditional = config.model.class_conditional or CLASSIFIER.value is not None
     labels = _labels(conditional, facts.num_classes)
+    cond = {} if labels is None else {"label": labels}
+    cond |= _text(config) | _images(config, facts.image_shape)
+    guided = config.sample.guidance if GUIDANCE.value is None else GUIDANCE.value
+    if guided and not set(cond) - {"image"}:
+        raise UserError(f"guidance of {guided:g} is asked for, but nothing to guide to; add --text")
     start = time.perf_counter()
     chunks = sample_in_chunks(
         sample,
@@ -70,7 +87,7 @@ def main() -> None:
         jax.random.key(SEED.value),
         N.value,
         config.sample.chunk_size,
-        None if labels is None else {"label": labels},
+        cond or None,
     )
     images = np.concatenate([grids.to_uint8(chunk) for chunk in chunks])
     seconds = time.perf_counter() - start
@@ -80,6 +97,8 @@ def main() -> None:
     try:
         grids.save_png(png, grids.make_grid(images, side=32))
         arrays = {"images": images} if labels is None else {"images": images, "labels": labels}
+        if "image" in cond:
+            arrays["lowres"] = grids.to_uint8(cond["image"])
         np.savez(npz, **arrays)
     except OSError as error:
         raise UserError(f"--out={out} cannot be written ({error.strerror})") from error
@@ -98,6 +117,46 @@ def _labels(conditional: bool, num_classes: int) -> np.ndarray | None:
     if not 0 <= LABEL.value < num_classes:
         raise UserError(f"--label must be in 0..{num_classes - 1}, found {LABEL.value}")
     return np.full(N.value, LABEL.value, np.int32)
+
+
+def _text(config: Config) -> dict[str, np.ndarray]:
+    """Return the entries of cond that tell the model --text, for each image."""
+    if TEXT.value is None:
+        return {}
+    if not config.data.text:
+        raise UserError(
+            f"--text={TEXT.value!r} is given, but the model takes no text (data.text is False)"
+        )
+    rows = text.conditioning([TEXT.value])
+    return {k: np.repeat(v, N.value, axis=0) for k, v in rows.items() if k in cond_names(config)}
+
+
+def _images(config: Config, image_shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
+    """Return the small images as an entry of cond, repeated to the model's own size."""
+    factor, (height, width, channels) = config.model.super_resolution, image_shape
+    if not factor:
+        if IMAGE.value is not None:
+            raise UserError(
+                f"--image={IMAGE.value} is given, but the model does not make images larger "
+                "(model.super_resolution is 0)"
+            )
+        return {}
+    if IMAGE.value is None:
+        dataset = open_dataset(config.data)
+        source = dataset.test or dataset.train
+        pixels, _ = source.read(np.arange(N.value) % len(source))
+        return {"image": np.asarray(coarse(to_x_0(jnp.asarray(pixels)), factor))}
+    try:
+        small = decode(pathlib.Path(IMAGE.value).read_bytes(), 0, channels)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--image={IMAGE.value} cannot be read: {error}") from error
+    if small.shape[:2] != (height // factor, width // factor):
+        raise UserError(
+            f"--image={IMAGE.value} must be of {height // factor}x{width // factor} pixels, "
+            f"found {small.shape[0]}x{small.shape[1]}"
+        )
+    large = np.asarray(to_x_0(jnp.asarray(small))).repeat(factor, axis=0).repeat(factor, axis=1)
+    return {"image": np.repeat(large[None], N.value, axis=0)}
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import UNet, as_model, count_parameters
-from ddpm_jax.models.unet import time_embedding
+from ddpm_jax.models.blocks import time_embedding
 
 SMALL = dict(
     channels=8,

@@ -7,7 +7,7 @@ next. There is no state: to resume at step k is to ask for batch k.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -31,6 +31,8 @@ class Batches:
       flip: whether each image is mirrored left to right with probability 1/2.
       process_index: which slice is this process's.
       process_count: the number of slices; divides `batch_size`.
+      rows: more arrays with a row for each image, dealt with them; no entry may be called "image"
+        or "label".
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Batches:
         flip: bool = False,
         process_index: int = 0,
         process_count: int = 1,
+        rows: Mapping[str, np.ndarray] | None = None,
     ):
         if batch_size < 1:
             raise UserError(f"train.batch_size must be at least 1, found {batch_size}")
@@ -60,6 +63,7 @@ class Batches:
         self.batch_size = batch_size
         self.seed = seed
         self.flip = flip
+        self.rows = dict(rows or {})
         per_process = batch_size // process_count
         self._mine = slice(process_index * per_process, (process_index + 1) * per_process)
         self._deck = functools.lru_cache(maxsize=2)(self._shuffle)  # a batch spans at most two
@@ -77,13 +81,15 @@ class Batches:
         return np.concatenate(decks)
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
-        """Return this process's slice: `image` uint8 [B, H, W, C] and `label` int32 [B]."""
-        images, labels = self.source.read(self.indices(step)[self._mine])
+        """Return this process's slice: `image` uint8 [B, H, W, C], `label` int32 [B] and `rows`."""
+        indices = self.indices(step)[self._mine]
+        images, labels = self.source.read(indices)
         if self.flip:
             rng = np.random.default_rng([self.seed, FLIP, step])
             mirrored = rng.random(self.batch_size)[self._mine] < 0.5
             images[mirrored] = images[mirrored, :, ::-1]
-        return {"image": images, "label": labels}
+        rows = {name: value[indices] for name, value in self.rows.items()}
+        return {"image": images, "label": labels, **rows}
 
 
 def prefetch(

@@ -38,6 +38,8 @@ class Dataset:
       image_shape: (H, W, C) of every image.
       num_classes: 0 where there are no labels.
       class_names: one per class.
+      train_texts: with data.text, the name of each training image; else empty.
+      test_texts: of each held-out image.
     """
 
     train: Source
@@ -45,6 +47,8 @@ class Dataset:
     image_shape: tuple[int, int, int]
     num_classes: int
     class_names: tuple[str, ...]
+    train_texts: tuple[str, ...] = ()
+    test_texts: tuple[str, ...] = ()
 
 
 def open_dataset(config: DataConfig) -> Dataset:
@@ -77,14 +81,25 @@ def _open(config: DataConfig) -> Dataset:
     undivided = config.name == "folder" and list(builder.info.splits) == ["train"]
     if config.test_split and not (undivided and config.test_split == "test"):
         splits["data.test_split"] = config.test_split
-    sources: list[Source] = [
-        RecordSource(prepared.records(builder, split, key), decode) for key, split in splits.items()
-    ]
+    records = [prepared.records(builder, split, key) for key, split in splits.items()]
+    texts = [_names(split, builder.info) for split in records] if config.text else []
+    sources: list[Source] = [RecordSource(split, decode) for split in records]
     num_bytes = sum(len(source) for source in sources) * math.prod(shape)
     if num_bytes <= config.ram_limit_gb * 1e9:
         sources = [load(source, shape) for source in sources]
     train, test = sources if len(sources) == 2 else (sources[0], None)
-    return Dataset(train, test, shape, len(class_names), class_names)
+    return Dataset(train, test, shape, len(class_names), class_names, *texts)
+
+
+def _names(records: prepared.Records, info: tfds.core.DatasetInfo) -> tuple[str, ...]:
+    """Return the names of the images of a split, in its order."""
+    if not isinstance(dict(info.features).get("name"), tfds.features.Text):
+        raise UserError(
+            f"data.text is True, but the images of {info.name} have no names; take "
+            "data.name='emoji', or data.text=False"
+        )
+    names = (record["name"] for record in records.__getitems__(list(range(len(records)))))
+    return tuple(n.decode() if isinstance(n, bytes) else str(n) for n in names)
 
 
 def _check(config: DataConfig) -> None:

@@ -1,6 +1,6 @@
 """A classifier of noisy images: the way down of the U-Net, a middle, and a pooled head.
 
-The half U-Net of Dhariwal & Nichol 2021 (section 4.1), with the blocks of `models.unet`, time
+The half U-Net of Dhariwal & Nichol 2021 (section 4.1), with the blocks of `models.blocks`, time
 embedding; the logits start at zero. It knows nothing of diffusion.
 
 Deviates from their classifier, which pools by attention: here the mean over pixels is taken.
@@ -11,7 +11,8 @@ from collections.abc import Mapping
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ddpm_jax.models.unet import AttentionBlock, ResidualBlock, time_embedding
+from ddpm_jax.models.attention import AttentionBlock
+from ddpm_jax.models.blocks import ResidualBlock, time_embedding
 from ddpm_jax.types import Array
 
 

@@ -6,7 +6,7 @@ residual block, a skip connection from every block of the way down to one of the
 
     embedding(t) = Dense(swish(Dense([sin(t ω_i), cos(t ω_i)]))),   ω_i = 10000^(-i / (C/2 - 1))
     residual     = x + Conv(dropout(swish(GN(Conv(swish(GN(x))) + Dense(swish(embedding))))))
-    attention    = x + Dense(softmax(Q Kᵀ / √d) V),                 Q, K, V = Dense(GN(x))
+    attention    of `models.attention`: of the pixels to each other, then to a context if any
 
 The last convolution of every block, the output of every attention and the last convolution of the
 network start at zero, so the network starts as the zero function. At the CIFAR-10 settings
@@ -17,90 +17,18 @@ import math
 from collections.abc import Mapping
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.models.attention import AttentionBlock, fan_avg, zeros
+from ddpm_jax.models.blocks import ResidualBlock, time_embedding
+from ddpm_jax.models.conditioning import (
+    ContextOrNull,
+    EmbeddedVector,
+    check_cond,
+    concatenate_image,
+)
 from ddpm_jax.types import Array
-
-# Deviates from Ho's code in name only: its init_scale=0 meant a scale of 1e-10.
-_init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
-_zeros = nn.initializers.zeros
-
-
-def time_embedding(t: Array, dim: int) -> Array:
-    """Embed times as sines and cosines of `dim / 2` frequencies (Vaswani et al. 2017, section 3.5).
-
-    Args:
-      t: [B] int or float, any range.
-      dim: even number of channels.
-
-    Returns:
-      [B, dim] float32.
-    """
-    half = dim // 2
-    frequencies = jnp.exp(
-        -math.log(10_000) / max(half - 1, 1) * jnp.arange(half, dtype=jnp.float32)
-    )
-    angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
-
-
-class ResidualBlock(nn.Module):
-    """GroupNorm, swish, convolution, twice; the embedding enters between."""
-
-    channels: int
-    dropout: float
-    num_groups: int
-    scale_shift: bool
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: Array, embedding: Array, train: bool) -> Array:
-        """Map x [B, H, W, C] and embedding [B, E] to [B, H, W, channels]."""
-        conv = dict(kernel_size=(3, 3), dtype=self.dtype)
-        norm = dict(num_groups=self.num_groups, dtype=self.dtype)
-
-        h = nn.swish(nn.GroupNorm(**norm, name="norm_1")(x))
-        h = nn.Conv(self.channels, **conv, kernel_init=_init, name="conv_1")(h)  # [B, H, W, C']
-        width = 2 * self.channels if self.scale_shift else self.channels
-        shift = nn.Dense(width, dtype=self.dtype, kernel_init=_init, name="dense")
-        shift = shift(nn.swish(embedding))  #                                      [B, C' or 2C']
-        shift = shift[:, None, None, :]
-        normalise = nn.GroupNorm(**norm, name="norm_2")
-        if self.scale_shift:  # FiLM (Perez et al. 2018; Dhariwal & Nichol 2021, eq. 3: AdaGN)
-            scale, shift = jnp.split(shift, 2, axis=-1)
-            h = normalise(h) * (1 + scale) + shift
-        else:
-            h = normalise(h + shift)
-        h = nn.Dropout(self.dropout, deterministic=not train)(nn.swish(h))
-        h = nn.Conv(self.channels, **conv, kernel_init=_zeros, name="conv_2")(h)
-        if x.shape[-1] != self.channels:
-            x = nn.Dense(self.channels, dtype=self.dtype, kernel_init=_init, name="shortcut")(x)
-        return x + h
-
-
-class AttentionBlock(nn.Module):
-    """Self-attention over all pixels."""
-
-    num_heads: int
-    num_groups: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Map x [B, H, W, C] to the same shape."""
-        batch, height, width, channels = x.shape
-        h = nn.GroupNorm(num_groups=self.num_groups, dtype=self.dtype, name="norm")(x)
-        h = h.reshape(batch, height * width, channels)  #                         [B, HW, C]
-        heads = (self.num_heads, channels // self.num_heads)
-        q, k, v = (
-            nn.DenseGeneral(heads, dtype=self.dtype, kernel_init=_init, name=name)(h)
-            for name in ("query", "key", "value")
-        )  #                                                                      [B, HW, heads, d]
-        h = jax.nn.dot_product_attention(q, k, v)  # softmax in float32
-        h = h.reshape(batch, height, width, channels)
-        return x + nn.Dense(channels, dtype=self.dtype, kernel_init=_zeros, name="out")(h)
 
 
 class UNet(nn.Module):
@@ -116,7 +44,11 @@ class UNet(nn.Module):
       dropout: rate inside the residual blocks, in training.
       num_groups: groups of every GroupNorm; must divide every level's width.
       scale_shift: the embedding scales and shifts the normalised features instead of being added.
-      num_classes: size of the label set; 0 is unconditional.
+      num_classes: size of the label set; 0 is none.
+      embedding_dim: width D of a vector per image, added to the time embedding; 0 is none.
+      context_dim: width D of a sequence per image, attended to after every self-attention; 0 is
+        none.
+      image_channels: channels of an image concatenated to x_t; 0 is none.
       dtype: of the computation. Parameters, statistics, softmax and output are float32.
       remat: recompute the residual and attention blocks in the backward pass.
     """
@@ -131,6 +63,9 @@ class UNet(nn.Module):
     num_groups: int = 32
     scale_shift: bool = False
     num_classes: int = 0
+    embedding_dim: int = 0
+    context_dim: int = 0
+    image_channels: int = 0
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
 
@@ -143,20 +78,31 @@ class UNet(nn.Module):
         Args:
           x: [B, H, W, C] float; H and W divisible by 2^(levels - 1).
           t: [B] times to embed.
-          cond: with `num_classes`, {"label": [B] int32 in {0..num_classes-1}}; a negative label, or
-            no label at all, is the learned null class.
+          cond: any of "label" [B] int32 in {0..num_classes-1} (negative: the null class),
+            "embedding" [B, D], "context" [B, L, D] with "context_mask" bool [B, L], "image"
+            [B, H, W, C']; see `models.conditioning` for what is null. All but "image" may be
+            absent.
           train: whether dropout is on (needs the "dropout" rng).
 
         Raises:
-          UserError: sizes that the levels, groups or heads do not divide.
+          UserError: sizes that the levels, groups or heads do not divide; an entry of cond that the
+            network does not know, of another shape, or missing.
         """
         self.check_sizes(x.shape[1:3])
+        cond = {} if cond is None else cond
+        check_cond(cond, self._cond_shapes(x.shape))
+        if self.image_channels:
+            x = concatenate_image(x, cond.get("image"), self.image_channels, self.is_initializing())
         residual, attention = ResidualBlock, AttentionBlock
         if self.remat:  # argument 3 counts self: train
             residual = nn.remat(ResidualBlock, static_argnums=(3,))
             attention = nn.remat(AttentionBlock)
 
         embedding = self._embed(t, cond)  #                                       [B, 4C]
+        if self.context_dim:
+            nothing = jnp.zeros((len(x), 0, self.context_dim)), jnp.zeros((len(x), 0), bool)
+            context = (cond["context"], cond["context_mask"]) if "context" in cond else nothing
+            context = ContextOrNull(name="context")(*context)  #  [B, 1 + L, D], [B, 1 + L]
 
         def block(h: Array, width: int, name: str, attend: bool) -> Array:
             h = residual(
@@ -164,12 +110,15 @@ class UNet(nn.Module):
             )(h, embedding, train)
             if attend:
                 name = f"{name}_attention"
-                h = attention(self.num_heads, self.num_groups, self.dtype, name=name)(h)
+                settings = (self.num_heads, self.num_groups, self.dtype)
+                h = attention(*settings, name=name)(h)
+                if self.context_dim:
+                    h = attention(*settings, name=f"{name}_to_context")(h, *context)
             return h
 
         def conv(features: int, name: str, strides: int = 1) -> nn.Conv:
             return nn.Conv(
-                features, (3, 3), strides, dtype=self.dtype, kernel_init=_init, name=name
+                features, (3, 3), strides, dtype=self.dtype, kernel_init=fan_avg, name=name
             )
 
         widths = [self.channels * multiplier for multiplier in self.channel_multipliers]
@@ -198,25 +147,40 @@ class UNet(nn.Module):
                 h = conv(width, f"up_{level}_conv")(h)
 
         h = nn.swish(nn.GroupNorm(self.num_groups, dtype=self.dtype, name="norm_out")(h))
-        out = nn.Conv(self.out_channels, (3, 3), kernel_init=_zeros, name="conv_out")
+        out = nn.Conv(self.out_channels, (3, 3), kernel_init=zeros, name="conv_out")
         return out(h.astype(jnp.float32))  #                                      [B, H, W, C]
 
-    def _embed(self, t: Array, cond: Mapping[str, Array] | None) -> Array:
-        """Embed time, and label where the model is conditional, as [B, 4C]."""
+    def _embed(self, t: Array, cond: Mapping[str, Array]) -> Array:
+        """Embed time, and label and vector where the model has them, as [B, 4C]."""
         width = 4 * self.channels
-        dense = dict(dtype=self.dtype, kernel_init=_init)
+        dense = dict(dtype=self.dtype, kernel_init=fan_avg)
         embedding = time_embedding(t, self.channels).astype(self.dtype)
         embedding = nn.Dense(width, **dense, name="time_1")(embedding)
         embedding = nn.Dense(width, **dense, name="time_2")(nn.swish(embedding))
-        labels = None if cond is None else cond.get("label")
-        if labels is not None and not self.num_classes:
-            raise UserError("cond['label'] is given, but the network has no classes")
         if self.num_classes:
-            label = jnp.full(t.shape, -1) if labels is None else labels
+            label = cond.get("label", jnp.full(t.shape, -1))
             label = jnp.where(label < 0, self.num_classes, label)
             table = nn.Embed(self.num_classes + 1, width, dtype=self.dtype, name="label")
             embedding = embedding + table(label)
+        if self.embedding_dim:
+            vector = cond.get("embedding", jnp.zeros((len(t), self.embedding_dim)))
+            embedding = embedding + EmbeddedVector(width, self.dtype, name="vector")(vector)
         return embedding
+
+    def _cond_shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int | None, ...]]:
+        """Return the shapes of the conditioning that this network knows, for x of `shape`."""
+        batch, height, width, _ = shape
+        shapes: dict[str, tuple[int | None, ...]] = {}
+        if self.num_classes:
+            shapes["label"] = (batch,)
+        if self.embedding_dim:
+            shapes["embedding"] = (batch, self.embedding_dim)
+        if self.context_dim:
+            shapes["context"] = (batch, None, self.context_dim)
+            shapes["context_mask"] = (batch, None)
+        if self.image_channels:
+            shapes["image"] = (batch, height, width, self.image_channels)
+        return shapes
 
     def check_sizes(self, image_size: tuple[int, int]) -> None:
         """Raise `UserError` where the settings do not fit images of (H, W), naming the fix."""

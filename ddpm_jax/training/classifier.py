@@ -64,7 +64,7 @@ def train_classifier(config: Config, root: str | os.PathLike) -> dict[str, float
         num_timesteps=T,
         loss_config=dataclasses.replace(config.loss, p_uncond=0.0),  # no label is hidden
         optim_config=config.optim,
-        conditional=True,
+        cond_fn=lambda batch: {"label": batch["label"]},
         accumulate=config.train.accumulate,
         unroll=jax.default_backend() == "cpu",
         key=train_key,

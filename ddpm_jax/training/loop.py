@@ -6,7 +6,6 @@ run that was interrupted goes on from its newest checkpoint as if it had never s
 """
 
 import functools
-import math
 import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -15,22 +14,23 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from ddpm_jax import compiler, data
+from ddpm_jax import compiler, data, text
 from ddpm_jax.config import Config
 from ddpm_jax.data.ahead import map_ahead
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import count_parameters
-from ddpm_jax.training import devices
+from ddpm_jax.training import conditioning, devices
 from ddpm_jax.training.checkpoint import Checkpoints
+from ddpm_jax.training.held_out import make_held_out
 from ddpm_jax.training.interrupt import StopRequest
 from ddpm_jax.training.metrics import Interval, MetricsWriter
-from ddpm_jax.training.parts import Parts, build_parts
+from ddpm_jax.training.parts import build_parts
 from ddpm_jax.training.pictures import Pictures
 from ddpm_jax.training.progress import ProgressLine
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.step import fuse_steps
 from ddpm_jax.training.workdir import DatasetFacts, open_for_training, write_facts
-from ddpm_jax.types import Array, Params
+from ddpm_jax.types import Array
 
 SMALL_SET = 1000  # images; below this a network tends to copy its training set
 PREFETCH = 2  # calls whose batches are prepared ahead
@@ -67,6 +67,7 @@ def train(config: Config, root: str | os.PathLike) -> Result:
     dataset = data.open_dataset(config.data)
     on_cpu = jax.default_backend() == "cpu"
     parts = build_parts(config, dataset.image_shape, dataset.num_classes, unroll=on_cpu)
+    train_rows, test_rows = conditioning.text_rows(config, dataset)
     batches = data.Batches(
         dataset.train,
         config.train.batch_size,
@@ -74,17 +75,19 @@ def train(config: Config, root: str | os.PathLike) -> Result:
         config.data.flip,
         jax.process_index(),
         jax.process_count(),
+        train_rows,
     )
     steps_per_call = config.train.steps_per_call or (1 if on_cpu else 10)
     for_network = compiler.options(compiler.NETWORK)
     compiled = functools.partial(jax.jit, donate_argnums=0, compiler_options=for_network)
     single = compiled(parts.train_step)
     fused = compiled(fuse_steps(parts.train_step, steps_per_call))
-    held_out = _make_held_out(config, dataset, parts, mesh)
+    held_out = make_held_out(config, dataset, test_rows, parts, mesh)
 
     # The state: new, or the newest whole checkpoint of this directory.
     workdir = open_for_training(root, config)
-    facts = DatasetFacts(dataset.image_shape, dataset.num_classes, dataset.class_names)
+    encoder = text.NAME if config.data.text else ""
+    facts = DatasetFacts(dataset.image_shape, dataset.num_classes, dataset.class_names, encoder)
     write_facts(workdir, facts)
     checkpoints = Checkpoints(workdir.checkpoints, config.train.keep_last, config.train.keep_every)
     replicated = devices.replicated(mesh)
@@ -104,7 +107,8 @@ def train(config: Config, root: str | os.PathLike) -> Result:
     start = step = int(state.step)
     last = config.train.num_steps
     writer = MetricsWriter(workdir, start)
-    pictures = Pictures(config, parts, facts, workdir, writer)
+    cond = conditioning.grid_cond(config, dataset, train_rows, test_rows)
+    pictures = Pictures(config, parts, cond, workdir, writer)
     progress = ProgressLine(console, start, last, config.train.batch_size)
     interval, late = Interval(), None  # metrics being gathered; those to be written next
     every = {
@@ -222,25 +226,3 @@ def _make_load(
         }
 
     return load
-
-
-def _make_held_out(
-    config: Config, dataset: data.Dataset, parts: Parts, mesh: jax.sharding.Mesh
-) -> Callable[[Params], float] | None:
-    """Return params -> mean loss of the held-out images, or None where there are none."""
-    if dataset.test is None or not config.eval.every:
-        return None
-    eval_step = jax.jit(parts.eval_step, compiler_options=compiler.options(compiler.NETWORK))
-    size = config.train.batch_size
-    count = min(config.eval.num_examples, len(dataset.test))
-
-    def held_out(params: Params) -> float:
-        losses = []
-        for i in range(math.ceil(count / size)):
-            indices = np.arange(i * size, (i + 1) * size) % count  # fills the last batch up
-            images, labels = dataset.test.read(indices)
-            batch = jax.device_put({"image": images, "label": labels}, devices.over_batch(mesh))
-            losses.append(eval_step(params, batch, i))
-        return float(np.concatenate(jax.device_get(losses))[:count].mean())
-
-    return held_out

@@ -10,6 +10,7 @@ from ddpm_jax import build
 from ddpm_jax.config import Config
 from ddpm_jax.models import Model
 from ddpm_jax.process import GaussianProcess
+from ddpm_jax.training.conditioning import check, make_cond_fn
 from ddpm_jax.training.optimizer import learning_rate, make_optimizer
 from ddpm_jax.training.state import TrainState, init_state
 from ddpm_jax.training.step import make_eval_step, make_train_step
@@ -61,7 +62,8 @@ def build_parts(
     sample_t = build.time_sampler(config.loss, process.num_timesteps)
     seed_key = jax.random.key(config.train.seed)
     init_key, train_key, eval_key, sample_key = jax.random.split(seed_key, 4)
-    conditional = config.model.class_conditional
+    check(config, image_shape)
+    cond_fn = make_cond_fn(config)
     train_step = make_train_step(
         loss_fn,
         sample_t,
@@ -69,7 +71,7 @@ def build_parts(
         num_timesteps=process.num_timesteps,
         loss_config=config.loss,
         optim_config=config.optim,
-        conditional=conditional,
+        cond_fn=cond_fn,
         accumulate=config.train.accumulate,
         unroll=unroll,
         key=train_key,
@@ -80,7 +82,7 @@ def build_parts(
         rate=learning_rate(config.optim, config.train.num_steps),
         init=lambda: init_state(model, optimizer, init_key),
         train_step=train_step,
-        eval_step=make_eval_step(loss_fn, sample_t, conditional=conditional, key=eval_key),
+        eval_step=make_eval_step(loss_fn, sample_t, cond_fn=cond_fn, key=eval_key),
         sample=build.sample_fn(config, process, model, image_shape),
         sample_key=sample_key,
     )

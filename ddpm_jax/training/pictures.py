@@ -11,20 +11,20 @@ from ddpm_jax.config import Config
 from ddpm_jax.evaluation import grids
 from ddpm_jax.training.metrics import MetricsWriter
 from ddpm_jax.training.parts import Parts
-from ddpm_jax.training.workdir import DatasetFacts, WorkDir
-from ddpm_jax.types import Params
+from ddpm_jax.training.workdir import WorkDir
+from ddpm_jax.types import Conditioning, Params
 
 logger = logging.getLogger(__name__)
 
 
 class Pictures:
-    """Draws the same noise and labels each time, so that grids of two steps can be compared."""
+    """Draws the same noise and conditioning each time: grids of two steps can be compared."""
 
     def __init__(
         self,
         config: Config,
         parts: Parts,
-        facts: DatasetFacts,
+        cond: Conditioning | None,
         workdir: WorkDir,
         writer: MetricsWriter,
     ):
@@ -33,9 +33,7 @@ class Pictures:
         self._chunk_size = config.sample.chunk_size
         self._workdir = workdir
         self._writer = writer
-        self._cond = None
-        if config.model.class_conditional:
-            self._cond = {"label": np.arange(self._n, dtype=np.int32) % facts.num_classes}
+        self._cond = cond
 
     def draw(self, step: int, name: str, params: Params) -> pathlib.Path:
         """Draw a grid of the samples of one set of weights; return the path of the PNG."""

@@ -16,7 +16,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ddpm_jax.conditioning import drop
 from ddpm_jax.config import LossConfig, OptimConfig
+from ddpm_jax.training.conditioning import to_x_0
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.types import Array, Conditioning, Params, PRNGKey
 
@@ -24,13 +26,10 @@ from ddpm_jax.types import Array, Conditioning, Params, PRNGKey
 LossFn = Callable[[Params, Array, Array, Array, Conditioning | None, bool, PRNGKey | None], Array]
 # (key, batch_size) -> int32 [B] in {1..T}
 TimeSampler = Callable[[PRNGKey, int], Array]
+# batch -> what of it the network is told, or None
+CondFn = Callable[[dict[str, Array]], Conditioning | None]
 
 QUARTILES = 4
-
-
-def to_x_0(image: Array) -> Array:
-    """Scale uint8 pixels {0..255} to float32 in [-1, 1] (Ho et al. 2020, section 3.3)."""
-    return image.astype(jnp.float32) / 127.5 - 1.0
 
 
 def loss_by_quartile(loss: Array, t: Array, num_timesteps: int) -> tuple[Array, Array]:
@@ -47,7 +46,7 @@ def make_train_step(
     num_timesteps: int,
     loss_config: LossConfig,
     optim_config: OptimConfig,
-    conditional: bool,
+    cond_fn: CondFn,
     accumulate: int,
     unroll: bool,
     key: PRNGKey,
@@ -61,26 +60,25 @@ def make_train_step(
       num_timesteps: T.
       loss_config: of it, `p_uncond`.
       optim_config: of it, the EMA's decay.
-      conditional: whether the labels of the batch are given to the network.
+      cond_fn: batch -> what of it is given to the network.
       accumulate: micro-batches that the batch is cut into; t and ε are those of the whole batch.
       unroll: whether to unroll the loop over micro-batches (XLA's CPU backend runs backward
         convolutions inside a loop 25 times slower).
       key: of the run.
 
-    `batch` is {"image": uint8 [B, H, W, C], "label": int32 [B]}. The metrics are scalars, but for
-    `quartile_sum` and `quartile_count` [4].
+    `batch` is {"image": uint8 [B, H, W, C], "label": int32 [B]} and what else `cond_fn` reads. The
+    metrics are scalars, but for `quartile_sum` and `quartile_count` [4].
     """
 
     def train_step(state: TrainState, batch: dict[str, Array]):
         step_key = jax.random.fold_in(key, state.step)
-        t_key, eps_key, label_key, dropout_key = jax.random.split(step_key, 4)
+        t_key, eps_key, null_key, dropout_key = jax.random.split(step_key, 4)
         x_0 = to_x_0(batch["image"])  #                                            [B, H, W, C]
         t = sample_t(t_key, x_0.shape[0])  #                                       [B]
         eps = jax.random.normal(eps_key, x_0.shape)
-        cond = None
-        if conditional:  # a negative label is the null class
-            dropped = jax.random.bernoulli(label_key, loss_config.p_uncond, t.shape)
-            cond = {"label": jnp.where(dropped, -1, batch["label"])}
+        cond = cond_fn(batch)
+        if cond is not None:  # one draw an example hides all of it, or nothing
+            cond = drop(cond, jax.random.bernoulli(null_key, loss_config.p_uncond, t.shape))
 
         def mean_loss(params, examples, key):
             loss = loss_fn(params, *examples, True, key)  #                        [B / accumulate]
@@ -150,7 +148,7 @@ def fuse_steps(train_step: Callable, num_steps: int) -> Callable:
 
 
 def make_eval_step(
-    loss_fn: LossFn, sample_t: TimeSampler, *, conditional: bool, key: PRNGKey
+    loss_fn: LossFn, sample_t: TimeSampler, *, cond_fn: CondFn, key: PRNGKey
 ) -> Callable[[Params, dict[str, Array], Array], Array]:
     """Return eval_step(params, batch, index) -> loss [B]; t and ε depend on `index` alone."""
 
@@ -159,7 +157,6 @@ def make_eval_step(
         x_0 = to_x_0(batch["image"])
         t = sample_t(t_key, x_0.shape[0])
         eps = jax.random.normal(eps_key, x_0.shape)
-        cond = {"label": batch["label"]} if conditional else None
-        return loss_fn(params, x_0, t, eps, cond, False, None)
+        return loss_fn(params, x_0, t, eps, cond_fn(batch), False, None)
 
     return eval_step

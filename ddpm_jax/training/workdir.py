@@ -44,6 +44,7 @@ class DatasetFacts:
     image_shape: tuple[int, int, int]
     num_classes: int
     class_names: tuple[str, ...]
+    text: str = ""  # the encoder of the texts that the model is told; "" is none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +139,10 @@ def read_facts(workdir: WorkDir) -> DatasetFacts:
     """Read the facts of the data of a run."""
     facts = _read_json(workdir.dataset)
     return DatasetFacts(
-        tuple(facts["image_shape"]), facts["num_classes"], tuple(facts["class_names"])
+        tuple(facts["image_shape"]),
+        facts["num_classes"],
+        tuple(facts["class_names"]),
+        facts.get("text", ""),
     )
 
 

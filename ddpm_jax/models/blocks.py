@@ -1,0 +1,61 @@
+"""What the U-Net is built of besides attention: the embedding of t and the residual block."""
+
+import math
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from ddpm_jax.models.attention import fan_avg, zeros
+from ddpm_jax.types import Array
+
+
+def time_embedding(t: Array, dim: int) -> Array:
+    """Embed times as sines and cosines of `dim / 2` frequencies (Vaswani et al. 2017, section 3.5).
+
+    Args:
+      t: [B] int or float, any range.
+      dim: even number of channels.
+
+    Returns:
+      [B, dim] float32.
+    """
+    half = dim // 2
+    frequencies = jnp.exp(
+        -math.log(10_000) / max(half - 1, 1) * jnp.arange(half, dtype=jnp.float32)
+    )
+    angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+class ResidualBlock(nn.Module):
+    """GroupNorm, swish, convolution, twice; the embedding enters between."""
+
+    channels: int
+    dropout: float
+    num_groups: int
+    scale_shift: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array, embedding: Array, train: bool) -> Array:
+        """Map x [B, H, W, C] and embedding [B, E] to [B, H, W, channels]."""
+        conv = dict(kernel_size=(3, 3), dtype=self.dtype)
+        norm = dict(num_groups=self.num_groups, dtype=self.dtype)
+
+        h = nn.swish(nn.GroupNorm(**norm, name="norm_1")(x))
+        h = nn.Conv(self.channels, **conv, kernel_init=fan_avg, name="conv_1")(h)  # [B, H, W, C']
+        width = 2 * self.channels if self.scale_shift else self.channels
+        shift = nn.Dense(width, dtype=self.dtype, kernel_init=fan_avg, name="dense")
+        shift = shift(nn.swish(embedding))  #                                      [B, C' or 2C']
+        shift = shift[:, None, None, :]
+        normalise = nn.GroupNorm(**norm, name="norm_2")
+        if self.scale_shift:  # FiLM (Perez et al. 2018; Dhariwal & Nichol 2021, eq. 3: AdaGN)
+            scale, shift = jnp.split(shift, 2, axis=-1)
+            h = normalise(h) * (1 + scale) + shift
+        else:
+            h = normalise(h + shift)
+        h = nn.Dropout(self.dropout, deterministic=not train)(nn.swish(h))
+        h = nn.Conv(self.channels, **conv, kernel_init=zeros, name="conv_2")(h)
+        if x.shape[-1] != self.channels:
+            x = nn.Dense(self.channels, dtype=self.dtype, kernel_init=fan_avg, name="shortcut")(x)
+        return x + h

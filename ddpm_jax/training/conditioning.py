@@ -1,0 +1,122 @@
+"""What of a batch the network is told besides x_t and t, as the config says."""
+
+import pathlib
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax import data, text
+from ddpm_jax.config import Config
+from ddpm_jax.data.prepared import data_directory
+from ddpm_jax.errors import UserError
+from ddpm_jax.types import Array, Conditioning
+
+
+def to_x_0(image: Array) -> Array:
+    """Scale uint8 pixels {0..255} to float32 in [-1, 1] (Ho et al. 2020, section 3.3)."""
+    return image.astype(jnp.float32) / 127.5 - 1.0
+
+
+def coarse(x_0: Array, factor: int) -> Array:
+    """Return images [B, H, W, C] with each block of factor x factor pixels at its mean.
+
+    The conditioning of super-resolution (Ho et al. 2022, "Cascaded diffusion models"; there the
+    upsampling is bilinear): averaging, then repeating, so that the shape stays.
+    """
+    batch, height, width, channels = x_0.shape
+    blocks = x_0.reshape(batch, height // factor, factor, width // factor, factor, channels)
+    means = blocks.mean(axis=(2, 4), keepdims=True)
+    return jnp.broadcast_to(means, blocks.shape).reshape(x_0.shape)
+
+
+def cond_names(config: Config) -> tuple[str, ...]:
+    """Return the entries of cond that the network of this config takes."""
+    model = config.model
+    names = {
+        "label": model.class_conditional,
+        "embedding": model.embedding_dim > 0,
+        "context": model.context_dim > 0,
+        "context_mask": model.context_dim > 0,
+        "image": model.super_resolution > 0,
+    }
+    return tuple(name for name, wanted in names.items() if wanted)
+
+
+def make_cond_fn(config: Config):
+    """Return batch -> cond: the entries of the batch that the network takes, or None.
+
+    The batch's own "image" is what is to be learned; cond["image"] is its coarse version.
+    """
+    names, factor = cond_names(config), config.model.super_resolution
+
+    def cond_fn(batch: dict[str, Array]) -> Conditioning | None:
+        cond = {name: batch[name] for name in names if name != "image"}
+        if factor:
+            cond["image"] = coarse(to_x_0(batch["image"]), factor)
+        return cond or None
+
+    return cond_fn
+
+
+def text_rows(
+    config: Config, dataset: data.Dataset
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return the encoded texts of the training and of the held-out images, a row for each.
+
+    They are computed once for a set and kept in data.data_dir.
+    """
+    directory = pathlib.Path(data_directory(config.data.data_dir)) / "encoded_texts"
+    names = cond_names(config)
+
+    def rows(texts: tuple[str, ...]) -> dict[str, np.ndarray]:
+        encoded = text.cached_conditioning(texts, directory) if texts else {}
+        return {name: value for name, value in encoded.items() if name in names}
+
+    return rows(dataset.train_texts), rows(dataset.test_texts)
+
+
+def grid_cond(
+    config: Config,
+    dataset: data.Dataset,
+    train_rows: Mapping[str, np.ndarray],
+    test_rows: Mapping[str, np.ndarray],
+) -> dict[str, np.ndarray] | None:
+    """Return what the sample grids of a run are told: each class in turn, where labels are all.
+
+    Texts and coarse images are those of the first held-out images, of training images if none.
+    """
+    names, n = cond_names(config), config.train.num_samples
+    if names in ((), ("label",)):
+        return {name: np.arange(n, dtype=np.int32) % dataset.num_classes for name in names} or None
+    source, rows = (dataset.test, test_rows) if dataset.test else (dataset.train, train_rows)
+    indices = np.arange(n) % len(source)
+    images, labels = source.read(indices)
+    batch = {"image": images, "label": labels} | {k: v[indices] for k, v in rows.items()}
+    return jax.device_get(make_cond_fn(config)(batch))
+
+
+def check(config: Config, image_shape: tuple[int, int, int]) -> None:
+    """Raise `UserError` where the config asks for a conditioning that the data do not give."""
+    model, (height, width, _) = config.model, image_shape
+    dims = {"model.embedding_dim": model.embedding_dim, "model.context_dim": model.context_dim}
+    if config.data.text and not any(dims.values()):
+        raise UserError(
+            f"data.text is True, but the model takes no text; set model.embedding_dim={text.WIDTH} "
+            f"or model.context_dim={text.WIDTH}, or data.text=False"
+        )
+    for key, dim in dims.items():
+        if dim and not config.data.text:
+            raise UserError(
+                f"{key} is {dim}, but data.text is False, so there is nothing to feed it; set "
+                f"data.text=True (emoji), or {key}=0"
+            )
+        if dim not in (0, text.WIDTH):
+            raise UserError(f"{key} is {dim}, but texts are {text.WIDTH} wide; set {key} to that")
+    factor = model.super_resolution
+    if factor and (factor < 2 or height % factor or width % factor):
+        raise UserError(
+            f"model.super_resolution must be a factor of at least 2 that divides the images' "
+            f"{height}x{width}, or 0, found {factor}"
+        )

