@@ -78,8 +78,7 @@ def _look_up(table: dict, key: str, name: str):
 def process(config: ProcessConfig) -> GaussianProcess:
     """Build the forward process of `config.process`."""
     betas = _look_up(SCHEDULES, "process.schedule", config.schedule)(config)
-    unused = {"cosine": ["beta_1", "beta_T"], "constant": ["beta_1"]}
-    for name in unused.get(config.schedule, []):
+    for name in {"cosine": ["beta_1", "beta_T"], "constant": ["beta_1"]}.get(config.schedule, []):
         if getattr(config, name):
             raise UserError(
                 f"process.{name} is {getattr(config, name)}, but the {config.schedule} schedule "
@@ -94,13 +93,14 @@ def model(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: i
     if config.class_conditional and not num_classes:
         raise UserError(
             "model.class_conditional is True, but the data have no labels; put the images into one "
-            "sub-folder per class, or set model.class_conditional=False"
+            "sub-folder per class, or set it to False"
         )
     unet = UNet(
         out_channels=image_shape[-1],
         num_classes=num_classes if config.class_conditional else 0,
         image_channels=image_shape[-1] if config.super_resolution else 0,
-        **dict(embedding_dim=config.embedding_dim, context_dim=config.context_dim),
+        embedding_dim=config.embedding_dim,
+        context_dim=config.context_dim,
         **_sizes(config),
     )
     unet.check_sizes(image_shape[:2])
@@ -112,8 +112,7 @@ def classifier(config: ModelConfig, image_shape: tuple[int, int, int], num_class
     _check_name(config, "classifier", "a classifier is wanted here (denoisers: experiments.train)")
     if not num_classes:
         raise UserError(
-            "a classifier needs labels, but the data have none; put the images into one "
-            "sub-folder per class"
+            "a classifier needs labels, but the data have none; one sub-folder per class gives them"
         )
     UNet(**_sizes(config)).check_sizes(image_shape[:2])
     return as_model(Classifier(num_classes=num_classes, **_sizes(config)), image_shape)
