@@ -1,7 +1,7 @@
 """A run that is killed and started again ends bit for bit like one that never stopped.
 
-Real processes, real signals: `kill -9` at a random step, SIGTERM and Ctrl-C, on one device and on
-four.
+Real processes, real signals: `kill -9` at a random step, on one device and on four; SIGTERM and
+Ctrl-C on one.
 """
 
 import json
@@ -121,7 +121,7 @@ def test_interrupted_runs_end_bit_for_bit_like_the_uninterrupted_one(tmp_path, n
 
     # SIGTERM and Ctrl-C save at once, say so, and exit as schedulers expect
     stopped = tmp_path / "stopped"
-    for number, at in ((signal.SIGTERM, 10), (signal.SIGINT, 30)):
+    for number, at in ((signal.SIGTERM, 10), (signal.SIGINT, 30)) if num_devices == 1 else ():
         process = start(stopped, cache, num_devices)
         said = wait_for_step(process, at)
         process.send_signal(number)
@@ -129,9 +129,10 @@ def test_interrupted_runs_end_bit_for_bit_like_the_uninterrupted_one(tmp_path, n
         assert process.returncode == 128 + number, said
         saved = re.search(rf"stopped by signal {number} at step (\d+)", said)
         assert saved and (stopped / "checkpoints" / saved[1]).is_dir(), said
-    assert "resumed at step " + saved[1] in finish(start(stopped, cache, num_devices))
+    if num_devices == 1:
+        assert "resumed at step " + saved[1] in finish(start(stopped, cache, num_devices))
 
-    for workdir in (killed, stopped):
+    for workdir in (killed, stopped) if num_devices == 1 else (killed,):
         state = final_state(workdir)
         assert state.keys() == expected.keys()
         differing = [k for k in expected if not np.array_equal(state[k], expected[k])]
