@@ -2,7 +2,8 @@
 
 Fréchet distance between samples and the training images in the 64 hidden features of a classifier
 of digits (scikit-learn's MLP, 98 % of held-out images right), as FID has it in Inception's. Its
-value depends on the number of images, so compare at one n only; at n = 200, by experiment:
+value depends on the number of images, so compare at one n only; at n = 200, by experiment (the
+last four with 100 steps of fixed_small, which unbroken give 2.7):
 
   training images drawn at random         1.1
   all held-out images (163)               1.7

@@ -11,7 +11,8 @@ import jax
 # Convolutions by Eigen and not by YNNPACK: with the digits' network a train step takes 133 ms
 # instead of 254, and a step of sampling 64 images 33 ms instead of 71.
 NETWORK = "xla_cpu_experimental_ynn_fusion_type"
-# Little optimisation of what runs once: the draw of the initial weights compiles in 3 s, not 12.
+# Little optimisation of what runs once: a tiny network's initial weights compiled in 3 s, not 12
+# (one run of each, on busy cores).
 ONCE = "xla_backend_optimization_level"
 
 _VALUES = {NETWORK: "", ONCE: 1}
