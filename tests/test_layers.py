@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"ddpm_jax.errors", "ddpm_jax.types", "ddpm_jax.compiler"},
     {"ddpm_jax.config_checks"},
-    {"ddpm_jax.config", "ddpm_jax.schedules", "ddpm_jax.timesteps"},
+    {"ddpm_jax.config", "ddpm_jax.schedules", "ddpm_jax.timesteps", "ddpm_jax.time_samplers"},
     {"ddpm_jax.process"},
     {"ddpm_jax.predictions", "ddpm_jax.variance"},
     {"ddpm_jax.denoise", "ddpm_jax.conditioning"},
@@ -21,7 +21,7 @@ LAYERS = [
     {"ddpm_jax.losses", "ddpm_jax.guidance", "ddpm_jax.classifier", "ddpm_jax.samplers"},
     {"ddpm_jax.api", "ddpm_jax.editing"},
     {"ddpm_jax.models", "ddpm_jax.data", "ddpm_jax.evaluation"},
-    {"ddpm_jax.guides", "ddpm_jax.text"},
+    {"ddpm_jax.guides", "ddpm_jax.objectives", "ddpm_jax.text"},
     {"ddpm_jax.build"},
     {"ddpm_jax.training"},
     {"ddpm_jax.runs"},
