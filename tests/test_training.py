@@ -82,8 +82,6 @@ def test_losses_are_summed_by_quarter_of_the_timesteps():
     t = np.arange(1, 1001)
     ones = jnp.ones(1000)
     sums, counts = loss_by_quartile(jnp.asarray(t, jnp.float32), ones, jnp.asarray(t), 1000)
-        jnp.asarray(t, jnp.float32), jnp.ones(1000), jnp.asarray(t), 1000
-    )
     np.testing.assert_allclose(sums, t.reshape(4, 250).sum(1), rtol=1e-5)
     np.testing.assert_array_equal(counts, [250] * 4)
 
