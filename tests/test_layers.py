@@ -32,7 +32,12 @@ MATHS = {name for row in LAYERS[:8] for name in row} - {"ddpm_jax.config", "ddpm
 BLIND = {
     "ddpm_jax.models": {"ddpm_jax.errors", "ddpm_jax.types"},
     "ddpm_jax.data": {"ddpm_jax.errors", "ddpm_jax.types", "ddpm_jax.config"},
-    "ddpm_jax.evaluation": {"ddpm_jax.errors", "ddpm_jax.types", "ddpm_jax.config"},
+    "ddpm_jax.evaluation": {
+        "ddpm_jax.errors",
+        "ddpm_jax.types",
+        "ddpm_jax.config",
+        "ddpm_jax.compiler",
+    },
 }
 HOMES = {  # the only places that import them
     "flax": {"ddpm_jax.models"},
