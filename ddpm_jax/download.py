@@ -76,9 +76,9 @@ def fetch(archive: Archive, name: str, download_dir: str, manual_dir: str = "") 
     return path
 
 
-def sha256(path: pathlib.Path) -> str:
+def sha256(path: str | os.PathLike) -> str:
     """Return the SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as file:
+    with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -1,20 +1,17 @@
-"""Features of images by the FID's Inception: its published weights, and images batch by batch."""
+"""The FID's Inception as a network of features, with the weights that others publish."""
 
-import functools
 import os
-from collections.abc import Callable
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import compiler
-from ddpm_jax.download import Archive, fetch
-from ddpm_jax.errors import UserError
+from ddpm_jax.download import Archive, fetch, sha256
+from ddpm_jax.evaluation.features import FeatureNetwork
 from ddpm_jax.evaluation.torch_file import read_tensors
-from ddpm_jax.models.inception import from_state, inception_features
-from ddpm_jax.types import Params
+from ddpm_jax.models import inception
+from ddpm_jax.types import Array, Params
 
-# torch-fidelity's release; pytorch-fid publishes the same bytes as pt_inception-2015-12-05-...
+# The release of torch-fidelity; pytorch-fid's pt_inception-2015-12-05-6726825d.pth is the same file
 WEIGHTS = Archive(
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
     "weights-inception-2015-12-05-6726825d.pth",
@@ -23,50 +20,36 @@ WEIGHTS = Archive(
 )
 
 
-def load_params(directory: str, path: str | os.PathLike = "") -> Params:
-    """Return the parameters of the FID's Inception, downloading them if they are not there.
+def load(directory: str, path: str = "") -> FeatureNetwork:
+    """Return the network that FID, KID and Inception score are defined by.
+
+    Its features are the 2048 pooled ones; its head gives the 1008 logits without their bias, as
+    the Inception score takes them. Images of one channel are taken for grey.
+
+    The checksum was not computed here, from the published file, but is what several projects give
+    for it; its first digits stand in the file's name.
 
     Args:
-      directory: where the 96 MB are kept; `<directory>/manual` is where they may be placed by
-        hand. A file there is used if its SHA-256 is the published one's.
-      path: a file of the user's own instead, of the same tensors. It is taken as it is: numbers
-        measured with other weights than the published ones are not FIDs.
+      directory: where the 96 MB are kept once downloaded; they may be placed by hand in
+        `<directory>/manual`.
+      path: a file to read instead, "" for none. Unless it is the published one, byte for byte, the
+        network is called "inception_<start of its SHA-256>": what it measures is no FID.
 
     Raises:
-      UserError: there is no such file and no network, or it is not the published one; a file of
-        the user's own is not one of torch's, or of other tensors.
+      UserError: there are no weights and no network to fetch them by, they are not the published
+        ones, or a file of the user's own is not torch's or holds other tensors.
     """
-    return from_state(read_tensors(path or fetch(WEIGHTS, "inception", directory)))
+    path = os.path.expanduser(path) or fetch(WEIGHTS, "inception", directory)
+    params = inception.from_state(read_tensors(path))
+    digest = sha256(path)
+    name = "inception" if digest == WEIGHTS.sha256 else f"inception_{digest[:8]}"
+    weights = params["params"]["fc"]["kernel"]
+    head = (weights, np.zeros(weights.shape[1], np.float32))
+    return FeatureNetwork(name, digest[:16], _pool, params, head)
 
 
-def features(params: Params, images: np.ndarray, batch_size: int = 64) -> dict[str, np.ndarray]:
-    """Return the features of any number of images.
-
-    All batches run the one program: the last is filled up, and what filled it thrown away.
-
-    Args:
-      params: of `load_params`.
-      images: uint8 [N, H, W, 3], RGB.
-      batch_size: images at once, about 60 MB each.
-
-    Returns:
-      Of `models.inception.inception_features`, of all images in their order.
-
-    Raises:
-      UserError: there are no images, or they are of another type or shape.
-    """
-    if not len(images):
-        raise UserError("there are no images to take features of")
-    run, params = _run(), jax.device_put(params)
-    parts = []
-    for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
-        filled = np.resize(batch, (min(batch_size, len(images)), *batch.shape[1:]))
-        parts.append({k: np.asarray(v)[: len(batch)] for k, v in run(params, filled).items()})
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-@functools.cache
-def _run() -> Callable:
-    """Compiled once a shape, for as long as the process lives."""
-    return jax.jit(inception_features, compiler_options=compiler.options(compiler.NETWORK))
+def _pool(params: Params, images: Array) -> Array:
+    """Return the pooled features [B, 2048] of images: uint8 [B, H, W, 1 or 3]."""
+    if images.shape[-1] == 1:
+        images = jnp.repeat(images, 3, axis=-1)
+    return inception.inception_features(params, images)["pool"]

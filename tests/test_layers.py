@@ -38,7 +38,12 @@ BLIND = {
         "ddpm_jax.config",
         "ddpm_jax.download",
     },
-    "ddpm_jax.evaluation": {"ddpm_jax.errors", "ddpm_jax.types", "ddpm_jax.config"},
+    "ddpm_jax.evaluation": {
+        "ddpm_jax.errors",
+        "ddpm_jax.types",
+        "ddpm_jax.config",
+        "ddpm_jax.compiler",
+    },
 }
 HOMES = {  # the only places that import them
     "flax": {"ddpm_jax.models"},
