@@ -12,6 +12,7 @@ Features move with the precision: convolutions run in float32 with `Precision.HI
 accelerators would otherwise round their inputs (TPUs to bfloat16, NVIDIA's cards to TF32).
 """
 
+import functools
 from collections.abc import Callable, Mapping
 
 import flax.linen as nn
@@ -222,9 +223,7 @@ def from_state(state: Mapping[str, np.ndarray]) -> Params:
     Raises:
       UserError: a tensor, which is named, is missing, unknown, or of another shape or type.
     """
-    image = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
-    shapes = jax.eval_shape(Inception().init, jax.random.key(0), image)
-    wanted = flax.traverse_util.flatten_dict(shapes)
+    wanted = _shapes()
     paths = {f"{path[1]}.{THEIRS[path[2:]]}": path for path in wanted}  # (collection, layer, ...)
     found = {name for name in state if not name.endswith(UNUSED)}
     for problem, names in (("lack", paths.keys() - found), ("have unknown", found - paths.keys())):
@@ -245,3 +244,10 @@ def from_state(state: Mapping[str, np.ndarray]) -> Params:
             )
         params[path] = np.ascontiguousarray(turned)
     return flax.traverse_util.unflatten_dict(params)
+
+
+@functools.cache
+def _shapes() -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+    image = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
+    shapes = jax.eval_shape(Inception().init, jax.random.key(0), image)
+    return flax.traverse_util.flatten_dict(shapes)
