@@ -113,11 +113,6 @@ def average_pool(x: Array) -> Array:
     return nn.avg_pool(x, (3, 3), (1, 1), [(1, 1), (1, 1)], count_include_pad=False)
 
 
-def max_pool(x: Array) -> Array:
-    """3 x 3, halving the size."""
-    return nn.max_pool(x, (3, 3), (2, 2))
-
-
 def block_a(conv: Conv, x: Array, pool_features: int) -> Array:
     """35 x 35: to 224 + pool_features channels."""
     narrow = conv(x, "branch1x1", 64, (1, 1))
@@ -136,7 +131,7 @@ def block_b(conv: Conv, x: Array) -> Array:
     double = conv(x, "branch3x3dbl_1", 64, (1, 1))
     double = conv(double, "branch3x3dbl_2", 96, (3, 3))
     double = conv(double, "branch3x3dbl_3", 96, (3, 3), 2, False)
-    return jnp.concatenate([single, double, max_pool(x)], axis=-1)
+    return jnp.concatenate([single, double, nn.max_pool(x, (3, 3), (2, 2))], axis=-1)
 
 
 def block_c(conv: Conv, x: Array, width: int) -> Array:
@@ -162,7 +157,7 @@ def block_d(conv: Conv, x: Array) -> Array:
     seven = conv(seven, "branch7x7x3_2", 192, (1, 7))
     seven = conv(seven, "branch7x7x3_3", 192, (7, 1))
     seven = conv(seven, "branch7x7x3_4", 192, (3, 3), 2, False)
-    return jnp.concatenate([three, seven, max_pool(x)], axis=-1)
+    return jnp.concatenate([three, seven, nn.max_pool(x, (3, 3), (2, 2))], axis=-1)
 
 
 def block_e(conv: Conv, x: Array, pooled: Array) -> Array:
@@ -193,23 +188,23 @@ class Inception(nn.Module):
         x = conv(x, "Conv2d_1a_3x3", 32, (3, 3), 2, False)
         x = conv(x, "Conv2d_2a_3x3", 32, (3, 3), 1, False)
         x = conv(x, "Conv2d_2b_3x3", 64, (3, 3))
-        x = max_pool(x)  #                                                        [N, 73, 73, 64]
+        x = nn.max_pool(x, (3, 3), (2, 2))  #                                    [N, 73, 73, 64]
         x = conv(x, "Conv2d_3b_1x1", 80, (1, 1))
         x = conv(x, "Conv2d_4a_3x3", 192, (3, 3), 1, False)
-        x = max_pool(x)  #                                                        [N, 35, 35, 192]
+        x = nn.max_pool(x, (3, 3), (2, 2))  #                                    [N, 35, 35, 192]
         x = block_a(block("Mixed_5b"), x, 32)
         x = block_a(block("Mixed_5c"), x, 64)
         x = block_a(block("Mixed_5d"), x, 64)
-        x = block_b(block("Mixed_6a"), x)  #                                      [N, 17, 17, 768]
+        x = block_b(block("Mixed_6a"), x)  #                                     [N, 17, 17, 768]
         x = block_c(block("Mixed_6b"), x, 128)
         x = block_c(block("Mixed_6c"), x, 160)
         x = block_c(block("Mixed_6d"), x, 160)
         x = block_c(block("Mixed_6e"), x, 192)
-        x = block_d(block("Mixed_7a"), x)  #                                      [N, 8, 8, 1280]
+        x = block_d(block("Mixed_7a"), x)  #                                     [N, 8, 8, 1280]
         x = block_e(block("Mixed_7b"), x, average_pool(x))
         # By the maximum here alone: TensorFlow's graph has it so, the paper does not
         x = block_e(block("Mixed_7c"), x, nn.max_pool(x, (3, 3), (1, 1), [(1, 1), (1, 1)]))
-        pool = x.mean(axis=(1, 2))  #                                             [N, 2048]
+        pool = x.mean(axis=(1, 2))  #                                            [N, 2048]
         return pool, nn.Dense(1008, use_bias=False, precision=PRECISION, name="fc")(pool)
 
 
@@ -234,8 +229,7 @@ def from_state(state: Mapping[str, np.ndarray]) -> Params:
             )
     params = {}
     for name, path in paths.items():
-        tensor, leaf = state[name], wanted[path]
-        # torch: [out, in, h, w] and [out, in]
+        tensor, leaf = state[name], wanted[path]  # kernels: [out, in, h, w], [out, in]
         turned = np.moveaxis(tensor, (0, 1), (-1, -2)) if path[-1] == "kernel" else tensor
         if turned.shape != leaf.shape or tensor.dtype != np.float32:
             raise UserError(
