@@ -21,8 +21,9 @@ LAYERS = [
     {"ddpm_jax.losses", "ddpm_jax.guidance", "ddpm_jax.classifier", "ddpm_jax.samplers"},
     {"ddpm_jax.api", "ddpm_jax.editing"},
     {"ddpm_jax.bound"},
+    {"ddpm_jax.download"},
     {"ddpm_jax.models", "ddpm_jax.data", "ddpm_jax.evaluation"},
-    {"ddpm_jax.guides", "ddpm_jax.objectives", "ddpm_jax.text"},
+    {"ddpm_jax.guides", "ddpm_jax.objectives", "ddpm_jax.text", "ddpm_jax.inception"},
     {"ddpm_jax.build"},
     {"ddpm_jax.training"},
     {"ddpm_jax.runs"},
@@ -34,8 +35,18 @@ MATHS = {name for row in LAYERS[:10] for name in row} - EDGE
 # All that these may see of the library: the network, for one, knows nothing of diffusion
 BLIND = {
     "ddpm_jax.models": {"ddpm_jax.errors", "ddpm_jax.types"},
-    "ddpm_jax.data": {"ddpm_jax.errors", "ddpm_jax.types", "ddpm_jax.config"},
-    "ddpm_jax.evaluation": {"ddpm_jax.errors", "ddpm_jax.types", "ddpm_jax.config"},
+    "ddpm_jax.data": {
+        "ddpm_jax.errors",
+        "ddpm_jax.types",
+        "ddpm_jax.config",
+        "ddpm_jax.download",
+    },
+    "ddpm_jax.evaluation": {
+        "ddpm_jax.errors",
+        "ddpm_jax.types",
+        "ddpm_jax.config",
+        "ddpm_jax.compiler",
+    },
 }
 HOMES = {  # the only places that import them
     "flax": {"ddpm_jax.models"},
