@@ -20,10 +20,12 @@ LAYERS = [
     {"ddpm_jax.losses", "ddpm_jax.guidance", "ddpm_jax.classifier", "ddpm_jax.samplers"},
     {"ddpm_jax.api", "ddpm_jax.editing"},
     {"ddpm_jax.models", "ddpm_jax.data", "ddpm_jax.evaluation"},
-    {"ddpm_jax.guides", "ddpm_jax.text"},
+    {"ddpm_jax.guides", "ddpm_jax.text", "ddpm_jax.references"},
     {"ddpm_jax.build"},
+    {"ddpm_jax.overrides"},
     {"ddpm_jax.training"},
     {"ddpm_jax.runs"},
+    {"ddpm_jax.quality"},
     {"ddpm_jax"},
     {"experiments"},
 ]
