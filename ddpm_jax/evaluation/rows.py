@@ -108,9 +108,7 @@ def compare(
     return found
 
 
-def over_seeds(
-    measured: Sequence[Mapping[str, Estimate | str]], n: int, notes: Mapping[str, str] | None = None
-) -> list[Row]:
+def over_seeds(measured: Sequence[Mapping[str, Estimate | str]], n: int) -> list[Row]:
     """Return the rows of several seeds: means, with the standard error over the seeds.
 
     With one seed, the error is the estimate's own where it has one. Of Fréchet distances the
@@ -119,19 +117,16 @@ def over_seeds(
     Args:
       measured: of each seed, name -> estimate, or what is missing.
       n: images of each seed.
-      notes: name -> what else to say of it.
     """
-    rows, notes = [], notes or {}
+    rows = []
     for name, first in measured[0].items():
-        note = notes.get(name, "")
         if isinstance(first, str):
             rows.append(Row(name, None, None, n, first))
             continue
         values = np.array([seed[name].value for seed in measured])
         error = standard_error(values) if len(values) > 1 else first.error
-        rows.append(
-            Row(name, float(values.mean()), None if math.isnan(error) else float(error), n, note)
-        )
+        error = None if math.isnan(error) else error
+        rows.append(Row(name, float(values.mean()), error, n))
         if name.startswith(("fd", "fid")) and len(values) > 1:
             note = f"the least of {len(values)} seeds"
             rows.append(Row(f"{name}_min", float(values.min()), None, n, note))
