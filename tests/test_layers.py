@@ -19,8 +19,9 @@ LAYERS = [
     {"ddpm_jax.denoise", "ddpm_jax.conditioning"},
     {"ddpm_jax.losses", "ddpm_jax.guidance", "ddpm_jax.classifier", "ddpm_jax.samplers"},
     {"ddpm_jax.api", "ddpm_jax.editing"},
+    {"ddpm_jax.download"},
     {"ddpm_jax.models", "ddpm_jax.data", "ddpm_jax.evaluation"},
-    {"ddpm_jax.guides", "ddpm_jax.text", "ddpm_jax.references"},
+    {"ddpm_jax.guides", "ddpm_jax.text", "ddpm_jax.inception", "ddpm_jax.references"},
     {"ddpm_jax.build"},
     {"ddpm_jax.overrides"},
     {"ddpm_jax.training"},
@@ -33,7 +34,12 @@ MATHS = {name for row in LAYERS[:8] for name in row} - {"ddpm_jax.config", "ddpm
 # All that these may see of the library: the network, for one, knows nothing of diffusion
 BLIND = {
     "ddpm_jax.models": {"ddpm_jax.errors", "ddpm_jax.types"},
-    "ddpm_jax.data": {"ddpm_jax.errors", "ddpm_jax.types", "ddpm_jax.config"},
+    "ddpm_jax.data": {
+        "ddpm_jax.errors",
+        "ddpm_jax.types",
+        "ddpm_jax.config",
+        "ddpm_jax.download",
+    },
     "ddpm_jax.evaluation": {
         "ddpm_jax.errors",
         "ddpm_jax.types",
