@@ -68,6 +68,7 @@ class ModelConfig:
     super_resolution: int = 0  # factor: the network sees the image that much coarser; 0 is off
     dtype: str = "float32"  # of the computation: float32 or bfloat16; parameters are float32
     remat: bool = False  # recompute the blocks' activations in the backward pass to save memory
+    learn_variance: bool = False  # twice the output channels; see sample.variance, loss.objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,9 @@ class LossConfig:
 
     kind: str = "eps"  # eps, x_0, v
     weighting: str = "simple"  # simple, vlb, min_snr, p2
-    t_sampler: str = "uniform"  # uniform, stratified
+    objective: str = "simple"  # simple; with learn_variance hybrid or vlb, the bound in bits/dim
+    vlb_lambda: float = 1e-3  # hybrid: weight of the bound
+    t_sampler: str = "uniform"  # uniform, stratified, loss_second_moment (for vlb)
     min_snr_gamma: float = 5.0
     p2_k: float = 1.0
     p2_gamma: float = 1.0
@@ -125,7 +128,8 @@ class SampleConfig:
     # ancestral, ddim, euler, heun, dpm_solver_pp_2m, dpm_solver_pp_3m, dpm_solver_pp_2s, unipc,
     # predictor_corrector; an option that the sampler does not use must be left at its default
     sampler: str = "ancestral"
-    variance: str = "fixed_large"  # ancestral, predictor_corrector: fixed_large, fixed_small
+    # ancestral, predictor_corrector: fixed_large, fixed_small; with learn_variance learned_range
+    variance: str = "fixed_large"
     eta: float = 0.0  # ddim: noise, in [0, 1]
     order: int = 2  # unipc: 2 or 3
     stochastic: bool = False  # dpm_solver_pp_2m: solve the SDE

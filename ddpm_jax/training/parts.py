@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import optax
 
-from ddpm_jax import build
+from ddpm_jax import build, objectives, time_samplers
 from ddpm_jax.config import Config
 from ddpm_jax.models import Model
 from ddpm_jax.process import GaussianProcess
@@ -58,15 +58,16 @@ def build_parts(
     process = build.process(config.process)
     model = build.model(config.model, image_shape, num_classes)
     optimizer = make_optimizer(config.optim, config.train.num_steps)
-    loss_fn = build.loss_fn(config.loss, process, model)
-    sample_t = build.time_sampler(config.loss, process.num_timesteps)
+    loss_fn = objectives.loss_fn(config, process, model.apply)
+    time_sampler = objectives.time_sampler(config.loss, process.num_timesteps)
+    held_out_times = time_samplers.uniform(process.num_timesteps)  # comparable over the run
     seed_key = jax.random.key(config.train.seed)
     init_key, train_key, eval_key, sample_key = jax.random.split(seed_key, 4)
     check(config, image_shape)
     cond_fn = make_cond_fn(config)
     train_step = make_train_step(
         loss_fn,
-        sample_t,
+        time_sampler,
         optimizer,
         num_timesteps=process.num_timesteps,
         loss_config=config.loss,
@@ -80,9 +81,9 @@ def build_parts(
         process=process,
         model=model,
         rate=learning_rate(config.optim, config.train.num_steps),
-        init=lambda: init_state(model, optimizer, init_key),
+        init=lambda: init_state(model, optimizer, init_key, time_sampler),
         train_step=train_step,
-        eval_step=make_eval_step(loss_fn, sample_t, cond_fn=cond_fn, key=eval_key),
+        eval_step=make_eval_step(loss_fn, held_out_times, cond_fn=cond_fn, key=eval_key),
         sample=build.sample_fn(config, process, model, image_shape),
         sample_key=sample_key,
     )
