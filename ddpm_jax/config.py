@@ -152,10 +152,16 @@ class SampleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """The held-out loss while training."""
+    """The held-out loss and the quality of samples, while training and by experiments.evaluate."""
 
-    every: int = 5000  # steps; 0 is never
+    every: int = 5000  # steps between held-out losses; 0 is never
     num_examples: int = 1024  # held-out images, the same ones with the same noise each time
+    samples_every: int = 0  # steps between Fréchet distances of samples; 0 is never
+    num_samples: int = 1000  # images of such a distance; part of its name
+    num_seeds: int = 3  # experiments.evaluate: so many times so many images
+    sampler: str = "dpm_solver_pp_2m"  # for both: a fast one, not the run's own
+    num_steps: int = 20
+    timesteps: str = "trailing"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,9 @@ AT_LEAST_1 = (
     "train.keep_last",
     "sample.chunk_size",
     "eval.num_examples",
+    "eval.num_samples",
+    "eval.num_seeds",
+    "eval.num_steps",
 )
 BELOW_1 = ("model.dropout", "data.holdout", "loss.p_uncond", "optim.ema_decay")
 
