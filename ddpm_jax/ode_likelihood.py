@@ -122,7 +122,7 @@ def make_bits_per_dim(
     so that a bin is centred on the value that stands for it in training; a density of x_0 is
     smaller than one of k + u by 127.5, and
 
-      -log_2 P(k) <= E_u[-log_2 p(x_0)] + log_2 127.5     per dimension   (Theis et al. 2016, section 3.1)
+      -log_2 P(k) <= E_u[-log_2 p(x_0)] + log_2 127.5     per dimension   (Theis et al. 2016, 3.1)
 
     Arguments and errors as in `make_log_prob`; from `bits_per_dim`: images that are not uint8.
     """
