@@ -8,6 +8,8 @@ Clipping is itself a step from denoiser to denoiser, so that it can come after g
 Either way eps is recomputed, so that x_t = alpha_t x_0 + sigma_t eps holds.
 """
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 
 from ddpm_jax.errors import UserError
@@ -79,8 +81,7 @@ def static_threshold(process: GaussianProcess, denoise_fn: DenoiseFn) -> Denoise
     """Clip the predicted x_0 to [-1, 1]; an x_0 inside stays as it is."""
 
     def clipped(x_t: Array, t: Array) -> Prediction:
-        x_0 = jnp.clip(denoise_fn(x_t, t).x_0, -1.0, 1.0)
-        return to_prediction(process, x_0, x_t, t, "x_0")
+        return with_x_0(process, denoise_fn(x_t, t), lambda x_0: jnp.clip(x_0, -1.0, 1.0), x_t, t)
 
     return clipped
 
@@ -108,13 +109,35 @@ def dynamic_threshold(
         )
 
     def clipped(x_t: Array, t: Array) -> Prediction:
-        x_0 = denoise_fn(x_t, t).x_0
-        pixels = tuple(range(1, x_0.ndim))
-        s = jnp.quantile(jnp.abs(x_0), percentile, axis=pixels, keepdims=True)
-        s = jnp.maximum(s, 1.0)
-        return to_prediction(process, jnp.clip(x_0, -s, s) / s, x_t, t, "x_0")
+        def scaled(x_0: Array) -> Array:
+            pixels = tuple(range(1, x_0.ndim))
+            s = jnp.quantile(jnp.abs(x_0), percentile, axis=pixels, keepdims=True)
+            s = jnp.maximum(s, 1.0)
+            return jnp.clip(x_0, -s, s) / s
+
+        return with_x_0(process, denoise_fn(x_t, t), scaled, x_t, t)
 
     return clipped
+
+
+def with_x_0(
+    process: GaussianProcess,
+    prediction: Prediction,
+    change: Callable[[Array], Array],
+    x_t: Array,
+    t: Array,
+) -> Prediction:
+    """Return the prediction with x_0 changed, and the eps that agrees with it; its variance stays.
+
+    Args:
+      process: the chain.
+      prediction: at x_t.
+      change: x_0 -> the new x_0.
+      x_t: [B, ...] float.
+      t: int32 in 1..T, scalar or [B].
+    """
+    changed = to_prediction(process, change(prediction.x_0), x_t, t, "x_0")
+    return changed._replace(log_variance_fraction=prediction.log_variance_fraction)
 
 
 def check_threshold(clip_x_0: bool, percentile: float) -> None:

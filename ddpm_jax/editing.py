@@ -219,6 +219,7 @@ def repaint(process: GaussianProcess, sampler: Sampler, x_0: Array, mask: Array)
         key = jax.vmap(jax.random.split)(key)  #                                   [B, 2]
         drawn, prediction = sampler.step(denoise_fn, key[:, 0], sampler.init(state.x), t, s)
         known = q_sample(process, x_0, s, draw_noise(key[:, 1], x_0.shape[1:]))
+        prediction = prediction._replace(log_variance_fraction=None)  # of the way up's structure
         return jnp.where(mask, known, drawn.x), prediction
 
     def up(key: PRNGKey, state: RepaintState, t: Array, s: Array):

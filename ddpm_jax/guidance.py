@@ -22,9 +22,14 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.conditioning import with_null
-from ddpm_jax.denoise import check_threshold, dynamic_threshold, make_denoise_fn, static_threshold
+from ddpm_jax.denoise import (
+    check_threshold,
+    dynamic_threshold,
+    make_denoise_fn,
+    static_threshold,
+    with_x_0,
+)
 from ddpm_jax.errors import UserError
-from ddpm_jax.predictions import to_prediction
 from ddpm_jax.process import GaussianProcess, alpha_sigma, expand
 from ddpm_jax.types import ApplyFn, Array, Conditioning, DenoiseFn, Params, Prediction
 
@@ -71,8 +76,8 @@ def classifier_free(
         pixels = tuple(range(1, x_t.ndim))
         wanted, found = (p.x_0.std(axis=pixels, keepdims=True) for p in (conditional, prediction))
         ratio = jnp.where(found > 0.0, wanted / jnp.where(found > 0.0, found, 1.0), 1.0)
-        x_0 = (1.0 + rescale * (ratio - 1.0)) * prediction.x_0
-        rescaled = to_prediction(process, x_0, x_t, t, "x_0")
+        factor = 1.0 + rescale * (ratio - 1.0)
+        rescaled = with_x_0(process, prediction, lambda x_0: factor * x_0, x_t, t)
         on = _within(t, interval, x_t)
         return jax.tree.map(lambda r, p: jnp.where(on, r, p), rescaled, prediction)
 
@@ -134,7 +139,7 @@ def classifier(
         on = _within(t, interval, x_t) & (alpha_t > 0.0)
         shift = jnp.where(on, scale * sigma_t, 0.0) * gradient  # of eps, and of x_0 by -σ_t/alpha_t
         ratio = sigma_t / jnp.where(alpha_t > 0.0, alpha_t, 1.0)
-        return Prediction(x_0=prediction.x_0 + ratio * shift, eps=prediction.eps - shift)
+        return prediction._replace(x_0=prediction.x_0 + ratio * shift, eps=prediction.eps - shift)
 
     return guided
 
@@ -203,9 +208,10 @@ def check_scale(scale: float) -> None:
 def _away(
     better: Prediction, worse: Prediction, w: float, t: Array, interval: Interval | None
 ) -> Prediction:
-    """Return better + w (better - worse), inside the interval."""
+    """Return better + w (better - worse), inside the interval; the variance stays better's."""
     w_t = jnp.where(_within(t, interval, better.x_0), w, 0.0).astype(better.x_0.dtype)
-    return jax.tree.map(lambda b, o: b + w_t * (b - o), better, worse)
+    x_0, eps = (b + w_t * (b - o) for b, o in zip(better[:2], worse[:2], strict=True))
+    return better._replace(x_0=x_0, eps=eps)
 
 
 def _within(t: Array, interval: Interval | None, like: Array) -> Array:

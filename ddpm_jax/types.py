@@ -21,10 +21,14 @@ class Prediction(NamedTuple):
     Attributes:
       x_0: [B, ...] float, the clean data.
       eps: [B, ...] float, the noise.
+      log_variance_fraction: [B, ...] float, where the log variance of the reverse step lies between
+        the smallest (0) and the largest (1) that make sense (`variance.learned_range`); None of a
+        network that does not say.
     """
 
     x_0: Array
     eps: Array
+    log_variance_fraction: Array | None = None
 
 
 class ApplyFn(Protocol):
@@ -51,7 +55,8 @@ class ApplyFn(Protocol):
           key: randomness of a training step; None where `train` is False.
 
         Returns:
-          [B, ...] the shape of x_t, of any float type.
+          [B, ..., C] the shape of x_t, of any float type; or [B, ..., 2C], of which the second half
+          is what it says of the variance.
         """
 
 

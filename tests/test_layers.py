@@ -17,6 +17,7 @@ LAYERS = [
     {"ddpm_jax.process"},
     {"ddpm_jax.predictions", "ddpm_jax.variance"},
     {"ddpm_jax.denoise", "ddpm_jax.conditioning"},
+    {"ddpm_jax.likelihood"},
     {"ddpm_jax.losses", "ddpm_jax.guidance", "ddpm_jax.classifier", "ddpm_jax.samplers"},
     {"ddpm_jax.api", "ddpm_jax.editing"},
     {"ddpm_jax.models", "ddpm_jax.data", "ddpm_jax.evaluation", "ddpm_jax.ode_likelihood"},
@@ -27,7 +28,7 @@ LAYERS = [
     {"ddpm_jax"},
     {"experiments"},
 ]
-MATHS = {name for row in LAYERS[:8] for name in row} - {"ddpm_jax.config", "ddpm_jax.config_checks"}
+MATHS = {name for row in LAYERS[:9] for name in row} - {"ddpm_jax.config", "ddpm_jax.config_checks"}
 # All that these may see of the library: the network, for one, knows nothing of diffusion
 BLIND = {
     "ddpm_jax.models": {"ddpm_jax.errors", "ddpm_jax.types"},

@@ -1,11 +1,14 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
 
 import ddpm_jax
 from ddpm_jax import timesteps
-from ddpm_jax.variance import VARIANCES, fixed_large, fixed_small
+from ddpm_jax.errors import UserError
+from ddpm_jax.types import Prediction
+from ddpm_jax.variance import VARIANCES, fixed_large, fixed_small, learned_range
 
 chains = pytest.mark.parametrize(("schedule", "T"), oracles.CHAINS)
 
@@ -56,5 +59,41 @@ def test_small_is_the_smaller_and_both_are_finite_for_every_jump(schedule, T):
     assert np.all(lower[gap] < upper[gap])
 
 
+def learned(process, t, s, fraction):
+    x = jnp.zeros(fraction.shape)
+    return learned_range(process, t, s, Prediction(x, x, fraction))
+
+
+@chains
+def test_the_ends_of_learned_range_are_fixed_small_and_beta(schedule, T):
+    process, betas = process_of(schedule, T), oracles.betas(schedule, T)
+    t = np.arange(1, min(T, 50) + 1)
+    shape = (t.size, 2)
+    small, large = both(process, t, t - 1)
+    low, high = (learned(process, t, t - 1, jnp.full(shape, f)) for f in (0.0, 1.0))
+    np.testing.assert_array_equal(low, np.broadcast_to(small[:, None], shape))
+    np.testing.assert_allclose(high[:, 0], np.log(betas[: t.size]), rtol=3e-6, atol=3e-6)
+    np.testing.assert_allclose(high[1:, 0], large[1:], rtol=1e-6, atol=1e-6)
+
+
+def test_half_of_learned_range_is_the_geometric_mean_of_each_pixel():
+    process, t = process_of("linear", 100), jnp.array([5, 70])
+    small, large = (np.exp(v, dtype=np.float64) for v in both(process, t, t - 3))
+    fraction = jnp.array([[0.5, 0.0], [0.5, 1.0]])
+    found = np.exp(learned(process, t, t - 3, fraction), dtype=np.float64)
+    middle = np.sqrt(small * large)
+    np.testing.assert_allclose(found, [[middle[0], small[0]], [middle[1], large[1]]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("prediction", [None, Prediction(jnp.zeros(2), jnp.zeros(2))])
+def test_learned_range_of_a_network_that_says_nothing_is_refused(prediction):
+    with pytest.raises(UserError, match="learned_range.*twice the channels"):
+        learned_range(process_of("linear", 10), 3, 2, prediction)
+
+
 def test_there_is_one_table_of_names():
-    assert VARIANCES == {"fixed_small": fixed_small, "fixed_large": fixed_large}
+    assert VARIANCES == {
+        "fixed_small": fixed_small,
+        "fixed_large": fixed_large,
+        "learned_range": learned_range,
+    }

@@ -31,7 +31,8 @@ def ancestral(process: GaussianProcess, variance: str = "fixed_large") -> Sample
 
     Args:
       process: the chain.
-      variance: σ² of the step, "fixed_large" or "fixed_small"; use fixed_small with few steps.
+      variance: σ² of the step, "fixed_large", "fixed_small" or "learned_range", of a network that
+        says it; use fixed_small or learned_range with few steps.
 
     Raises:
       UserError: unknown variance.
