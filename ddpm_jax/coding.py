@@ -1,10 +1,12 @@
-"""How many bits a run needs for images: the bound, rate and distortion, and what is seen on the way.
+"""How many bits a run needs for images: the bound, rate and distortion, progressive decoding.
 
-rate at t        L_T + Σ_{i>t} L_{i-1}, bits/dim received until x_t is known
-distortion at t  RMSE of x̂_0(x_t) on the scale {0..255}       (Ho et al. 2020, section 4.3, fig. 5)
+A receiver that knows x_t, and so an estimate of x_0,   (Ho et al. 2020, section 4.3 and figure 5)
+  has got     L_T + Σ_{i>t} L_{i-1} bits/dim, the rate
+  and is off  by the RMSE of x̂_0(x_t) on the scale {0..255}, the distortion.
 """
 
 import functools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -14,9 +16,11 @@ import numpy as np
 from ddpm_jax import bound as bounds
 from ddpm_jax import compiler, data, references, timesteps
 from ddpm_jax.bound import Part
+from ddpm_jax.config import Config
 from ddpm_jax.denoise import make_denoise_fn
 from ddpm_jax.evaluation import grids
 from ddpm_jax.evaluation.rows import Row
+from ddpm_jax.ode_likelihood import make_bits_per_dim
 from ddpm_jax.process import q_sample
 from ddpm_jax.runs import Run
 from ddpm_jax.training.conditioning import cond_of, text_rows, to_x_0
@@ -35,13 +39,19 @@ class Coding(NamedTuple):
     curve: list[Part]
 
 
-def variance_of(run: Run) -> str:
-    """Return the variance of p(x_{t-1} | x_t) that the run's bound is of: learned where it is."""
-    return "learned_range" if run.config.model.learn_variance else run.config.sample.variance
+def variance_of(config: Config) -> str:
+    """Return the variance of p(x_{t-1} | x_t) that a run's bound is of: learned where it is."""
+    return "learned_range" if config.model.learn_variance else config.sample.variance
 
 
 def evaluate(
-    run: Run, dataset: data.Dataset, split: str, *, num_images: int, num_terms: int
+    run: Run,
+    dataset: data.Dataset,
+    split: str,
+    *,
+    variance: str,
+    num_images: int,
+    num_terms: int,
 ) -> Coding:
     """Estimate the variational bound of a split's images, in bits/dim.
 
@@ -52,6 +62,7 @@ def evaluate(
       run: of `runs.open_run`.
       dataset: that it was trained on.
       split: "train" or "test".
+      variance: of p(x_{t-1} | x_t), such as `variance_of` the run's config.
       num_images: at most so many, drawn at random, always the same ones.
       num_terms: of the T terms that are computed for each image (`ddpm_jax.bound`); at most T.
 
@@ -63,19 +74,14 @@ def evaluate(
         run.process,
         run.model.apply,
         kind=run.config.loss.kind,
-        variance=variance_of(run),
+        variance=variance,
         clip_x_0=run.config.sample.clip_x_0,
         num_terms=min(num_terms, T),
     )
-    indices = _some(len(references.source_of(dataset, split)), num_images)
-    size = min(run.config.sample.chunk_size, len(indices))
     found = []
-    for start in range(0, len(indices), size):
-        wanted = indices[start : start + size]
-        padded = np.resize(wanted, size)  # the last batch is filled up, so that nothing recompiles
-        images, cond = _read(run, dataset, split, padded)
+    for images, cond, start, n in _batches(run, dataset, split, num_images):
         part = bound(run.params, jax.random.key(0), images, cond, start=start)
-        found.append(part._replace(**_first(part, len(wanted))))
+        found.append(part._replace(**_first(part, n)))
     whole = bounds.concatenate(found)
     return Coding(_rows(whole, split), bounds.rate_distortion(whole))
 
@@ -97,6 +103,29 @@ def _rows(whole: bounds.Bound, split: str) -> list[Row]:
         rmse = 127.5 * float(np.sqrt(whole.squared_error[0].mean()))
         rows.append(Row(f"rmse_{split}", rmse, None, n, "of x_0 from x_1, of 0..255"))
     return rows
+
+
+def evaluate_by_ode(
+    run: Run, dataset: data.Dataset, split: str, *, num_images: int, tolerance: float
+) -> Row:
+    """Estimate the exact likelihood of a split's images, by the probability-flow ODE.
+
+    Arguments and errors as in `evaluate`; `ddpm_jax.ode_likelihood` says what is measured.
+
+    Args:
+      tolerance: of the solver, relative and absolute.
+    """
+    bits_per_dim = make_bits_per_dim(
+        run.process, run.model.apply, kind=run.config.loss.kind, rtol=tolerance, atol=tolerance
+    )
+    bits, evaluations = [], []
+    for images, cond, start, n in _batches(run, dataset, split, num_images):
+        found = bits_per_dim(run.params, jax.random.key(0), images, cond, start=start)
+        bits.append(found[0][:n].astype(np.float64))
+        evaluations.append(found[1][:n])
+    values = np.concatenate(bits)
+    note = f"tolerance {tolerance:g}, {np.concatenate(evaluations).mean():.0f} evaluations an image"
+    return Row(f"bits_per_dim_ode_{split}", *bounds.mean_and_error(values), values.size, note)
 
 
 def progressive_decoding(
@@ -145,6 +174,20 @@ def _read(
     source = references.source_of(dataset, split)
     encoded = dict(zip(("train", "test"), text_rows(run.config, dataset), strict=True))[split]
     return source.read(indices)[0], cond_of(run.config, source, encoded, indices)
+
+
+def _batches(
+    run: Run, dataset: data.Dataset, split: str, num_images: int
+) -> Iterator[tuple[np.ndarray, Conditioning | None, int, int]]:
+    """Yield images, what is told of them, the index of the first, and how many of them count.
+
+    All batches are of one size, so that nothing compiles twice: the last is filled up.
+    """
+    indices = _some(len(references.source_of(dataset, split)), num_images)
+    size = min(run.config.sample.chunk_size, len(indices))
+    for start in range(0, len(indices), size):
+        wanted = indices[start : start + size]
+        yield *_read(run, dataset, split, np.resize(wanted, size)), start, len(wanted)
 
 
 def _first(part: bounds.Bound, n: int) -> dict[str, np.ndarray]:
