@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -27,6 +28,14 @@ pytestmark = [
 
 WEIGHTS = {"w": jnp.ones(3)}
 SMALL_STATE = TrainState(jnp.int32(0), WEIGHTS, WEIGHTS, {"m": jnp.zeros(3)})
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick():
+    """Compile without optimisation: what is compiled here runs in no time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def steps_in(directory):
@@ -107,7 +116,7 @@ def test_the_score_is_the_distance_of_the_fast_samples(tmp_path):
     config = monitored(tmp_path, eval__samples_every=1, sample__chunk_size=32)
     dataset = data.open_dataset(config.data)
     parts, _ = make_parts(config)
-    params = parts.init().ema_params
+    params = jax.jit(parts.init)().ema_params
     (name, found), *_ = make_monitor(config, dataset, {}, parts)(params).items()
     assert name == "fd80_train"
 
@@ -123,16 +132,14 @@ def test_the_score_is_the_distance_of_the_fast_samples(tmp_path):
     assert found == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("scores", [(5.0, 1.0, 2.0, 3.0), (4.0, 3.0, 2.0, 1.0)])
-def test_a_run_keeps_its_best_and_its_latest(tmp_path, monkeypatch, capsys, scores):
+def test_a_run_keeps_its_best_and_its_latest(tmp_path, monkeypatch, capsys):
     """The scores are given here: the first at step 1, and so on."""
-    given = iter(scores)
+    given = iter([5.0, 1.0, 2.0, 3.0])
     monkeypatch.setattr(loop, "make_monitor", lambda *_: lambda params: {"fd": next(given)})
     config = monitored(tmp_path, eval__samples_every=1, train__keep_last=1)
     train(config, tmp_path / "run")
-    best = 1 + int(np.argmin(scores))
-    assert steps_in(tmp_path / "run" / "checkpoints") == sorted({best, 4})
-    assert f"checkpoints/{best} ({{'fd': 1.0}})" in capsys.readouterr().out
+    assert steps_in(tmp_path / "run" / "checkpoints") == [2, 4]
+    assert "checkpoints/2 ({'fd': 1.0})" in capsys.readouterr().out
 
 
 def test_what_cannot_be_judged_is_refused_before_anything_is_trained(tmp_path):
