@@ -34,7 +34,7 @@ LAYERS = [
     {"ddpm_jax.overrides"},
     {"ddpm_jax.training"},
     {"ddpm_jax.runs"},
-    {"ddpm_jax.quality"},
+    {"ddpm_jax.quality", "ddpm_jax.coding"},
     {"ddpm_jax"},
     {"experiments"},
 ]

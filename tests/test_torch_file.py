@@ -81,13 +81,14 @@ def test_what_torch_saves_is_read(zipped, tmp_path):
         bytes=torch.tensor([0, 255], dtype=torch.uint8),
         flags=torch.tensor([True, False]),
         ints=torch.tensor([-3], dtype=torch.int32),
+        parameter=torch.nn.Parameter(base[0]),
     )
     state._metadata = collections.OrderedDict({"": {"version": 1}})  # as a Module's state_dict has
     torch.save(state, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
     found = read_tensors(tmp_path / "a.pth")
     assert list(found) == list(state)
     for name, tensor in state.items():
-        expected = tensor.numpy()
+        expected = tensor.detach().numpy()
         assert found[name].dtype == expected.dtype and found[name].flags.c_contiguous, name
         np.testing.assert_array_equal(found[name], expected)
         assert found[name].shape == expected.shape

@@ -2,7 +2,7 @@
 
 A pickle is a program, and whoever unpickles it runs it: any function of any module. Here
 `pickletools` merely lists its instructions, and the few that a dict of tensors needs are followed
-by hand. Functions are never looked up: the two that are known by name are understood, and all
+by hand. Functions are never looked up: the three that are known by name are understood, and all
 other names and instructions are refused.
 """
 
@@ -21,6 +21,7 @@ DTYPES = {
     "torch.BoolStorage": "?",
 }
 ORDERED_DICT, TENSOR = "collections.OrderedDict", "torch._utils._rebuild_tensor_v2"
+PARAMETER = "torch._utils._rebuild_parameter"
 # What following a senseless program can lead to
 BROKEN = (ValueError, LookupError, TypeError, MemoryError, OverflowError, RecursionError)
 
@@ -147,7 +148,7 @@ class _Machine:
 
 
 def _allowed(name: str) -> str:
-    if name not in (ORDERED_DICT, TENSOR, *DTYPES):
+    if name not in (ORDERED_DICT, TENSOR, PARAMETER, *DTYPES):
         raise Refused(f"asks for {name!r}, which is refused (and was not run)")
     return name
 
@@ -162,12 +163,14 @@ def _storage(identity: tuple) -> Storage:
 
 
 def _built(function: Global, arguments: tuple) -> Any:
-    """Return what the two functions that are known would build."""
+    """Return what the functions that are known would build."""
     if function == Global(ORDERED_DICT) and arguments == ():
         return {}
     if function == Global(TENSOR):
         storage, offset, shape, strides, *_ = arguments  # then: requires_grad, hooks
         if isinstance(storage, Storage) and isinstance(shape, tuple) and isinstance(strides, tuple):
             return Tensor(storage, offset, shape, strides)
+    if function == Global(PARAMETER) and isinstance(arguments[0], Tensor):
+        return arguments[0]  # then: requires_grad, hooks
     name = function.name if isinstance(function, Global) else type(function).__name__
     raise Refused(f"calls {name!r} in a way that is not understood")
