@@ -56,7 +56,7 @@ def evaluate(
       split: what to compare with: "train" or "test".
 
     Raises:
-      UserError: no such split, or too few of its images for these features.
+      UserError: no such split.
     """
     source = references.source_of(dataset, split)
     encoded = text_rows(run.config, dataset)[split == "test"]

@@ -80,10 +80,10 @@ def compare(
     (n, dim), m = features.shape, len(reference_features)
     found: dict[str, Estimate | str] = {}
     name, (_, kernel, score) = frechet_name(network, n, split), _names(network)
-    if n > dim:
+    if min(n, reference.n) > dim:
         found[name] = Estimate(frechet_distance(moments(features), reference), np.nan)
     else:
-        found[name] = f"needs at least {dim + 1} images for {dim} features"
+        found[name] = f"needs at least {dim + 1} images in each set for {dim} features"
     name, smaller = f"{kernel}{short(n)}_{split}", min(n, m)
     if smaller >= MIN_KERNEL:
         size = min(MAX_SUBSET, smaller // 10)
