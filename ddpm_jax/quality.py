@@ -90,6 +90,7 @@ def evaluate(
                 network=network.name,
                 split=split,
                 head=network.head,
+                seed=seed,
             )
             | near.compare(distance)
         )
