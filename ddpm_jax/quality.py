@@ -56,7 +56,7 @@ def evaluate(
       split: what to compare with: "train" or "test".
 
     Raises:
-      UserError: no such split, or too few of its images for these features.
+      UserError: no such split.
     """
     source = references.source_of(dataset, split)
     encoded = text_rows(run.config, dataset)[split == "test"]
@@ -90,6 +90,7 @@ def evaluate(
                 network=network.name,
                 split=split,
                 head=network.head,
+                seed=seed,
             )
             | near.compare(distance)
         )
