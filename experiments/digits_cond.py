@@ -1,0 +1,20 @@
+"""Handwritten digits told which: classes and a null class, for classifier-free guidance.
+
+Paper:    Ho & Salimans 2022 ("Classifier-free diffusion guidance"); here at 8x8, on the digits.
+Data:     as `digits.py`, with its labels 0 to 9.
+Command:  python -m experiments.train --config=experiments/digits_cond.py --workdir=runs/digits_cond
+          python -m experiments.sample --workdir=runs/digits_cond --class=7 --guidance=1
+Measured: not yet.
+"""
+
+import ml_collections
+
+from experiments import digits
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Return the config."""
+    config = digits.get_config()
+    config.model.class_conditional = True
+    config.loss.p_uncond = 0.1
+    return config
