@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from benchmarks import digits_quality
+from benchmarks import digits_quality, measures
 from ddpm_jax import data, runs
 from ddpm_jax.api import sample_in_chunks
 from ddpm_jax.config import DataConfig
@@ -32,24 +32,6 @@ NUM_CLASSES, SHOWN = 10, 20
 SAMPLER = {"sampler": "dpm_solver_pp_2m", "stochastic": True, "timesteps": "karras"}
 
 
-def spread(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the mean distance between two different rows of a class.
-
-    Args:
-      features: [N, D] float.
-      labels: [N] int, in 0..9; at least two rows of each class.
-
-    Returns:
-      [10] float, one for each class.
-    """
-    result = []
-    for label in range(NUM_CLASSES):
-        rows = features[labels == label]
-        distances = np.linalg.norm(rows[:, None] - rows[None], axis=-1)
-        result.append(distances.sum() / (len(rows) * (len(rows) - 1)))
-    return np.array(result)
-
-
 def main() -> None:
     classifier = digits_quality.classifier()
     dataset = data.open_dataset(DataConfig(name="digits"))
@@ -57,12 +39,12 @@ def main() -> None:
         (images / 127.5 - 1.0, labels)
         for images, labels in (s.read(np.arange(len(s))) for s in (dataset.train, dataset.test))
     )
-    real = spread(digits_quality.features(train[0]), train[1])
+    real = measures.spread(digits_quality.features(train[0]), train[1])
     rows = held_out[0].reshape(len(held_out[0]), -1)
     print(f"{N.value} images, {SEEDS.value} seeds, {NUM_STEPS.value} steps of {SAMPLER}")
     accuracy = 100 * classifier.score(rows, held_out[1])
     print(f"the classifier on {len(rows)} held-out digits: {accuracy:.1f} %")
-    held_out_spread = spread(digits_quality.features(held_out[0]), held_out[1])
+    held_out_spread = measures.spread(digits_quality.features(held_out[0]), held_out[1])
     print(f"diversity of the held-out digits: {np.mean(held_out_spread / real):.3f}")
 
     print("| w | of the class asked for, % | diversity | Fréchet distance |\n|---|---|---|---|")
@@ -79,7 +61,7 @@ def main() -> None:
             if not seed:
                 shown.append(grids.to_uint8(images[np.argsort(labels[:SHOWN], kind="stable")]))
             right = 100 * classifier.score(images.reshape(len(images), -1), labels)
-            diversity = np.mean(spread(digits_quality.features(images), labels) / real)
+            diversity = np.mean(measures.spread(digits_quality.features(images), labels) / real)
             measured.append((right, diversity, digits_quality.quality(images)))
         means = np.mean(measured, axis=0)
         errors = np.std(measured, axis=0, ddof=1) / np.sqrt(SEEDS.value)
