@@ -26,17 +26,19 @@ from ddpm_jax.config import SampleConfig
 from ddpm_jax.samplers.base import draw_x_T
 from experiments import command
 
+TRAILING, ALL = ("trailing",), ("trailing", "log_snr", "karras")  # grids
+
 WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a run of the digits.")
 N = flags.DEFINE_integer("n", 1000, "Images for each measurement; the distance depends on it.")
 EVALUATIONS = flags.DEFINE_list("evaluations", ["10", "20", "50"], "Network evaluations.")
 SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of the whole chain and of the candidates.")
 PARTS = flags.DEFINE_list("parts", ["table", "candidates", "whole"], "What to measure.")
+GRIDS = flags.DEFINE_list("grids", list(ALL), "Grids of the table and of the candidates.")
 RESULTS = flags.DEFINE_string("results", None, "JSON of what was measured, read and added to.")
 OUT = flags.DEFINE_string("out", None, "Where to draw the plot, a PNG; nowhere if unset.")
 flags.mark_flags_as_required(["workdir", "results"])
 
-CHUNK = 250  # images at once
-TRAILING, ALL = ("trailing",), ("trailing", "log_snr", "karras")  # grids
+CHUNK = 50  # images at once: what the network makes of them fits in the caches
 ONE, TWO = (lambda e: e), (lambda e: (e + 1) // 2)  # evaluations -> steps; Heun's last takes one
 SAMPLERS = {  # name -> (process -> sampler, evaluations -> steps, grids)
     "ancestral, fixed_small": (lambda p: samplers.ancestral(p, "fixed_small"), ONE, TRAILING),
@@ -77,16 +79,16 @@ def main() -> None:
         path.write_text(json.dumps(results, indent=1))
         print(f"{key}: {results[key]:.3f}", flush=True)
 
-    for name, (_, _, grids) in SAMPLERS.items():
-        for grid in grids:
-            for e in evaluations if "table" in PARTS.value else []:
-                measure(name, grid, e, 0)
-            if "candidates" in PARTS.value and name in CANDIDATES:
-                for seed in range(SEEDS.value):
-                    measure(name, grid, BUDGET, seed)
-    for seed in range(SEEDS.value if "whole" in PARTS.value else 0):
-        for name in WHOLE:
-            measure(name, "trailing", T, seed)
+    seeds = range(SEEDS.value)
+    rows = [(n, g) for n, (_, _, grids) in SAMPLERS.items() for g in grids if g in GRIDS.value]
+    asked = {
+        "table": [(*row, e, 0) for e in evaluations for row in rows],
+        "candidates": [(*row, BUDGET, i) for row in rows if row[0] in CANDIDATES for i in seeds],
+        "whole": [(name, "trailing", T, i) for name in WHOLE for i in seeds],
+    }
+    for part in PARTS.value:
+        for what in asked[part]:
+            measure(*what)
 
     _report(results, evaluations, T)
     if OUT.value:
