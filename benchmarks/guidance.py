@@ -24,7 +24,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a run of digit
 N = flags.DEFINE_integer("n", 1000, "Images for each measurement, the classes in turn.")
 WEIGHTS = flags.DEFINE_list("weights", ["0", "0.5", "1", "2", "4", "8"], "Guidance weights w.")
 SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds.")
-NUM_STEPS = flags.DEFINE_integer("num_steps", 25, "Steps of the sampler.")
+NUM_STEPS = flags.DEFINE_integer("num_steps", 15, "Steps of the sampler.")
 OUT = flags.DEFINE_string("out", None, "Where to draw the picture, a PNG; nowhere if unset.")
 flags.mark_flag_as_required("workdir")
 

@@ -150,7 +150,7 @@ def _report(results: Results, evaluations: list[int], T: int) -> None:
     for name, (_, _, grids) in SAMPLERS.items():
         for grid in grids:
             found = [results.get(_key(name, grid, e, 0)) for e in evaluations]
-            cells = " | ".join("" if value is None else f"{value:.2f}" for value in found)
+            cells = " | ".join("-" if value is None else f"{value:.2f}" for value in found)
             print(f"| {name} | {grid} | {cells} |")
     for name in CANDIDATES:
         for grid in SAMPLERS[name][2]:
