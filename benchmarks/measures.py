@@ -25,7 +25,8 @@ def rms(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     """Return the root mean square of a - b: [N, H, W, C], and its standard error over images."""
     squares = np.square(a - b).mean(axis=(1, 2, 3))
     root = np.sqrt(squares.mean())
-    return float(root), float(squares.std(ddof=1) / np.sqrt(len(squares)) / (2 * root))
+    error = squares.std(ddof=1) / np.sqrt(len(squares)) / (2 * root) if root else 0.0
+    return float(root), float(error)
 
 
 def own_ranks(samples: np.ndarray, pictures: np.ndarray) -> np.ndarray:

@@ -1,13 +1,17 @@
 """How true super-resolution is, on a trained run of digits_superres:
 
-python -m benchmarks.superres --workdir=runs/digits_superres
+python -m benchmarks.superres --workdir=runs/digits_superres --sampler=dpm_solver_pp_2m \
+    --timesteps=karras --num_steps=25 --out=docs/figures/superres.png
 
 Each held-out digit is made small, and several times large again. Root mean square differences, in
 units of [-1, 1]: of the samples to the large image; of the samples, made small again, to the small
 image; and of the mean of the samples, the best guess in this measure, to the large image. Repeated
 pixels and bicubic interpolation of the small image are the baselines. How many are still the digit
-that they were is judged by the classifier of `benchmarks/digits_quality.py`.
+that they were is judged by the classifier of `benchmarks/digits_quality.py`. The picture of --out
+has the small images above, the samples below, and the large images last.
 """
+
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +24,7 @@ from benchmarks.measures import rms
 from ddpm_jax import data, runs
 from ddpm_jax.api import sample_in_chunks
 from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation import grids
 from ddpm_jax.training.conditioning import coarse, to_x_0
 from ddpm_jax.training.workdir import open_for_reading, read_config
 from experiments import command
@@ -29,7 +34,10 @@ DRAWS = flags.DEFINE_integer("draws", 8, "Samples of each image.", lower_bound=2
 SAMPLER = flags.DEFINE_string("sampler", None, "Sampler; the run's if unset.")
 NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Steps of it; the run's if unset.")
 TIMESTEPS = flags.DEFINE_string("timesteps", None, "Where they are; the run's if unset.")
+OUT = flags.DEFINE_string("out", None, "Where to draw the picture, a PNG; nowhere if unset.")
 flags.mark_flag_as_required("workdir")
+
+SHOWN, SHOWN_DRAWS = 16, 3  # images in the picture, and samples of each
 
 
 def bicubic(images: np.ndarray, factor: int) -> np.ndarray:
@@ -80,6 +88,10 @@ def main() -> None:
         print(f"| {name} | {measured} | {right:.1f} |")
     deviation = draws.std(axis=0, ddof=1)
     print(f"RMS deviation of a pixel between samples: {rms(deviation, 0 * deviation)[0]:.3f}")
+    if OUT.value:
+        rows = np.concatenate([small[None], draws[:SHOWN_DRAWS], large[None]])[:, :SHOWN]
+        cells = grids.to_uint8(rows.reshape(-1, *large.shape[1:]))
+        grids.save_png(pathlib.Path(OUT.value), grids.make_grid(cells, columns=SHOWN, side=32))
 
 
 def _small(images: np.ndarray, factor: int) -> np.ndarray:
