@@ -21,7 +21,7 @@ from ddpm_jax.evaluation import grids
 from experiments import command
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a run of digits_cond.")
-N = flags.DEFINE_integer("n", 1000, "Images for each measurement, the classes in turn.")
+N = flags.DEFINE_integer("n", 500, "Images for each measurement, the classes in turn.")
 WEIGHTS = flags.DEFINE_list("weights", ["0", "0.5", "1", "2", "4", "8"], "Guidance weights w.")
 SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds.")
 NUM_STEPS = flags.DEFINE_integer("num_steps", 15, "Steps of the sampler.")
@@ -29,6 +29,7 @@ OUT = flags.DEFINE_string("out", None, "Where to draw the picture, a PNG; nowher
 flags.mark_flag_as_required("workdir")
 
 NUM_CLASSES, SHOWN = 10, 20
+CHUNK = 50  # images at once
 SAMPLER = {"sampler": "dpm_solver_pp_2m", "stochastic": True, "timesteps": "karras"}
 
 
@@ -56,7 +57,7 @@ def main() -> None:
         measured = []
         for seed in range(SEEDS.value):
             key = jax.random.key(seed)
-            chunks = sample_in_chunks(sample, params, key, N.value, 250, {"label": labels})
+            chunks = sample_in_chunks(sample, params, key, N.value, CHUNK, {"label": labels})
             images = np.concatenate(list(chunks)).astype(np.float64)
             if not seed:
                 shown.append(grids.to_uint8(images[np.argsort(labels[:SHOWN], kind="stable")]))

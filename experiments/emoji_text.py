@@ -25,6 +25,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant == "small":
         config.data.skin_tones = False  # pictures that differ in shape, not in tone alone
         config.model.channel_multipliers = (1, 2)
-        config.train.num_steps = 2400
+        config.train.num_steps = 1200
         config.train.num_samples = 16
     return config
