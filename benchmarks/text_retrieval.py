@@ -39,6 +39,7 @@ flags.mark_flag_as_required("workdir")
 
 NAMES_SEED = 0
 LENGTH = 16  # tokens that texts are padded to, so that all calls share one program
+SAMPLER = {"sampler": "dpm_solver_pp_2m", "timesteps": "karras", "num_steps": 20}
 TOPS = (1, 5)
 SHOWN = 8  # samples of a prompt
 
@@ -64,7 +65,7 @@ def main() -> None:
     print("| names | w | " + " | ".join(f"top-{k}, %" for k in TOPS) + " |\n|---|---|---|---|")
     shown = []
     for w in map(float, WEIGHTS.value):
-        sample, params = runs.load(WORKDIR.value, sample={"guidance": w})
+        sample, params = runs.load(WORKDIR.value, sample=SAMPLER | {"guidance": w})
         for name, (pictures, cond) in chosen.items():
             ranks = []
             for seed in range(SEEDS.value):

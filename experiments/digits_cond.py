@@ -3,8 +3,9 @@
 Paper:    Ho & Salimans 2022 ("Classifier-free diffusion guidance"); here at 8x8, on the digits.
 Data:     as `digits.py`, with its labels 0 to 9.
 Command:  python -m experiments.train --config=experiments/digits_cond.py --workdir=runs/digits_cond
-          python -m experiments.sample --workdir=runs/digits_cond --class=7 --guidance=1
-Measured: not yet.
+          python -m experiments.sample --workdir=runs/digits_cond --label=7 --guidance=1
+Measured: loss 0.075, held-out 0.059 at 1,200 steps; 10 minutes on one core of two that did much else
+          (2026-11-25, jax 0.10.2). GUIDROW (`docs/guidance.md`).
 """
 
 import ml_collections
