@@ -19,7 +19,7 @@ LAYERS = [
     {"ddpm_jax.denoise", "ddpm_jax.conditioning"},
     {"ddpm_jax.likelihood"},
     {"ddpm_jax.losses", "ddpm_jax.guidance", "ddpm_jax.classifier", "ddpm_jax.samplers"},
-    {"ddpm_jax.api", "ddpm_jax.editing"},
+    {"ddpm_jax.api", "ddpm_jax.editing", "ddpm_jax.vdm"},
     {"ddpm_jax.models", "ddpm_jax.data", "ddpm_jax.evaluation", "ddpm_jax.ode_likelihood"},
     {"ddpm_jax.guides", "ddpm_jax.text"},
     {"ddpm_jax.build"},
