@@ -71,11 +71,7 @@ def make_sample(
     if grid.ndim != 1 or [*grid[:1], *grid[-1:]] != [T, 0] or np.any(np.diff(grid) >= 0):
         raise UserError(f"timesteps must descend strictly from T = {T} to 0, found {grid}")
 
-    mesh = jax.make_mesh(
-        (jax.local_device_count(),), ("data",), (AxisType.Auto,), devices=jax.local_devices()
-    )
-    replicated = NamedSharding(mesh, PartitionSpec())
-    sharded = NamedSharding(mesh, PartitionSpec("data"))
+    num_devices, replicated, sharded = local_devices()
 
     @functools.partial(jax.jit, compiler_options=compiler.options(compiler.NETWORK))
     def run(params: Params, key: PRNGKey, index: Array, cond: Conditioning | None) -> Any:
@@ -98,10 +94,10 @@ def make_sample(
     ) -> Any:
         if n < 1:
             raise UserError(f"n, the number of images, must be at least 1, found {n}")
-        padded = math.ceil(n / mesh.size) * mesh.size
+        padded = math.ceil(n / num_devices) * num_devices
         index = np.arange(start, start + padded, dtype=np.uint32)
         params, key = jax.device_put((params, key), replicated)
-        index, cond = jax.device_put((index, _pad(_check_cond(cond, n), padded)), sharded)
+        index, cond = jax.device_put((index, pad(check_cond(cond, n), padded)), sharded)
         result = run(params, key, index, cond)
         if padded == n:
             return result
@@ -142,12 +138,12 @@ def sample_in_chunks(
     """
     if n < 1 or chunk_size < 1:
         raise UserError(f"n and chunk_size must be at least 1, found {n} and {chunk_size}")
-    cond = _check_cond(cond, n)
+    cond = check_cond(cond, n)
     size = min(chunk_size, n)
 
     def draw(start: int) -> Array:
         part = jax.tree.map(lambda leaf: leaf[start : start + size], cond)
-        return sample(params, key, size, _pad(part, size), start=start)
+        return sample(params, key, size, pad(part, size), start=start)
 
     ahead = draw(0)
     for start in range(0, n, size):
@@ -158,7 +154,19 @@ def sample_in_chunks(
         yield host
 
 
-def _check_cond(cond: Conditioning | None, n: int) -> dict[str, np.ndarray] | None:
+def local_devices() -> tuple[int, NamedSharding, NamedSharding]:
+    """Return the number of local devices, and how to give them the same, or each its rows."""
+    mesh = jax.make_mesh(
+        (jax.local_device_count(),), ("data",), (AxisType.Auto,), devices=jax.local_devices()
+    )
+    return (
+        mesh.size,
+        NamedSharding(mesh, PartitionSpec()),
+        NamedSharding(mesh, PartitionSpec("data")),
+    )
+
+
+def check_cond(cond: Conditioning | None, n: int) -> dict[str, np.ndarray] | None:
     """Check that the arrays of the conditioning have leading axis n; return them on the host."""
     if cond is None:
         return None
@@ -173,7 +181,7 @@ def _check_cond(cond: Conditioning | None, n: int) -> dict[str, np.ndarray] | No
     return {name: np.asarray(value) for name, value in cond.items()}
 
 
-def _pad(cond: dict[str, np.ndarray] | None, size: int) -> dict[str, np.ndarray] | None:
+def pad(cond: dict[str, np.ndarray] | None, size: int) -> dict[str, np.ndarray] | None:
     """Repeat the last row of each array until there are `size` rows."""
     return jax.tree.map(
         lambda leaf: np.concatenate([leaf, np.repeat(leaf[-1:], size - len(leaf), axis=0)]), cond

@@ -7,13 +7,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import guides, losses, samplers, schedules, timesteps
+from ddpm_jax import guides, samplers, schedules, timesteps
 from ddpm_jax.api import make_sample
-from ddpm_jax.config import Config, LossConfig, ModelConfig, ProcessConfig, SampleConfig
-from ddpm_jax.errors import UserError, unknown
+from ddpm_jax.config import Config, ModelConfig, ProcessConfig, SampleConfig
+from ddpm_jax.errors import UserError, look_up, unknown
 from ddpm_jax.guidance import Denoiser, make_guided_denoise_fn
 from ddpm_jax.models import Classifier, Model, UNet, as_model
-from ddpm_jax.predictions import check_kind
 from ddpm_jax.process import GaussianProcess, make_process
 from ddpm_jax.samplers.base import Collect, Sampler
 from ddpm_jax.samplers.edm import MAX_GAMMA
@@ -25,13 +24,6 @@ SCHEDULES = {
     "constant": lambda c: schedules.constant(c.num_timesteps, c.beta_T or None),
     "cosine": lambda c: schedules.cosine(c.num_timesteps),
 }
-WEIGHTINGS = {
-    "simple": lambda c: losses.simple,
-    "vlb": lambda c: losses.vlb,
-    "min_snr": lambda c: functools.partial(losses.min_snr, gamma=c.min_snr_gamma),
-    "p2": lambda c: functools.partial(losses.p2, k=c.p2_k, gamma=c.p2_gamma),
-}
-TIME_SAMPLERS = {"uniform": timesteps.sample_uniform, "stratified": timesteps.sample_stratified}
 GRIDS = {
     "uniform": lambda process, n, c: timesteps.uniform(process.num_timesteps, n),
     "trailing": lambda process, n, c: timesteps.trailing(process.num_timesteps, n),
@@ -68,16 +60,20 @@ SAMPLER_OPTIONS = {
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def _look_up(table: dict, key: str, name: str):
-    """Return the entry of a table, or say which names it has."""
-    if name not in table:
-        raise unknown(key, name, table)
-    return table[name]
-
-
 def process(config: ProcessConfig) -> GaussianProcess:
-    """Build the forward process of `config.process`."""
-    betas = _look_up(SCHEDULES, "process.schedule", config.schedule)(config)
+    """Build the forward process of `config.process`, of a schedule that is not learned."""
+    if config.schedule == "learned":
+        raise UserError(
+            "process.schedule is learned, so its chain is known only of a trained run "
+            f"(ddpm_jax.load); here, take one of {', '.join(SCHEDULES)}"
+        )
+    for name in ("gamma_min", "gamma_max"):
+        if getattr(config, name) != getattr(ProcessConfig, name):
+            raise UserError(
+                f"process.{name} is {getattr(config, name)}, but the {config.schedule} schedule "
+                f"does not use it (learned: yes); leave it at {getattr(ProcessConfig, name)}"
+            )
+    betas = look_up(SCHEDULES, "process.schedule", config.schedule)(config)
     for name in {"cosine": ["beta_1", "beta_T"], "constant": ["beta_1"]}.get(config.schedule, []):
         if getattr(config, name):
             raise UserError(
@@ -96,9 +92,10 @@ def model(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: i
             "sub-folder per class, or set it to False"
         )
     unet = UNet(
-        out_channels=image_shape[-1],
+        out_channels=image_shape[-1] * (2 if config.learn_variance else 1),
         num_classes=num_classes if config.class_conditional else 0,
         image_channels=image_shape[-1] if config.super_resolution else 0,
+        fourier_features=config.fourier_features,
         embedding_dim=config.embedding_dim,
         context_dim=config.context_dim,
         **_sizes(config),
@@ -137,43 +134,14 @@ def _sizes(config: ModelConfig) -> dict:
         dropout=config.dropout,
         num_groups=config.num_groups,
         scale_shift=config.scale_shift,
-        dtype=_look_up(DTYPES, "model.dtype", config.dtype),
+        dtype=look_up(DTYPES, "model.dtype", config.dtype),
         remat=config.remat,
     )
 
 
-def time_sampler(config: LossConfig, num_timesteps: int):
-    """Build the draw of training times: (key, batch_size) -> int32 [B] in {1..T}."""
-    draw = _look_up(TIME_SAMPLERS, "loss.t_sampler", config.t_sampler)
-    return functools.partial(draw, T=num_timesteps)
-
-
-def loss_fn(config: LossConfig, process: GaussianProcess, model: Model):
-    """Build the loss per example: (params, x_0, t, eps, cond, train, key) -> [B]."""
-    check_kind(process, config.kind)
-    weighting = _look_up(WEIGHTINGS, "loss.weighting", config.weighting)(config)
-
-    def loss(params, x_0, t, eps, cond, train, key):
-        return losses.denoising_loss(
-            process,
-            model.apply,
-            params,
-            x_0,
-            t,
-            eps,
-            cond,
-            kind=config.kind,
-            weighting=weighting,
-            train=train,
-            key=key,
-        )
-
-    return loss
-
-
 def sampler(config: SampleConfig, process: GaussianProcess) -> Sampler:
     """Build the sampler of `config.sample`."""
-    built = _look_up(SAMPLERS, "sample.sampler", config.sampler)(process, config)
+    built = look_up(SAMPLERS, "sample.sampler", config.sampler)(process, config)
     for name, users in SAMPLER_OPTIONS.items():
         value, default = getattr(config, name), getattr(SampleConfig, name)
         if config.sampler not in users and value != default:
@@ -188,7 +156,7 @@ def grid(config: SampleConfig, process: GaussianProcess) -> np.ndarray:
     """Build the timesteps of `config.sample`: [K+1] int32, descending from T to 0."""
     if config.timesteps != "karras" and config.rho != SampleConfig.rho:
         raise UserError(f"sample.rho is {config.rho}, but only the karras timesteps use it")
-    build_grid = _look_up(GRIDS, "sample.timesteps", config.timesteps)
+    build_grid = look_up(GRIDS, "sample.timesteps", config.timesteps)
     return build_grid(process, config.num_steps or process.num_timesteps, config)
 
 
@@ -233,6 +201,11 @@ def sample_fn(
     `num_frames` keep something along the way, such as `samplers.predicted_x_0`.
     """
     c, guide = config.sample, guides.from_config(config, process)
+    if c.variance == "learned_range" and not config.model.learn_variance:
+        raise UserError(
+            "sample.variance is learned_range, but model.learn_variance is False: the network does "
+            "not say its variance; take fixed_small or fixed_large"
+        )
     if classifier is not None:
         guide = guides.with_classifier(config, process, classifier, scale)
     return make_sample(

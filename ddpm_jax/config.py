@@ -42,11 +42,13 @@ class DataConfig:
 class ProcessConfig:
     """The forward process q."""
 
-    schedule: str = "linear"  # linear, cosine, quadratic, sigmoid, constant
+    schedule: str = "linear"  # linear, cosine, quadratic, sigmoid, constant, learned (as in VDM)
     num_timesteps: int = 1000  # T
     beta_1: float = 0.0  # first beta; 0 is the schedule's own, 1e-4 * 1000 / T
     beta_T: float = 0.0  # last beta; 0 is the schedule's own, 0.02 * 1000 / T
     zero_terminal_snr: bool = False  # rescale so that alpha_bar_T = 0 (Lin et al. 2023)
+    gamma_min: float = -13.3  # learned: minus the log-SNR at t = 1, where its training begins ...
+    gamma_max: float = 5.0  # ... and at t = T
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +70,8 @@ class ModelConfig:
     super_resolution: int = 0  # factor: the network sees the image that much coarser; 0 is off
     dtype: str = "float32"  # of the computation: float32 or bfloat16; parameters are float32
     remat: bool = False  # recompute the blocks' activations in the backward pass to save memory
+    fourier_features: tuple[int, ...] = ()  # n of sin and cos(2^n pi x_t) shown to the network
+    learn_variance: bool = False  # twice the output channels; see sample.variance, loss.objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +80,9 @@ class LossConfig:
 
     kind: str = "eps"  # eps, x_0, v
     weighting: str = "simple"  # simple, vlb, min_snr, p2
-    t_sampler: str = "uniform"  # uniform, stratified
+    objective: str = "simple"  # simple; with learn_variance hybrid or vlb, the bound in bits/dim
+    vlb_lambda: float = 1e-3  # hybrid: weight of the bound
+    t_sampler: str = "uniform"  # uniform, stratified, loss_second_moment (for vlb)
     min_snr_gamma: float = 5.0
     p2_k: float = 1.0
     p2_gamma: float = 1.0
@@ -125,7 +131,8 @@ class SampleConfig:
     # ancestral, ddim, euler, heun, dpm_solver_pp_2m, dpm_solver_pp_3m, dpm_solver_pp_2s, unipc,
     # predictor_corrector; an option that the sampler does not use must be left at its default
     sampler: str = "ancestral"
-    variance: str = "fixed_large"  # ancestral, predictor_corrector: fixed_large, fixed_small
+    # ancestral, predictor_corrector: fixed_large, fixed_small; with learn_variance learned_range
+    variance: str = "fixed_large"
     eta: float = 0.0  # ddim: noise, in [0, 1]
     order: int = 2  # unipc: 2 or 3
     stochastic: bool = False  # dpm_solver_pp_2m: solve the SDE
@@ -148,10 +155,16 @@ class SampleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """The held-out loss while training."""
+    """The held-out loss and the quality of samples, while training and by experiments.evaluate."""
 
-    every: int = 5000  # steps; 0 is never
+    every: int = 5000  # steps between held-out losses; 0 is never
     num_examples: int = 1024  # held-out images, the same ones with the same noise each time
+    samples_every: int = 0  # steps between Fréchet distances of samples; 0 is never
+    num_samples: int = 1000  # images of such a distance; part of its name
+    num_seeds: int = 3  # experiments.evaluate: so many times so many images
+    sampler: str = "dpm_solver_pp_2m"  # for both: a fast one, not the run's own
+    num_steps: int = 20
+    timesteps: str = "trailing"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,8 @@ of ours and keeps its traceback.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class UserError(ValueError):
@@ -26,3 +27,14 @@ def unknown(what: str, name: object, allowed: Iterable[str]) -> UserError:
     nearest = difflib.get_close_matches(str(name), allowed, n=1)
     hint = f" did you mean {nearest[0]!r}?" if nearest else ""
     return UserError(f"unknown {what} {name!r};{hint} allowed: {', '.join(allowed)}")
+
+
+def look_up(table: Mapping[str, Any], key: str, name: str) -> Any:
+    """Return table[name], or say which names it has.
+
+    Raises:
+      UserError: it has none such; the message calls it `key`.
+    """
+    if name not in table:
+        raise unknown(key, name, table)
+    return table[name]

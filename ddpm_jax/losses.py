@@ -1,7 +1,10 @@
-"""The training loss: the squared error of what the network predicts, weighted by t.
+"""The training losses: the squared error of what the network predicts, weighted by t; the bound.
 
   L_simple = E ‖ε - ε_θ(x_t, t)‖²                                           (Ho et al. 2020, eq. 14)
   L_{t-1} = β_t² / (2 σ_t² α_t (1-ᾱ_t)) ‖ε - ε_θ(x_t, t)‖² + const          (eq. 12)
+  L_vlb = L_T + Σ_{t>1} L_{t-1} + L_0 = E_t[T L_{t-1}] + L_T                (eq. 5)
+  L_hybrid = L_simple + λ L_vlb, L_vlb's gradient to the variance alone
+                                                                   (Nichol & Dhariwal 2021, eq. 16)
 
 The errors of the three kinds at one x_t are one error in three units:
   ‖ε - ε̂‖² = SNR_t ‖x_0 - x̂_0‖²,  ‖v - v̂‖² = ‖x_0 - x̂_0‖² / σ_t²
@@ -13,16 +16,20 @@ of that kind's own target; set the options of one with `functools.partial`.
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 
 from ddpm_jax.denoise import apply_network
 from ddpm_jax.errors import unknown
-from ddpm_jax.predictions import KINDS, training_target
+from ddpm_jax.likelihood import step_term
+from ddpm_jax.predictions import KINDS, split_output, to_prediction, training_target
 from ddpm_jax.process import GaussianProcess, q_sample, read, snr
 from ddpm_jax.types import ApplyFn, Array, Conditioning, Params, PRNGKey
 from ddpm_jax.variance import VARIANCES
 
 Weighting = Callable[[GaussianProcess, Array, str], Array]
+
+OBJECTIVES = ("simple", "hybrid", "vlb")
 
 
 def simple(process: GaussianProcess, t: Array, kind: str) -> Array:
@@ -75,10 +82,17 @@ def denoising_loss(
     *,
     kind: str = "eps",
     weighting: Weighting = simple,
+    objective: str = "simple",
+    vlb_lambda: float = 1e-3,
+    variance: str = "learned_range",
     train: bool,
     key: PRNGKey | None,
 ) -> Array:
-    """Return the weighted squared error of each example, averaged over its pixels: [B] float32.
+    """Return the loss of each example, averaged over its pixels: [B] float32.
+
+    "simple" is the weighted squared error. "vlb" is T L_{t-1}, in bits/dim: its mean over t is the
+    bound without L_T, which nothing here trains. "hybrid" is the weighted squared error + λ T
+    L_{t-1}, of which the second trains the variance alone.
 
     Args:
       process: the chain.
@@ -90,17 +104,35 @@ def denoising_loss(
       cond: None, or arrays with leading axis B.
       kind: what the network predicts: "eps", "x_0" or "v".
       weighting: `simple`, `vlb`, `min_snr`, `p2` or another function (process, t, kind) -> [B].
+      objective: "simple", "hybrid" or "vlb".
+      vlb_lambda: λ, of "hybrid" alone.
+      variance: σ_t² of "hybrid" and "vlb" (`ddpm_jax.variance`).
       train: whether dropout and the like are on.
       key: randomness of a training step; None where `train` is False.
 
     Raises:
-      UserError: unknown kind.
+      UserError: unknown kind, objective or variance.
     """
+    if objective not in OBJECTIVES:
+        raise unknown("objective", objective, OBJECTIVES)
     target = training_target(process, x_0, eps, t, kind)
     x_t = q_sample(process, x_0, t, eps)
     output = apply_network(process, apply_fn, params, x_t, t, cond, train=train, key=key)
-    squared_error = jnp.square(output - target).astype(jnp.float32)
-    return weighting(process, t, kind) * squared_error.mean(range(1, x_0.ndim))
+    predicted, fraction = split_output(output, x_t)
+
+    def bound() -> Array:
+        mean = jax.lax.stop_gradient(predicted) if objective == "hybrid" else predicted
+        whole = mean if fraction is None else jnp.concatenate([mean, fraction], axis=-1)
+        prediction = to_prediction(process, whole, x_t, t, kind)
+        return process.num_timesteps * step_term(
+            process, prediction, x_0, x_t, t, variance=variance
+        )
+
+    if objective == "vlb":
+        return bound()
+    squared_error = jnp.square(predicted - target).astype(jnp.float32)
+    loss = weighting(process, t, kind) * squared_error.mean(range(1, x_0.ndim))
+    return loss if objective == "simple" else loss + vlb_lambda * bound()
 
 
 def _from_x_0(process: GaussianProcess, weight: Array, t: Array, kind: str) -> Array:

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ddpm_jax import build
-from ddpm_jax import config as config_lib
-from ddpm_jax.config import Config, SampleConfig
+from ddpm_jax import build, learned
+from ddpm_jax.config import Config
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import Model
+from ddpm_jax.overrides import override
 from ddpm_jax.process import GaussianProcess
 from ddpm_jax.training.checkpoint import restore_ema
 from ddpm_jax.training.workdir import (
@@ -65,17 +65,18 @@ def load(
     sample_fn = build.sample_fn(
         run.config, run.process, run.model, shape, classifier=judge, scale=classifier_scale
     )
-    return sample_fn, {"model": run.params, "classifier": _restore(other, judge, None)}
+    return sample_fn, {"model": run.params, "classifier": _restore(other, judge, None)[1]}
 
 
 class Run(NamedTuple):
-    """The parts of a trained run; `params` are the EMA weights."""
+    """The parts of a trained run; `params` are the EMA weights of the checkpoint of `step`."""
 
     config: Config
     facts: DatasetFacts
     process: GaussianProcess
     model: Model
     params: Params
+    step: int
 
 
 def open_run(
@@ -85,21 +86,9 @@ def open_run(
     workdir = open_for_reading(root)
     config, facts = override(read_config(workdir), sample), read_facts(workdir)
     model = build.model(config.model, facts.image_shape, facts.num_classes)
-    process = build.process(config.process)
-    return Run(config, facts, process, model, _restore(workdir, model, step))
-
-
-def override(config: Config, sample: Mapping[str, Any] | None) -> Config:
-    """Return the config with some fields of its section `sample` replaced and checked.
-
-    Another sampler begins with its own defaults, not with the options of the run's sampler.
-    """
-    sample = dict(sample or {})
-    sections = config_lib.to_dict(config)
-    if sample.get("sampler", config.sample.sampler) != config.sample.sampler:
-        defaults = {name: getattr(SampleConfig, name) for name in build.SAMPLER_OPTIONS}
-        sample = defaults | sample
-    return config_lib.from_dict(sections | {"sample": sections["sample"] | sample})
+    step, params = _restore(workdir, learned.joint_model(config.process, model), step)
+    process, params = learned.split(config.process, params)
+    return Run(config, facts, process, model, params, step)
 
 
 def _check_fits(root: str | os.PathLike, workdir: WorkDir, run: Run) -> None:
@@ -117,12 +106,11 @@ def _check_fits(root: str | os.PathLike, workdir: WorkDir, run: Run) -> None:
             )
 
 
-def _restore(workdir: WorkDir, model: Model, step: int | None) -> Params:
-    """Return the EMA weights of a run."""
+def _restore(workdir: WorkDir, model: Model, step: int | None) -> tuple[int, Params]:
+    """Return the step and the EMA weights of a checkpoint of a run."""
     abstract = jax.eval_shape(model.init, jax.random.key(0))
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract
     )
-    _, params = restore_ema(workdir.checkpoints, abstract, step)
-    return params
+    return restore_ema(workdir.checkpoints, abstract, step)

@@ -1,16 +1,13 @@
-"""Which timesteps: grids that samplers walk down, and the draws of t for training.
+"""Grids of timesteps, which samplers walk down.
 
-A sampling grid is a numpy int32 array of num_steps + 1 timesteps, strictly descending from T to 0;
+A grid is a numpy int32 array of num_steps + 1 timesteps, strictly descending from T to 0;
 a sampler takes one step, one look at the network, from each entry to the next. The last entry is 0,
 clean data, and the first is always T, where the noise is.
 """
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.types import Array, PRNGKey
 
 
 def uniform(T: int, num_steps: int) -> np.ndarray:
@@ -85,23 +82,6 @@ def log_snr_uniform(log_snr: np.ndarray, num_steps: int) -> np.ndarray:
     `karras`, of which this is the limit rho -> inf.
     """
     return _even(-np.asarray(log_snr, np.float64), num_steps)
-
-
-def sample_uniform(key: PRNGKey, batch_size: int, T: int) -> Array:
-    """Draw t: [batch_size] int32, independent and uniform over 1..T (Ho et al. 2020, alg. 1)."""
-    return jax.random.randint(key, (batch_size,), 1, T + 1, jnp.int32)
-
-
-def sample_stratified(key: PRNGKey, batch_size: int, T: int) -> Array:
-    """Draw t: [batch_size] int32, one from each of batch_size equal parts of 1..T, shuffled.
-
-    Each t alone is uniform over 1..T, as in `sample_uniform`; together they cover the range
-    evenly, which lowers the variance of the batch's loss.
-    """
-    key_offset, key_order = jax.random.split(key)
-    offset = jax.random.uniform(key_offset, (batch_size,))
-    u = (jax.random.permutation(key_order, batch_size).astype(jnp.float32) + offset) / batch_size
-    return jnp.minimum(jnp.floor(u * T).astype(jnp.int32) + 1, T)  # u * T can round up to T
 
 
 def _even(scale: np.ndarray, num_steps: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from test_training import make_batch, make_config
 
 from ddpm_jax import build, conditioning, guides
 from ddpm_jax.errors import UserError
+from ddpm_jax.time_samplers import uniform
 from ddpm_jax.training.conditioning import coarse, cond_names, make_cond_fn
 from ddpm_jax.training.optimizer import make_optimizer
 from ddpm_jax.training.parts import build_parts
@@ -73,15 +74,12 @@ def told():
         seen.append(cond)
         return params["w"] * jnp.ones(len(t))
 
-    def sample_t(key, n):
-        return jax.random.randint(key, (n,), 1, 9)
-
     def cond_fn(batch):
         return {name: jnp.asarray(value) for name, value in batch["cond"].items()}
 
     step = make_train_step(
         loss_fn,
-        sample_t,
+        uniform(8),
         optimizer,
         num_timesteps=8,
         loss_config=config.loss,
@@ -96,7 +94,7 @@ def told():
     with jax.numpy_dtype_promotion("standard"):  # a fixture of a module is not under the mark
         for i in range(2):  # not jitted, so that `seen` holds numbers
             step(dataclasses.replace(state, step=jnp.int32(i)), batch)
-    evaluate = make_eval_step(loss_fn, sample_t, cond_fn=cond_fn, key=jax.random.key(1))
+    evaluate = make_eval_step(loss_fn, uniform(8), cond_fn=cond_fn, key=jax.random.key(1))
     evaluate(params, batch, 0)
     return seen
 

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from ddpm_jax.config import DataConfig
 from ddpm_jax.data import datasets, open_dataset
 from ddpm_jax.data.cifar import Cifar10, Cifar100
-from ddpm_jax.data.download import sha256
+from ddpm_jax.download import sha256
 from ddpm_jax.errors import UserError
 
 NAMES_10 = "airplane automobile bird cat deer dog frog horse ship truck".split()

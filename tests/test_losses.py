@@ -9,7 +9,8 @@ import pytest
 import ddpm_jax
 from ddpm_jax import losses
 from ddpm_jax.errors import UserError
-from ddpm_jax.predictions import KINDS, training_target
+from ddpm_jax.likelihood import step_term
+from ddpm_jax.predictions import KINDS, to_prediction, training_target
 
 chains = pytest.mark.parametrize(("schedule", "T"), oracles.CHAINS)
 WEIGHTINGS = (losses.simple, losses.vlb, losses.min_snr, losses.p2)
@@ -275,3 +276,75 @@ def test_unknown_names_are_errors_with_the_nearest_one():
         losses.min_snr(process, t, "V")
     with pytest.raises(UserError, match="unknown variance 'fixed_lage'; did you mean"):
         losses.vlb(process, t, "eps", variance="fixed_lage")
+
+
+# The bound as a loss
+
+
+@functools.partial(jax.jit, static_argnames=("kind", "objective", "variance", "vlb_lambda"))
+def objective_loss(process, output, x_0, t, eps, objective, kind="eps", **options):
+    return losses.denoising_loss(
+        process,
+        constant_network,
+        output,
+        x_0,
+        t,
+        eps,
+        kind=kind,
+        objective=objective,
+        train=False,
+        key=None,
+        **options,
+    )
+
+
+def learned_case(kind="eps", T=100):
+    """A process, an output with its variance, and x_0, t, eps of a batch of 3."""
+    rng = np.random.default_rng(0)
+    x_0, eps, output, v = rng.normal(size=(4, 3, 2, 2, 1)).astype(np.float32)
+    output = np.concatenate([output, np.tanh(v)], axis=-1)
+    return process_of("linear", T), output, np.clip(x_0, -1, 1), np.array([1, 30, T]), eps
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_hybrid_loss_is_simple_plus_lambda_times_the_bound(kind):
+    process, output, x_0, t, eps = learned_case()
+    simple = loss(process, output[..., :1], x_0, t, eps, kind=kind)
+    bound = objective_loss(process, output, x_0, t, eps, "vlb", kind)
+    hybrid = objective_loss(process, output, x_0, t, eps, "hybrid", kind, vlb_lambda=0.01)
+    np.testing.assert_allclose(hybrid, simple + 0.01 * bound, rtol=1e-5)
+
+
+def test_the_bound_is_T_times_its_term_in_bits_per_dim():
+    process, output, x_0, t, eps = learned_case()
+    x_t = ddpm_jax.q_sample(process, x_0, t, eps)
+    prediction = to_prediction(process, jnp.asarray(output), x_t, t, "eps")
+    for variance in ("learned_range", "fixed_large"):
+        wanted = 100 * step_term(process, prediction, x_0, x_t, t, variance=variance)
+        found = objective_loss(process, output, x_0, t, eps, "vlb", variance=variance)
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+def test_the_hybrid_bound_trains_the_variance_and_not_the_mean():
+    process, output, x_0, t, eps = learned_case()
+
+    def gradient(objective, **options):
+        def total(output):
+            return objective_loss(process, output, x_0, t, eps, objective, **options).sum()
+
+        return jnp.split(jax.grad(total)(jnp.asarray(output)), 2, axis=-1)
+
+    mean, variance = gradient("hybrid", vlb_lambda=0.01)
+    simple, nothing = gradient("simple")
+    vlb_mean, vlb_variance = gradient("vlb")
+    np.testing.assert_allclose(mean, simple, rtol=1e-5)
+    np.testing.assert_allclose(variance, 0.01 * vlb_variance, rtol=1e-4, atol=1e-7)
+    assert not np.any(nothing) and np.any(vlb_mean != 0) and np.any(vlb_variance != 0)
+
+
+def test_the_bound_needs_a_variance_that_is_there_and_an_objective_that_is_known():
+    process, output, x_0, t, eps = learned_case()
+    with pytest.raises(UserError, match="learned_range.*twice the channels"):
+        objective_loss(process, output[..., :1], x_0, t, eps, "hybrid")
+    with pytest.raises(UserError, match="unknown objective 'elbo'"):
+        objective_loss(process, output, x_0, t, eps, "elbo")

@@ -1,5 +1,6 @@
 """Figures: what their lines and pictures hold, and the command that draws them."""
 
+import functools
 import os
 import pathlib
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ddpm_jax import build
+from ddpm_jax import build, time_samplers
 from ddpm_jax.config import from_dict
 from ddpm_jax.evaluation import plots
 from ddpm_jax.evaluation.grids import to_uint8
@@ -220,7 +221,8 @@ def _save_run_of_zeros(root: pathlib.Path) -> None:
     workdir.write_facts(run, facts)
     model = build.model(config.model, facts.image_shape, facts.num_classes)
     optimizer = make_optimizer(config.optim, 1)
-    shapes = jax.eval_shape(lambda key: init_state(model, optimizer, key), jax.random.key(0))
+    init = functools.partial(init_state, model, optimizer, time_sampler=time_samplers.uniform(12))
+    shapes = jax.eval_shape(init, jax.random.key(0))
     state = jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), shapes)
     checkpoints = Checkpoints(run.checkpoints, keep_last=1, keep_every=0)
     checkpoints.save(state, wait=True)

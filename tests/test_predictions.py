@@ -65,7 +65,7 @@ def test_kinds_are_cycle_consistent(schedule, T):
     for kind_1 in oracles.kinds(schedule):
         for kind_2 in oracles.kinds(schedule):
             _, prediction = result[f"{kind_1} {kind_2}"]
-            for ours, true in zip(prediction, (x_0, eps), strict=True):
+            for ours, true in zip(prediction[:2], (x_0, eps), strict=True):
                 assert np.all(np.abs(ours - true).max(axis=(1, 2, 3)) <= limit)
 
 
@@ -136,3 +136,23 @@ def test_eps_is_refused_at_zero_terminal_snr_and_nothing_else_is(schedule, T):
         else:
             with pytest.raises(UserError, match="'eps' cannot be used with zero_terminal_snr"):
                 check_kind(process, kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_second_half_of_the_channels_is_the_variance(kind):
+    process = ddpm_jax.make_process(oracles.betas("cosine", 10))
+    rng = np.random.default_rng(0)
+    output, x_t = (rng.normal(size=(2, 3, 3, c)).astype(np.float32) for c in (4, 2))
+    whole = to_prediction(process, output, x_t, np.array([3, 7]), kind)
+    alone = to_prediction(process, output[..., :2], x_t, np.array([3, 7]), kind)
+    np.testing.assert_array_equal(whole.x_0, alone.x_0)
+    np.testing.assert_array_equal(whole.eps, alone.eps)
+    assert alone.log_variance_fraction is None
+    np.testing.assert_allclose(whole.log_variance_fraction, (output[..., 2:] + 1) / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 3, 3), (2, 3, 3), (2, 6, 3, 2)])
+def test_an_output_of_another_shape_is_refused(shape):
+    process = ddpm_jax.make_process(oracles.betas("cosine", 10))
+    with pytest.raises(UserError, match="must have the shape of x_t.*or twice its channels"):
+        to_prediction(process, jnp.zeros(shape), jnp.zeros((2, 3, 3, 2)), 3, "eps")

@@ -1,6 +1,5 @@
 import functools
 
-import jax
 import numpy as np
 import oracles
 import pytest
@@ -25,7 +24,6 @@ def log_snr_uniform(T, num_steps):
 
 
 GRIDS = [timesteps.uniform, timesteps.trailing, timesteps.quadratic, karras, log_snr_uniform]
-T_SAMPLERS = [timesteps.sample_uniform, timesteps.sample_stratified]
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -115,36 +113,3 @@ def test_no_timestep_is_further_than_a_half_from_the_even_spacing(num_steps):
 def test_a_number_of_steps_outside_1_to_T_is_an_error(grid, num_steps):
     with pytest.raises(UserError, match=r"num_steps must be an integer in 1..100 \(T\), found"):
         grid(100, num_steps)
-
-
-@pytest.mark.parametrize("t_sampler", T_SAMPLERS)
-@pytest.mark.parametrize(("T", "batch_size"), [(1, 7), (10, 1), (1000, 4096)])
-def test_t_is_int32_in_1_to_T_and_a_function_of_the_key(t_sampler, T, batch_size):
-    t = t_sampler(jax.random.key(0), batch_size, T)
-    assert t.shape == (batch_size,) and t.dtype == np.int32
-    assert t.min() >= 1 and t.max() <= T
-    np.testing.assert_array_equal(t, t_sampler(jax.random.key(0), batch_size, T))
-    if batch_size * T > 10_000:
-        assert np.any(t != t_sampler(jax.random.key(1), batch_size, T))
-
-
-@pytest.mark.parametrize("t_sampler", T_SAMPLERS)
-def test_each_t_of_a_batch_is_uniform_over_1_to_T(t_sampler):
-    T, batch_size, draws = 10, 8, 4000
-    keys = jax.random.split(jax.random.key(2), draws)
-    t = np.asarray(jax.vmap(lambda key: t_sampler(key, batch_size, T))(keys))
-    for column in t.T:  # one place in the batch, over the draws
-        count = np.bincount(column, minlength=T + 1)[1:]
-        standard_error = np.sqrt(draws / T * (1 - 1 / T))
-        assert np.abs(count - draws / T).max() < 5 * standard_error
-
-
-def test_stratified_draws_one_t_from_each_part():
-    for seed in range(20):
-        t = np.sort(timesteps.sample_stratified(jax.random.key(seed), 100, 1000))
-        np.testing.assert_array_equal((t - 1) // 10, np.arange(100))
-
-
-def test_uniform_does_not_stratify():
-    t = np.sort(timesteps.sample_uniform(jax.random.key(0), 100, 1000))
-    assert np.any((t - 1) // 10 != np.arange(100))

@@ -13,9 +13,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from ddpm_jax.data.download import Archive, fetch
 from ddpm_jax.data.images import encode_png
 from ddpm_jax.data.prepared import Builder
+from ddpm_jax.download import Archive, fetch
 
 
 class Mnist(Builder, skip_registration=True):

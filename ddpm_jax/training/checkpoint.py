@@ -56,7 +56,7 @@ class Checkpoints:
           UserError: this or an earlier save failed (disk full); the earlier checkpoints stand.
         """
         step = int(state.step)
-        train = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+        train = _train_item(state)
         try:
             if self._manager.latest_step() != step:
                 self._manager.save(
@@ -86,11 +86,7 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints and none can be read.
         """
-        train = {
-            "step": abstract_state.step,
-            "params": abstract_state.params,
-            "opt_state": abstract_state.opt_state,
-        }
+        train = _train_item(abstract_state)
         args = ocp.args.Composite(
             train=ocp.args.StandardRestore(train),
             ema=ocp.args.StandardRestore(abstract_state.ema_params),
@@ -121,6 +117,12 @@ class Checkpoints:
             logger.warning("the damaged checkpoint of step %d now lies in %s", step, target)
         if steps:
             self._manager.reload()
+
+
+def _train_item(state: TrainState) -> dict[str, Any]:
+    """Return all of a state but its averaged weights; what is empty is left out."""
+    item = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+    return item | ({"time_state": state.time_state} if jax.tree.leaves(state.time_state) else {})
 
 
 def restore_ema(directory: pathlib.Path, abstract_params: Params, step: int | None = None):

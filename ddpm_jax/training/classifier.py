@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from ddpm_jax import build, compiler, data
+from ddpm_jax import build, compiler, data, objectives
 from ddpm_jax.classifier import is_right, label_loss
 from ddpm_jax.config import Config
 from ddpm_jax.errors import UserError
@@ -50,6 +50,7 @@ def train_classifier(config: Config, root: str | os.PathLike) -> dict[str, float
     T = process.num_timesteps
     model = build.classifier(config.model, dataset.image_shape, dataset.num_classes)
     optimizer = make_optimizer(config.optim, config.train.num_steps)
+    time_sampler = objectives.time_sampler(config.loss, T)
     init_key, train_key, eval_key = jax.random.split(jax.random.key(config.train.seed), 3)
 
     def loss_fn(params, x_0, t, eps, cond, train, key):
@@ -59,7 +60,7 @@ def train_classifier(config: Config, root: str | os.PathLike) -> dict[str, float
 
     train_step = make_train_step(
         loss_fn,
-        build.time_sampler(config.loss, T),
+        time_sampler,
         optimizer,
         num_timesteps=T,
         loss_config=dataclasses.replace(config.loss, p_uncond=0.0),  # no label is hidden
@@ -82,7 +83,7 @@ def train_classifier(config: Config, root: str | os.PathLike) -> dict[str, float
     checkpoints = Checkpoints(workdir.checkpoints, config.train.keep_last, config.train.keep_every)
     replicated = devices.replicated(mesh)
     init = jax.jit(
-        lambda: init_state(model, optimizer, init_key),
+        lambda: init_state(model, optimizer, init_key, time_sampler),
         out_shardings=replicated,
         compiler_options=compiler.options(compiler.ONCE),
     )

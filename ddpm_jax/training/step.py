@@ -18,29 +18,31 @@ import optax
 
 from ddpm_jax.conditioning import drop
 from ddpm_jax.config import LossConfig, OptimConfig
+from ddpm_jax.time_samplers import TimeSampler
 from ddpm_jax.training.conditioning import to_x_0
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.types import Array, Conditioning, Params, PRNGKey
 
 # (params, x_0, t, eps, cond, train, key) -> [B]: the loss per example
 LossFn = Callable[[Params, Array, Array, Array, Conditioning | None, bool, PRNGKey | None], Array]
-# (key, batch_size) -> int32 [B] in {1..T}
-TimeSampler = Callable[[PRNGKey, int], Array]
 # batch -> what of it the network is told, or None
 CondFn = Callable[[dict[str, Array]], Conditioning | None]
 
 QUARTILES = 4
 
 
-def loss_by_quartile(loss: Array, t: Array, num_timesteps: int) -> tuple[Array, Array]:
-    """Return the sums [4] and the counts [4] of the losses [B] over the quarters of {1..T}."""
-    quartile = jax.nn.one_hot((t - 1) * QUARTILES // num_timesteps, QUARTILES)  # [B, 4]
-    return (loss[:, None] * quartile).sum(0), quartile.sum(0)
+def loss_by_quartile(
+    loss: Array, weight: Array, t: Array, num_timesteps: int
+) -> tuple[Array, Array]:
+    """Return the sums [4] of weight * loss and of weight, both [B], over the quarters of {1..T}."""
+    quartile = ((t - 1) * QUARTILES // num_timesteps).astype(jnp.int32)  # t may lie between
+    quartile = jax.nn.one_hot(quartile, QUARTILES)  #                              [B, 4]
+    return ((weight * loss)[:, None] * quartile).sum(0), (weight[:, None] * quartile).sum(0)
 
 
 def make_train_step(
     loss_fn: LossFn,
-    sample_t: TimeSampler,
+    time_sampler: TimeSampler,
     optimizer: optax.GradientTransformation,
     *,
     num_timesteps: int,
@@ -55,7 +57,7 @@ def make_train_step(
 
     Args:
       loss_fn: loss per example.
-      sample_t: draws the times of a batch.
+      time_sampler: draws the times of a batch.
       optimizer: `make_optimizer`'s.
       num_timesteps: T.
       loss_config: of it, `p_uncond`.
@@ -74,22 +76,23 @@ def make_train_step(
         step_key = jax.random.fold_in(key, state.step)
         t_key, eps_key, null_key, dropout_key = jax.random.split(step_key, 4)
         x_0 = to_x_0(batch["image"])  #                                            [B, H, W, C]
-        t = sample_t(t_key, x_0.shape[0])  #                                       [B]
+        t, weight = time_sampler.draw(state.time_state, t_key, x_0.shape[0])  #    [B]
         eps = jax.random.normal(eps_key, x_0.shape)
         cond = cond_fn(batch)
         if cond is not None:  # one draw an example hides all of it, or nothing
             cond = drop(cond, jax.random.bernoulli(null_key, loss_config.p_uncond, t.shape))
 
         def mean_loss(params, examples, key):
-            loss = loss_fn(params, *examples, True, key)  #                        [B / accumulate]
-            return loss.mean(), loss
+            *told, weight = examples
+            loss = loss_fn(params, *told, True, key)  #                            [B / accumulate]
+            return (weight * loss).mean(), loss
 
         def micro_step(gradient, part):
             examples, key = part
             grads, loss = jax.grad(mean_loss, has_aux=True)(state.params, examples, key)
             return jax.tree.map(jnp.add, gradient, grads), loss
 
-        examples = (x_0, t, eps, cond)
+        examples = (x_0, t, eps, cond, weight)
         if accumulate == 1:
             gradient, loss = micro_step(
                 optax.tree.zeros_like(state.params), (examples, dropout_key)
@@ -116,10 +119,12 @@ def make_train_step(
         moved = optax.incremental_update(params, state.ema_params, 1 - decay)
         keep = functools.partial(jnp.where, opt_state.last_finite)  # a select: 0 * NaN is NaN
         ema_params = jax.tree.map(keep, moved, state.ema_params)
+        learned = time_sampler.update(state.time_state, t, loss)
+        time_state = jax.tree.map(keep, learned, state.time_state)
 
-        sums, counts = loss_by_quartile(loss, t, num_timesteps)
+        sums, counts = loss_by_quartile(loss, weight, t, num_timesteps)
         metrics = dict(
-            loss=loss.mean(),
+            loss=(weight * loss).mean(),
             quartile_sum=sums,
             quartile_count=counts,
             grad_norm=optax.tree.norm(gradient),
@@ -128,7 +133,12 @@ def make_train_step(
             skipped_in_a_row=opt_state.notfinite_count,
         )
         state = dataclasses.replace(
-            state, step=state.step + 1, params=params, ema_params=ema_params, opt_state=opt_state
+            state,
+            step=state.step + 1,
+            params=params,
+            ema_params=ema_params,
+            opt_state=opt_state,
+            time_state=time_state,
         )
         return state, metrics
 
@@ -148,15 +158,15 @@ def fuse_steps(train_step: Callable, num_steps: int) -> Callable:
 
 
 def make_eval_step(
-    loss_fn: LossFn, sample_t: TimeSampler, *, cond_fn: CondFn, key: PRNGKey
+    loss_fn: LossFn, time_sampler: TimeSampler, *, cond_fn: CondFn, key: PRNGKey
 ) -> Callable[[Params, dict[str, Array], Array], Array]:
     """Return eval_step(params, batch, index) -> loss [B]; t and ε depend on `index` alone."""
 
     def eval_step(params: Params, batch: dict[str, Array], index: Array) -> Array:
         t_key, eps_key = jax.random.split(jax.random.fold_in(key, index))
         x_0 = to_x_0(batch["image"])
-        t = sample_t(t_key, x_0.shape[0])
+        t, weight = time_sampler.draw(time_sampler.init(), t_key, x_0.shape[0])
         eps = jax.random.normal(eps_key, x_0.shape)
-        return loss_fn(params, x_0, t, eps, cond_fn(batch), False, None)
+        return weight * loss_fn(params, x_0, t, eps, cond_fn(batch), False, None)
 
     return eval_step

@@ -29,6 +29,8 @@ RESUMABLE = {
     "train.keep_last",
     "train.keep_every",
     "eval.every",
+    "eval.samples_every",
+    "eval.num_seeds",
     "mesh.data",
     "data.data_dir",
     "data.manual_dir",

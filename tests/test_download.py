@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from ddpm_jax.data import download
-from ddpm_jax.data.download import Archive, fetch
+from ddpm_jax import download
+from ddpm_jax.download import Archive, fetch
 from ddpm_jax.errors import UserError
 
 CONTENT = b"what upstream publishes " * 1000

@@ -1,4 +1,4 @@
-"""The upstream archives of the sets: placed by hand or downloaded, and their checksums verified.
+"""Files that others publish: placed by hand or downloaded, and their checksums verified.
 
 TFDS's own downloads are not used: without a network they retry for minutes, and a stalled
 connection holds them for ever. Here both end in seconds, with one line that says what to do.
@@ -12,7 +12,7 @@ import pathlib
 import uuid
 
 import requests
-import tensorflow_datasets as tfds
+from tqdm import tqdm
 
 from ddpm_jax.errors import UserError
 
@@ -44,11 +44,11 @@ def fetch(archive: Archive, name: str, download_dir: str, manual_dir: str = "") 
     """Return the path of a verified copy of the archive, downloading it if there is none.
 
     It is looked for in `<manual_dir>/<name>`, in `manual_dir`, and where an earlier call has put
-    it. (The directory per set is for files that several sets call by the same name.)
+    it. (The directory per name is for files that several sets call by the same name.)
 
     Args:
       archive: the file.
-      name: of the set.
+      name: of what the file is for, e.g. the set.
       download_dir: where downloads are kept.
       manual_dir: where files are placed by hand; "" is `<download_dir>/manual`.
 
@@ -76,9 +76,9 @@ def fetch(archive: Archive, name: str, download_dir: str, manual_dir: str = "") 
     return path
 
 
-def sha256(path: pathlib.Path) -> str:
+def sha256(path: str | os.PathLike) -> str:
     """Return the SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as file:
+    with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -93,7 +93,7 @@ def _download(archive: Archive, path: pathlib.Path, manual: pathlib.Path) -> Non
     try:
         with part.open("wb") as file:
             digest = hashlib.sha256()
-            bar = tfds.core.utils.tqdm(total=archive.size, unit="B", unit_scale=True, disable=None)
+            bar = tqdm(total=archive.size, unit="B", unit_scale=True, disable=None)
             timeout = (CONNECT_TIMEOUT, READ_TIMEOUT)
             with bar, requests.get(archive.url, stream=True, timeout=timeout) as response:
                 response.raise_for_status()

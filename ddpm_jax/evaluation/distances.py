@@ -1,0 +1,103 @@
+"""Kernel distance and Inception score of features, in float64 on the host.
+
+MMD²ᵤ = Σ_{i≠j} k(x_i, x_j) / (m(m-1)) + Σ_{i≠j} k(y_i, y_j) / (m(m-1)) - 2 Σ_{ij} k(x_i, y_j) / m²
+k(x, y) = (xᵀy / D + 1)³                            (Bińkowski et al. 2018, section 4; "KID")
+
+IS = exp E_x KL(p(y|x) ‖ p(y))                       (Salimans et al. 2016, section 4)
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special
+
+from ddpm_jax.errors import UserError
+
+
+class Estimate(NamedTuple):
+    """A value and its standard error; NaN where one sample alone gives none."""
+
+    value: float
+    error: float
+
+
+def standard_error(values: np.ndarray, independent: int | None = None) -> float:
+    """Return the standard error of the mean of values [k], of which `independent` (k) count."""
+    independent = len(values) if independent is None else independent
+    return float(np.std(values, ddof=1) / np.sqrt(independent)) if len(values) > 1 else np.nan
+
+
+def kernel_distance(
+    x: np.ndarray, y: np.ndarray, *, num_subsets: int = 100, subset_size: int = 1000, seed: int = 0
+) -> Estimate:
+    """Return the unbiased MMD² with the cubic kernel, the mean over random subsets.
+
+    Unbiased at every n and subset size, so it can be negative. The subsets overlap: the error
+    counts no more of them than there are disjoint ones in the smaller set.
+
+    Args:
+      x: [n, D] float, features.
+      y: [m, D] float.
+      num_subsets: how many pairs of subsets.
+      subset_size: features in each; at most as many as either set has.
+      seed: of the subsets.
+
+    Raises:
+      UserError: a set smaller than the subsets, or subsets of fewer than 2.
+    """
+    smaller = min(len(x), len(y))
+    if not 2 <= subset_size <= smaller:
+        raise UserError(
+            f"a kernel distance with subsets of {subset_size} needs at least 2 and as many images "
+            f"in each set, found {len(x)} and {len(y)}; take more images or smaller subsets"
+        )
+    rng = np.random.default_rng(seed)
+
+    def subset(features: np.ndarray) -> np.ndarray:
+        return features[rng.choice(len(features), subset_size, replace=False)].astype(np.float64)
+
+    values = np.array([_mmd2(subset(x), subset(y)) for _ in range(num_subsets)])
+    independent = min(num_subsets, smaller // subset_size)
+    return Estimate(float(values.mean()), standard_error(values, independent))
+
+
+def _mmd2(x: np.ndarray, y: np.ndarray) -> float:
+    """Return the unbiased MMD² of two sets [m, D] of one size."""
+    m, dim = x.shape
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return (a @ b.T / dim + 1.0) ** 3
+
+    def off_diagonal(k: np.ndarray) -> float:
+        return (k.sum() - np.trace(k)) / (m * (m - 1))
+
+    within = off_diagonal(kernel(x, x)) + off_diagonal(kernel(y, y))
+    return float(within - 2.0 * kernel(x, y).mean())
+
+
+def inception_score(logits: np.ndarray, *, num_splits: int = 10) -> Estimate:
+    """Return the mean of exp E KL(p(y|x) ‖ p(y)) over splits, in the given order.
+
+    Limits: between 1 (every p(y|x) the same) and the number of classes (each x of one class, the
+    classes equally often). It grows with the size of a split: compare at one n alone.
+
+    Args:
+      logits: [n, K] float, of a classifier; in an order that does not depend on the class.
+      num_splits: parts of equal size (to one image) with a p(y) of their own.
+
+    Raises:
+      UserError: fewer than 2 logits in a split.
+    """
+    if len(logits) < 2 * num_splits:
+        raise UserError(
+            f"an Inception score in {num_splits} splits needs at least {2 * num_splits} images, "
+            f"found {len(logits)}"
+        )
+    log_p = special.log_softmax(np.asarray(logits, np.float64), axis=1)
+    edges = np.arange(num_splits + 1) * len(log_p) // num_splits
+    scores = []
+    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        part = log_p[start:stop]
+        log_marginal = special.logsumexp(part, axis=0, keepdims=True) - np.log(len(part))
+        scores.append(np.exp((np.exp(part) * (part - log_marginal)).sum(axis=1).mean()))
+    return Estimate(float(np.mean(scores)), standard_error(np.array(scores)))

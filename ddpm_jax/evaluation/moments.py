@@ -1,0 +1,105 @@
+"""Mean and covariance of features, streamed in float64, and the Fréchet distance between two.
+
+  n = n_a + n_b,  δ = m_b - m_a,  m = m_a + δ n_b / n,
+  M₂ = M₂a + M₂b + δ δᵀ n_a n_b / n            (Chan, Golub & LeVeque 1979, "pairwise" update)
+
+  d² = |m_a - m_b|² + tr(C_a + C_b - 2 (C_a C_b)^½)         (Heusel et al. 2017, eq. 6)
+
+The trace is the squared Bures distance of the covariances, min over orthogonal U of
+|C_a^½ - C_b^½ U|²_F, at U = Q Pᵀ of the SVD C_a^½ C_b^½ = P Σ Qᵀ. It is computed as this sum of
+squares: near zero nothing cancels, singular covariances need no ridge, and it is never negative.
+"""
+
+import functools
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from scipy import linalg
+
+from ddpm_jax.errors import UserError
+
+
+class Moments(NamedTuple):
+    """What the Fréchet distance needs to know of n features.
+
+    Attributes:
+      n: how many.
+      mean: [D] float64.
+      m2: [D, D] float64, the sum of (f - mean)(f - mean)ᵀ.
+    """
+
+    n: int
+    mean: np.ndarray
+    m2: np.ndarray
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """The unbiased covariance, [D, D] float64."""
+        return self.m2 / (self.n - 1)
+
+
+def moments(features: np.ndarray) -> Moments:
+    """Return the moments of features [n, D]."""
+    features = np.asarray(features, np.float64)
+    mean = features.mean(axis=0)
+    centred = features - mean
+    return Moments(len(features), mean, centred.T @ centred)
+
+
+def merge(a: Moments, b: Moments) -> Moments:
+    """Return the moments of the features of `a` and of `b` together."""
+    n = a.n + b.n
+    delta = b.mean - a.mean
+    m2 = a.m2 + b.m2 + np.outer(delta, delta) * (a.n * b.n / n)
+    return Moments(n, a.mean + delta * (b.n / n), m2)
+
+
+def streamed(batches: Iterable[np.ndarray]) -> Moments:
+    """Return the moments of features that come in batches [b, D]; one batch is held at a time."""
+    return functools.reduce(merge, map(moments, batches))
+
+
+def check_enough(what: str, n: int, dim: int) -> None:
+    """Refuse a covariance of fewer than D + 1 features: it is singular whatever they are.
+
+    Raises:
+      UserError: n is below dim + 1; `what` says of what.
+    """
+    if n <= dim:
+        raise UserError(
+            f"a Fréchet distance in {dim} features needs at least {dim + 1} images, found {n} "
+            f"{what}; take more images, or a network with fewer features"
+        )
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """Return the squared Fréchet distance between two Gaussians; FID is it in Inception's features.
+
+    Limits: at least 0; a set with itself gives 0 to rounding; symmetric. Its estimate from n
+    images is biased upwards, by about 1/n: compare at one n alone.
+
+    Args:
+      a: of one set.
+      b: of the other, in the same features.
+
+    Raises:
+      UserError: a set of no more than D features, or features of two widths.
+    """
+    if a.mean.shape != b.mean.shape:
+        raise UserError(
+            f"features of one width are wanted, found {a.mean.shape[0]} and {b.mean.shape[0]}"
+        )
+    for one in (a, b):
+        check_enough("in one of the sets", one.n, len(one.mean))
+    root_a, root_b = _root(a.covariance), _root(b.covariance)
+    p, _, q_transposed = linalg.svd(root_a @ root_b)
+    rotation = q_transposed.T @ p.T
+    shape = np.square(root_a - root_b @ rotation).sum()
+    return float(np.square(a.mean - b.mean).sum() + shape)
+
+
+def _root(covariance: np.ndarray) -> np.ndarray:
+    """Return the symmetric square root of a positive semi-definite matrix."""
+    values, vectors = linalg.eigh(covariance)
+    return (vectors * np.sqrt(values.clip(0.0))) @ vectors.T

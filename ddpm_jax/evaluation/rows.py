@@ -1,0 +1,133 @@
+"""Features of samples against those of a data set, as rows of a table: name, value, error, n.
+
+A name says what was compared with what: `fid50k_train` is the Fréchet distance of 50,000 samples to
+the training images in Inception's features, `fd1k_test` that of 1,000 to the held-out images in any
+other's. So too for the kernel distance, `kid` and `kd`, and for the Inception score, `is` and `cs`.
+A number that too few images would make meaningless is not given, and the row says why.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ddpm_jax.evaluation import distances, manifolds
+from ddpm_jax.evaluation.distances import Estimate, standard_error
+from ddpm_jax.evaluation.moments import Moments, frechet_distance, moments
+
+SPLITS = 10  # of the Inception score
+PER_SPLIT = 100  # images, at least
+MIN_KERNEL = 100  # images, at least, for the kernel distance and the manifolds
+MAX_SUBSET = 1000  # images of a subset of the kernel distance
+
+
+class Row(NamedTuple):
+    """One line of a table.
+
+    Attributes:
+      name: of the metric, with n and the split in it.
+      value: the mean over the seeds, or None where it is not given.
+      error: its standard error, or None where it is not known.
+      n: images of each seed.
+      note: what else there is to say; of a row without a value, why.
+    """
+
+    name: str
+    value: float | None
+    error: float | None
+    n: int
+    note: str = ""
+
+
+def short(n: int) -> str:
+    """Return n as it stands in a metric's name: 50000 is "50k", 1634 is "1634"."""
+    return f"{n // 1000}k" if n % 1000 == 0 else str(n)
+
+
+def frechet_name(network: str, n: int, split: str) -> str:
+    """Return the name of the Fréchet distance of n samples to a split."""
+    return f"{_names(network)[0]}{short(n)}_{split}"
+
+
+def _names(network: str) -> tuple[str, str, str]:
+    """Return what the Fréchet and the kernel distance and the score are called."""
+    return ("fid", "kid", "is") if network == "inception" else ("fd", "kd", "cs")
+
+
+def compare(
+    features: np.ndarray,
+    reference: Moments,
+    reference_features: np.ndarray,
+    *,
+    network: str,
+    split: str,
+    head: tuple[np.ndarray, np.ndarray] | None = None,
+) -> dict[str, Estimate | str]:
+    """Measure the features of the samples of one seed.
+
+    Args:
+      features: [n, D] float, of samples, in the order in which they were drawn.
+      reference: moments of the split's features.
+      reference_features: [m, D] float, of all its images or of some drawn at random.
+      network: the feature network's name.
+      split: "train" or "test".
+      head: (weights [D, K], bias [K]) from features to logits; None gives no Inception score.
+
+    Returns:
+      name -> the estimate, or what is missing for one.
+    """
+    (n, dim), m = features.shape, len(reference_features)
+    found: dict[str, Estimate | str] = {}
+    name, (_, kernel, score) = frechet_name(network, n, split), _names(network)
+    if n > dim:
+        found[name] = Estimate(frechet_distance(moments(features), reference), np.nan)
+    else:
+        found[name] = f"needs at least {dim + 1} images for {dim} features"
+    name, smaller = f"{kernel}{short(n)}_{split}", min(n, m)
+    if smaller >= MIN_KERNEL:
+        size = min(MAX_SUBSET, smaller // 10)
+        found[name] = distances.kernel_distance(features, reference_features, subset_size=size)
+    else:
+        found[name] = f"needs at least {MIN_KERNEL} images in each set"
+    if head is not None:
+        name = f"{score}{short(n)}"
+        if n >= SPLITS * PER_SPLIT:
+            logits = features @ head[0] + head[1]
+            found[name] = distances.inception_score(logits, num_splits=SPLITS)
+        else:
+            found[name] = f"needs at least {SPLITS * PER_SPLIT} images"
+    # Radii depend on the number of images: equally many of both, as in the paper.
+    names = [f"{field}{short(n)}_{split}" for field in manifolds.Manifolds._fields]
+    if smaller >= MIN_KERNEL:
+        order = np.random.default_rng(0).permutation(m)[:smaller]
+        values = manifolds.compare(reference_features[order], features[:smaller])
+        found |= {k: Estimate(v, np.nan) for k, v in zip(names, values, strict=True)}
+    else:
+        found |= dict.fromkeys(names, f"needs at least {MIN_KERNEL} images in each set")
+    return found
+
+
+def over_seeds(measured: Sequence[Mapping[str, Estimate | str]], n: int) -> list[Row]:
+    """Return the rows of several seeds: means, with the standard error over the seeds.
+
+    With one seed, the error is the estimate's own where it has one. Of Fréchet distances the
+    minimum over the seeds is a row of its own, as papers report it.
+
+    Args:
+      measured: of each seed, name -> estimate, or what is missing.
+      n: images of each seed.
+    """
+    rows = []
+    for name, first in measured[0].items():
+        if isinstance(first, str):
+            rows.append(Row(name, None, None, n, first))
+            continue
+        values = np.array([seed[name].value for seed in measured])
+        error = standard_error(values) if len(values) > 1 else first.error
+        error = None if math.isnan(error) else error
+        rows.append(Row(name, float(values.mean()), error, n))
+        if name.startswith(("fd", "fid")) and len(values) > 1:
+            note = f"the least of {len(values)} seeds"
+            rows.append(Row(f"{name}_min", float(values.min()), None, n, note))
+    return rows

@@ -1,0 +1,75 @@
+"""The training loss that a config asks for, and the draw of its timesteps."""
+
+import functools
+from collections.abc import Callable
+
+from ddpm_jax import losses, time_samplers
+from ddpm_jax.config import Config, LossConfig
+from ddpm_jax.errors import UserError, look_up
+from ddpm_jax.predictions import check_kind
+from ddpm_jax.process import GaussianProcess
+from ddpm_jax.time_samplers import TimeSampler
+from ddpm_jax.types import ApplyFn, Array
+
+WEIGHTINGS = {
+    "simple": lambda c: losses.simple,
+    "vlb": lambda c: losses.vlb,
+    "min_snr": lambda c: functools.partial(losses.min_snr, gamma=c.min_snr_gamma),
+    "p2": lambda c: functools.partial(losses.p2, k=c.p2_k, gamma=c.p2_gamma),
+}
+TIME_SAMPLERS = {
+    "uniform": time_samplers.uniform,
+    "stratified": time_samplers.stratified,
+    "loss_second_moment": time_samplers.loss_second_moment,
+}
+
+
+def time_sampler(config: LossConfig, num_timesteps: int) -> TimeSampler:
+    """Build the draw of training times."""
+    return look_up(TIME_SAMPLERS, "loss.t_sampler", config.t_sampler)(num_timesteps)
+
+
+def loss_fn(config: Config, process: GaussianProcess, apply_fn: ApplyFn) -> Callable[..., Array]:
+    """Build the loss per example: (params, x_0, t, eps, cond, train, key) -> [B] float32.
+
+    Raises:
+      UserError: an unknown name, or an objective and a network that do not fit.
+    """
+    c, learned = config.loss, config.model.learn_variance
+    check_kind(process, c.kind)
+    weighting = look_up(WEIGHTINGS, "loss.weighting", c.weighting)(c)
+    if c.objective == "simple" and learned:
+        raise UserError(
+            "model.learn_variance is True, but loss.objective=simple never trains the variance; "
+            "take hybrid or vlb"
+        )
+    if c.objective == "hybrid" and not learned:
+        raise UserError(
+            "loss.objective is hybrid, whose bound trains the variance alone, but "
+            "model.learn_variance is False; set it to True"
+        )
+    if c.objective != "hybrid" and c.vlb_lambda != LossConfig.vlb_lambda:
+        raise UserError(
+            f"loss.vlb_lambda is {c.vlb_lambda}, but loss.objective={c.objective} does not use it "
+            f"(hybrid: yes); leave it at {LossConfig.vlb_lambda}"
+        )
+
+    def loss(params, x_0, t, eps, cond, train, key):
+        return losses.denoising_loss(
+            process,
+            apply_fn,
+            params,
+            x_0,
+            t,
+            eps,
+            cond,
+            kind=c.kind,
+            weighting=weighting,
+            objective=c.objective,
+            vlb_lambda=c.vlb_lambda,
+            variance="learned_range" if learned else config.sample.variance,
+            train=train,
+            key=key,
+        )
+
+    return loss
