@@ -107,8 +107,10 @@ def loss_fn(config: Config, apply_fn: ApplyFn) -> Callable[..., Array]:
 def sample_fn(config: Config, network: Model, image_shape: tuple[int, int, int]) -> Callable:
     """Build `sample(params, key, n, cond=None, *, start=0)` of the parameters of `joint_model`.
 
-    The chain is theirs, so other parameters compile anew.
+    Where the schedule is learned the chain is theirs, so other parameters compile anew.
     """
+    if config.process.schedule != "learned":
+        return build.sample_fn(config, build.process(config.process), network, image_shape)
 
     def build_sample(params: Params) -> Callable:
         process, _ = split(config.process, params)

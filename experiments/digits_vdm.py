@@ -18,4 +18,5 @@ def get_config() -> ml_collections.ConfigDict:
     config = digits.get_config()
     config.process.schedule = "learned"
     config.model.fourier_features = (7, 8)
+    config.sample.variance = "fixed_small"  # what the bound in continuous time is the limit of
     return config

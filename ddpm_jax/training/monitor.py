@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from ddpm_jax import build, data, references
+from ddpm_jax import learned, data, references
 from ddpm_jax.api import sample_in_chunks
 from ddpm_jax.config import Config
 from ddpm_jax.errors import UserError
@@ -50,7 +50,7 @@ def make_monitor(
     check_enough("samples (eval.num_samples)", n, dim)
     check_enough("in the training set", reference.moments.n, dim)
     fast = for_evaluation(config)
-    sample = build.sample_fn(fast, parts.process, parts.model, dataset.image_shape)
+    sample = learned.sample_fn(fast, parts.model, dataset.image_shape)
     features = make_features(network)
     cond = drawn_cond(config, dataset.train, rows, n, config.train.seed)
 

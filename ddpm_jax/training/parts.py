@@ -58,14 +58,12 @@ def build_parts(
     if config.process.schedule == "learned":
         loss_fn = learned.loss_fn(config, model.apply)
         time_sampler = held_out_times = learned.time_sampler(num_timesteps)
-        sample = learned.sample_fn(config, model, image_shape)
         model = learned.joint_model(config.process, model)
     else:
         process = build.process(config.process)
         loss_fn = objectives.loss_fn(config, process, model.apply)
         time_sampler = objectives.time_sampler(config.loss, num_timesteps)
         held_out_times = time_samplers.uniform(num_timesteps)  # comparable over the run
-        sample = build.sample_fn(config, process, model, image_shape)
     seed_key = jax.random.key(config.train.seed)
     init_key, train_key, eval_key, sample_key = jax.random.split(seed_key, 4)
     check(config, image_shape)
@@ -88,6 +86,6 @@ def build_parts(
         init=lambda: init_state(model, optimizer, init_key, time_sampler),
         train_step=train_step,
         eval_step=make_eval_step(loss_fn, held_out_times, cond_fn=cond_fn, key=eval_key),
-        sample=sample,
+        sample=learned.sample_fn(config, model, image_shape),
         sample_key=sample_key,
     )
