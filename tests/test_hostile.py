@@ -1,4 +1,4 @@
-"""A run and its files are data: reading those of a stranger runs no code and leaves no directory."""
+"""A run and its files are data: reading a stranger's runs no code and leaves no directory."""
 
 import ast
 import pathlib
