@@ -163,6 +163,11 @@ class EvalConfig:
     sampler: str = "dpm_solver_pp_2m"  # for both: a fast one, not the run's own
     num_steps: int = 20
     timesteps: str = "trailing"
+    bound_images: int = (
+        1024  # experiments.evaluate: images of each split whose bits/dim are bounded
+    )
+    bound_terms: int = 100  # of the T terms of the bound, for each of these images
+    ode_tolerance: float = 1e-4  # of experiments.evaluate --ode
 
 
 @dataclasses.dataclass(frozen=True)

