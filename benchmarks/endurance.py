@@ -1,9 +1,10 @@
 """Does a long run grow? python -m benchmarks.endurance --steps=10000
 
 Trains a tiny network on the digits in a process of its own, with checkpoints, held-out losses and
-logs all along, and reads that process's resident memory and open files from /proc (Linux). Prints
-the medians early (steps 10 % to 20 %) and late (90 % to 100 %) and their ratio, and the sizes of
-what was written.
+logs all along, and reads that process's memory and open files from /proc (Linux). Its own memory
+is the anonymous pages, resident or swapped out; the resident ones also hold pages of files, such as
+libraries, which the kernel takes back where memory is short. Prints the medians early (steps 10 %
+to 20 %) and late (90 % to 100 %), their ratio, the most, and the sizes of what was written.
 """
 
 import os
@@ -60,7 +61,7 @@ def main() -> None:
         words = tiny_run(
             workdir.root, train__num_steps=n, train__checkpoint_every=every, eval__every=2 * every
         )
-        looks = []  # (step, resident bytes, open files)
+        looks = []  # (step, own MiB, resident MiB, open files)
         with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
             start = time.perf_counter()
             os.set_blocking(process.stdout.fileno(), False)
@@ -76,13 +77,12 @@ def main() -> None:
         if process.returncode:
             raise SystemExit(process.returncode)
         early = [look for look in looks if 0.1 * n <= look[0] < 0.2 * n]
-        late = [look for look in looks if 0.9 * n <= look[0]]
-        for i, name, unit in ((1, "resident memory", 2**20), (2, "open files", 1)):
-            before, after = (statistics.median(x[i] for x in part) / unit for part in (early, late))
-            most = max(look[i] for look in looks) / unit
-            print(
-                f"{name}: {before:.1f} early, {after:.1f} late ({after / before:.4f}), {most:.1f}"
-            )
+        late = [look for look in looks if 0.9 * n <= look[0] < n]
+        for i, name in enumerate(("own memory, MiB", "resident memory, MiB", "open files"), 1):
+            before, after = (statistics.median(look[i] for look in part) for part in (early, late))
+            most = max(look[i] for look in looks)
+            ratio = after / before
+            print(f"{name}: {before:.1f} early, {after:.1f} late ({ratio:.4f}), {most:.1f} at most")
         rows = len(metrics.read(workdir.metrics))
         print(f"{n} steps in {seconds:.0f} s, {len(early)} and {len(late)} looks")
         print(f"metrics.jsonl: {rows} rows, {workdir.metrics.stat().st_size / 1e3:.0f} kB")
@@ -91,12 +91,14 @@ def main() -> None:
             print(f"{path.name}: {size / 1e3:.0f} kB")
 
 
-def _look(pid: int) -> tuple[int, int] | None:
-    """Return a process's resident bytes and number of open files; None if it has just ended."""
+def _look(pid: int) -> tuple[float, float, int] | None:
+    """Return a process's own and resident MiB and open files; None if it has just ended."""
     try:
-        resident = int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1])
-        return resident * os.sysconf("SC_PAGE_SIZE"), len(os.listdir(f"/proc/{pid}/fd"))
-    except OSError:
+        lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
+        kib = {words[0]: int(words[1]) for line in lines if (words := line.split())[-1:] == ["kB"]}
+        own, resident = kib["RssAnon:"] + kib["VmSwap:"], kib["VmRSS:"]
+        return own / 1024, resident / 1024, len(os.listdir(f"/proc/{pid}/fd"))
+    except (OSError, KeyError):  # a process that has ended has no memory
         return None
 
 
