@@ -35,14 +35,18 @@ def _classifier_and_images() -> tuple[MLPClassifier, np.ndarray]:
     train = data.open_dataset(DataConfig(name="digits")).train
     images, labels = train.read(np.arange(len(train)))
     images = images.reshape(len(images), -1) / 127.5 - 1.0
-    classifier = MLPClassifier((64,), alpha=1e-2, max_iter=300, random_state=0)
-    return classifier.fit(images, labels), images
+    mlp = MLPClassifier((64,), alpha=1e-2, max_iter=300, random_state=0)
+    return mlp.fit(images, labels), images
+
+
+def classifier() -> MLPClassifier:
+    """Return the classifier, of rows [N, 64] in [-1, 1]: predict, score and the like."""
+    return _classifier_and_images()[0]
 
 
 def features(images: np.ndarray) -> np.ndarray:
     """Return the classifier's hidden layer, [N, 64], of images [N, 8, 8, 1] in [-1, 1]."""
-    classifier, _ = _classifier_and_images()
-    weights, bias = classifier.coefs_[0], classifier.intercepts_[0]
+    weights, bias = classifier().coefs_[0], classifier().intercepts_[0]
     return np.maximum(images.reshape(len(images), -1) @ weights + bias, 0.0)
 
 

@@ -1,92 +1,190 @@
 """Quality against evaluations for every sampler, on a trained run of the digits:
 
-python -m benchmarks.samplers --workdir=runs/digits --n=400 --out=docs/figures/samplers.png
+python -m benchmarks.samplers --workdir=runs/digits --results=samplers.json \
+    --out=docs/figures/samplers.png
 
-The quality is the Fréchet distance of `benchmarks/digits_quality.py`. Every sampler starts from the
-same noise, and is given the same number of network evaluations, not of steps. The yardstick is the
-whole chain by ancestral sampling, drawn from two seeds: their difference is what chance does.
+The quality is the Fréchet distance of `benchmarks/digits_quality.py`. Every sampler of one seed
+starts from the same noise, and is given the same number of network evaluations, not of steps. The
+yardstick is the whole chain by ancestral sampling, from several seeds. What was measured is kept in
+--results: the same command goes on where it was stopped, and draws again without measuring.
 """
 
+import functools
+import json
 import pathlib
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import matplotlib
 import numpy as np
 from absl import flags
 
 from benchmarks.digits_quality import quality
-from ddpm_jax import runs, samplers, timesteps
-from ddpm_jax.api import make_sample
+from ddpm_jax import build, compiler, runs, samplers
+from ddpm_jax.config import SampleConfig
+from ddpm_jax.samplers.base import draw_x_T
 from experiments import command
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a run of the digits.")
-N = flags.DEFINE_integer("n", 400, "Images for each measurement; the distance depends on it.")
-EVALUATIONS = flags.DEFINE_list("evaluations", ["10", "20", "50"], "Network evaluations.")
-OUT = flags.DEFINE_string("out", None, "Where to draw the plot, a PNG; nowhere if unset.")
-flags.mark_flag_as_required("workdir")
+TRAILING, ALL = ("trailing",), ("trailing", "log_snr", "karras")  # grids
 
-SAMPLERS = {  # name -> (process -> sampler, evaluations -> steps)
-    "ancestral, fixed_small": (lambda p: samplers.ancestral(p, "fixed_small"), lambda e: e),
-    "ancestral, fixed_large": (lambda p: samplers.ancestral(p, "fixed_large"), lambda e: e),
-    "ddim, eta 0": (lambda p: samplers.ddim(p), lambda e: e),
-    "ddim, eta 0.5": (lambda p: samplers.ddim(p, 0.5), lambda e: e),
-    "heun": (lambda p: samplers.heun(p), lambda e: (e + 1) // 2),
-    "dpm_solver_pp_2m": (lambda p: samplers.dpm_solver_pp_2m(p), lambda e: e),
-    "dpm_solver_pp_2m, SDE": (lambda p: samplers.dpm_solver_pp_2m(p, True), lambda e: e),
-    "dpm_solver_pp_3m": (lambda p: samplers.dpm_solver_pp_3m(p), lambda e: e),
-    "dpm_solver_pp_2s": (lambda p: samplers.dpm_solver_pp_2s(p), lambda e: (e + 1) // 2),
-    "unipc, order 2": (lambda p: samplers.unipc(p, 2), lambda e: e),
-    "predictor_corrector": (lambda p: samplers.predictor_corrector(p), lambda e: e // 2),
+WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a run of the digits.")
+N = flags.DEFINE_integer("n", 1000, "Images for each measurement; the distance depends on it.")
+EVALUATIONS = flags.DEFINE_list("evaluations", ["10", "20", "50"], "Network evaluations.")
+SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of the whole chain and of the candidates.")
+PARTS = flags.DEFINE_list("parts", ["table", "candidates", "whole"], "What to measure.")
+GRIDS = flags.DEFINE_list("grids", list(ALL), "Grids of the table and of the candidates.")
+RESULTS = flags.DEFINE_string("results", None, "JSON of what was measured, read and added to.")
+OUT = flags.DEFINE_string("out", None, "Where to draw the plot, a PNG; nowhere if unset.")
+flags.mark_flags_as_required(["workdir", "results"])
+
+CHUNK = 50  # images at once: what the network makes of them fits in the caches
+ONE, TWO = (lambda e: e), (lambda e: (e + 1) // 2)  # evaluations -> steps; Heun's last takes one
+SAMPLERS = {  # name -> (process -> sampler, evaluations -> steps, grids)
+    "ancestral, fixed_small": (lambda p: samplers.ancestral(p, "fixed_small"), ONE, TRAILING),
+    "ancestral, fixed_large": (lambda p: samplers.ancestral(p, "fixed_large"), ONE, TRAILING),
+    "ddim, eta 0": (lambda p: samplers.ddim(p), ONE, ALL),
+    "ddim, eta 0.5": (lambda p: samplers.ddim(p, 0.5), ONE, TRAILING),
+    "heun": (lambda p: samplers.heun(p), TWO, ALL),
+    "dpm_solver_pp_2m": (lambda p: samplers.dpm_solver_pp_2m(p), ONE, ALL),
+    "dpm_solver_pp_2m, SDE": (lambda p: samplers.dpm_solver_pp_2m(p, True), ONE, ALL),
+    "dpm_solver_pp_3m": (lambda p: samplers.dpm_solver_pp_3m(p), ONE, ALL),
+    "dpm_solver_pp_2s": (lambda p: samplers.dpm_solver_pp_2s(p), TWO, ALL),
+    "unipc, order 2": (lambda p: samplers.unipc(p, 2), ONE, ALL),
+    "unipc, order 3": (lambda p: samplers.unipc(p, 3), ONE, ALL),
+    "predictor_corrector": (lambda p: samplers.predictor_corrector(p), lambda e: e // 2, TRAILING),
 }
+WHOLE = ("ancestral, fixed_large", "ancestral, fixed_small")
+CANDIDATES = ("dpm_solver_pp_2m", "dpm_solver_pp_2m, SDE", "unipc, order 2")
+BUDGET = 20  # evaluations of the candidates
+
+Results = dict[str, float]
 
 
 def main() -> None:
     run = runs.open_run(WORKDIR.value)
-    process, shape = run.process, run.facts.image_shape
+    path = pathlib.Path(RESULTS.value)
+    results = json.loads(path.read_text()) if path.exists() else {}
     evaluations = [int(e) for e in EVALUATIONS.value]
+    T = run.process.num_timesteps
+    walks = {name: functools.cache(functools.partial(_walker, run, name)) for name in SAMPLERS}
 
-    def measure(sampler: samplers.Sampler, grid: np.ndarray | None, seed: int = 0) -> float:
-        sample = make_sample(
-            process,
-            run.model.apply,
-            shape=shape,
-            sampler=sampler,
-            kind=run.config.loss.kind,
-            timesteps=grid,
-        )
-        return quality(np.asarray(sample(run.params, jax.random.key(seed), N.value)))
+    def measure(name: str, grid: str, evaluations: int, seed: int) -> None:
+        key = _key(name, grid, evaluations, seed)
+        if key in results:
+            return
+        steps = SAMPLERS[name][1](evaluations)
+        timesteps = build.grid(SampleConfig(num_steps=steps, timesteps=grid), run.process)
+        results[key] = quality(walks[name]()(timesteps, seed))
+        path.write_text(json.dumps(results, indent=1))
+        print(f"{key}: {results[key]:.3f}", flush=True)
 
-    whole = [measure(samplers.ancestral(process), None, seed) for seed in (0, 1)]
-    print(f"{N.value} images; ancestral, {process.num_timesteps} steps, two seeds: {whole}")
-    print("| sampler | " + " | ".join(map(str, evaluations)) + " |")
-    print("|---|" + "---|" * len(evaluations))
-    table = {}
-    for name, (build_sampler, steps) in SAMPLERS.items():
-        table[name] = []
-        for e in evaluations:
-            grid = timesteps.trailing(process.num_timesteps, steps(e))
-            table[name].append(measure(build_sampler(process), grid))
-        cells = " | ".join(f"{value:.2f}" for value in table[name])
-        print(f"| {name} | {cells} |", flush=True)
+    seeds = range(SEEDS.value)
+    rows = [(n, g) for n, (_, _, grids) in SAMPLERS.items() for g in grids if g in GRIDS.value]
+    asked = {
+        "table": [(*row, e, 0) for e in evaluations for row in rows],
+        "candidates": [(*row, BUDGET, i) for row in rows if row[0] in CANDIDATES for i in seeds],
+        "whole": [(name, "trailing", T, i) for name in WHOLE for i in seeds],
+    }
+    for part in PARTS.value:
+        for what in asked[part]:
+            measure(*what)
+
+    _report(results, evaluations, T)
     if OUT.value:
-        _plot(table, evaluations, whole, pathlib.Path(OUT.value))
+        _plot(results, evaluations, T, pathlib.Path(OUT.value))
 
 
-def _plot(
-    table: dict[str, list[float]], evaluations: list[int], whole: list[float], out: pathlib.Path
-) -> None:
-    """Draw distance against evaluations, the whole chain as a band."""
+def _key(name: str, grid: str, evaluations: int, seed: int) -> str:
+    return f"{name}; {grid}; {evaluations}; n {N.value}; seed {seed}"
+
+
+def _walker(run: runs.Run, name: str) -> Callable[[np.ndarray, int], np.ndarray]:
+    """Return (timesteps, seed) -> images [n, H, W, C]: what `make_sample` draws.
+
+    Here the step is compiled, not the chain, so that a sampler compiles once for all its grids.
+    """
+    sampler = SAMPLERS[name][0](run.process)
+    denoiser = build.denoiser(run.config, run.process, run.model)
+
+    @functools.partial(jax.jit, compiler_options=compiler.options(compiler.NETWORK))
+    def step(params, keys, state, t, s):
+        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
+        return sampler.step(denoiser(params, None), step_keys, state, t, s)[0]
+
+    @jax.jit
+    def start(key, index):
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+        return keys, sampler.init(draw_x_T(keys, run.facts.image_shape))
+
+    def walk(timesteps: np.ndarray, seed: int) -> np.ndarray:
+        images = []
+        for first in range(0, N.value, CHUNK):
+            keys, state = start(jax.random.key(seed), np.arange(first, first + CHUNK))
+            for t, s in zip(timesteps[:-1], timesteps[1:], strict=True):
+                state = step(run.params, keys, state, jnp.int32(t), jnp.int32(s))
+            images.append(np.asarray(state.x))
+        return np.concatenate(images)[: N.value]
+
+    return walk
+
+
+def _seeds(results: Results, name: str, grid: str, evaluations: int) -> list[float]:
+    """Return what was measured from each seed."""
+    keys = (_key(name, grid, evaluations, seed) for seed in range(SEEDS.value))
+    return [results[key] for key in keys if key in results]
+
+
+def _mean(values: list[float]) -> str:
+    """Return the mean and its standard error over seeds."""
+    if len(values) < 2:
+        return " ".join(f"{v:.3f}" for v in values)
+    error = np.std(values, ddof=1) / np.sqrt(len(values))
+    return f"{np.mean(values):.3f} ± {error:.3f} ({len(values)} seeds)"
+
+
+def _report(results: Results, evaluations: list[int], T: int) -> None:
+    """Print the table in Markdown, and means over seeds."""
+    print("| sampler | grid | " + " | ".join(map(str, evaluations)) + " |")
+    print("|---|---|" + "---|" * len(evaluations))
+    for name, (_, _, grids) in SAMPLERS.items():
+        for grid in grids:
+            found = [results.get(_key(name, grid, e, 0)) for e in evaluations]
+            cells = " | ".join("-" if value is None else f"{value:.2f}" for value in found)
+            print(f"| {name} | {grid} | {cells} |")
+    for name in CANDIDATES:
+        for grid in SAMPLERS[name][2]:
+            print(f"{name}, {grid}, {BUDGET}: {_mean(_seeds(results, name, grid, BUDGET))}")
+    for name in WHOLE:
+        print(f"{name}, all {T} steps: {_mean(_seeds(results, name, 'trailing', T))}")
+
+
+def _plot(results: Results, evaluations: list[int], T: int, out: pathlib.Path) -> None:
+    """Draw distance against evaluations, a panel for each grid, the whole chain as a band."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    for name, values in table.items():
-        axes.plot(evaluations, values, marker="o", label=name)
-    axes.axhspan(min(whole), max(whole), color="0.8", label="ancestral, whole chain")
-    axes.set(xscale="log", yscale="log", xlabel="network evaluations", ylabel="Fréchet distance")
-    axes.set_xticks(evaluations, [str(e) for e in evaluations])
-    axes.legend(fontsize=7)
-    figure.savefig(out, dpi=120)
+    whole = [value for name in WHOLE for value in _seeds(results, name, "trailing", T)]
+    figure, panels = pyplot.subplots(
+        1, len(ALL), figsize=(12, 5.5), sharey=True, layout="constrained"
+    )
+    for grid, axes in zip(ALL, panels, strict=True):
+        for i, (name, (_, _, grids)) in enumerate(SAMPLERS.items()):
+            if grid in grids:
+                values = [results.get(_key(name, grid, e, 0), np.nan) for e in evaluations]
+                style = {"marker": "osv^D"[i % 5], "color": pyplot.get_cmap("Paired")(i)}
+                axes.plot(evaluations, values, **style, label=name)
+        if whole:
+            label = f"ancestral, all {T} steps, {len(whole)} runs"
+            axes.axhspan(min(whole), max(whole), color="0.8", label=label)
+        axes.set(xscale="log", yscale="log", xlabel="network evaluations", title=f"{grid} grid")
+        axes.set_xticks(evaluations, [str(e) for e in evaluations])
+        axes.minorticks_off()
+        axes.set_yticks([0.5, 1, 2, 5], ["0.5", "1", "2", "5"])
+    panels[0].set_ylabel(f"Fréchet distance, {N.value} images")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
+    figure.savefig(out, dpi=100)
 
 
 if __name__ == "__main__":

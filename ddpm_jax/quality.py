@@ -1,6 +1,5 @@
 """How good the samples of a trained run are, and whether they are copies: `evaluate`."""
 
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -14,8 +13,7 @@ from ddpm_jax.evaluation.distances import Estimate
 from ddpm_jax.evaluation.features import FeatureNetwork, make_features
 from ddpm_jax.evaluation.rows import Row, short
 from ddpm_jax.runs import Run
-from ddpm_jax.training.conditioning import cond_names, make_cond_fn, text_rows
-from ddpm_jax.types import Conditioning
+from ddpm_jax.training.conditioning import drawn_cond, text_rows
 
 MAX_NEIGHBOURS = 1000  # samples of each seed, and held-out images, whose neighbours are sought
 SHOWN = 30  # of them in the picture
@@ -58,15 +56,17 @@ def evaluate(
       split: what to compare with: "train" or "test".
 
     Raises:
-      UserError: no such split, or too few of its images for these features.
+      UserError: no such split.
     """
+    source = references.source_of(dataset, split)
+    encoded = text_rows(run.config, dataset)[split == "test"]
     reference = references.reference(run.config.data, dataset, split, network)
     sample = build.sample_fn(run.config, run.process, run.model, run.facts.image_shape)
     features = make_features(network)
     near = _Neighbours(run, dataset)
     measured, picture = [], None
     for seed in range(num_seeds):
-        cond = _conditioning(run, dataset, split, n, seed)
+        cond = drawn_cond(run.config, source, encoded, n, seed)
         chunk_size = run.config.sample.chunk_size
         found, kept = [], []
         for chunk in sample_in_chunks(
@@ -90,6 +90,7 @@ def evaluate(
                 network=network.name,
                 split=split,
                 head=network.head,
+                seed=seed,
             )
             | near.compare(distance)
         )
@@ -122,25 +123,3 @@ class _Neighbours:
             return dict.fromkeys(names, "needs held-out images")
         found = memorisation.compare(distance, self._held_out)
         return {k: Estimate(v, np.nan) for k, v in zip(names, found, strict=True)}
-
-
-def _conditioning(
-    run: Run, dataset: data.Dataset, split: str, n: int, seed: int
-) -> Conditioning | None:
-    """Return what n images of the split, in random order, tell the network; None if nothing."""
-    if not cond_names(run.config):
-        return None
-    source = references.source_of(dataset, split)
-    encoded = dict(zip(("train", "test"), text_rows(run.config, dataset), strict=True))[split]
-    cond_fn = make_cond_fn(run.config)
-    order = np.random.default_rng(seed).permutation(len(source))
-    order = np.tile(order, math.ceil(n / len(order)))[:n]
-    parts = []
-    for start in range(0, n, references.CHUNK):  # the images need not fit in memory
-        indices = order[start : start + references.CHUNK]
-        images, labels = source.read(indices)
-        batch = {"image": images, "label": labels}
-        parts.append(
-            jax.device_get(cond_fn(batch | {name: v[indices] for name, v in encoded.items()}))
-        )
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -6,7 +6,9 @@ Data:     as `digits.py`; each small image is the mean of 2x2 pixels of its own 
 Command:  python -m experiments.train --config=experiments/digits_superres.py
           python -m experiments.sample --workdir=runs/digits_superres --n=64      (held-out digits)
           python -m experiments.sample --workdir=runs/digits_superres --image=small.png
-Measured: not yet (2026-11-23).
+Measured: loss 0.044, held-out 0.032 at 800 steps; 6 minutes on one core that did much else too
+          (2026-11-25, jax 0.10.2). RMS to the held-out original 0.279, of repeated pixels 0.439
+          (units of [-1, 1]); `docs/editing.md`.
 """
 
 import ml_collections

@@ -23,9 +23,10 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from ddpm_jax import coding, data, quality, references
+from ddpm_jax import coding, data, inception, quality, references
 from ddpm_jax.bound import Part
 from ddpm_jax.config import Config
+from ddpm_jax.data.prepared import data_directory
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import grids
 from ddpm_jax.evaluation.curves import rate_distortion
@@ -45,6 +46,9 @@ FEATURES = flags.DEFINE_enum(
     "classifier",
     ["classifier", "inception", "none"],
     "Network to compare samples in; none leaves the samples out.",
+)
+INCEPTION_WEIGHTS = flags.DEFINE_string(
+    "inception_weights", "", "File of Inception's weights; downloaded once if unset."
 )
 SPLIT = flags.DEFINE_enum("split", "train", ["train", "test"], "Images to compare with.")
 SAMPLER = flags.DEFINE_string("sampler", None, "Sampler, or own; config.eval.sampler if unset.")
@@ -177,7 +181,16 @@ def _sampling(config: Config) -> dict[str, Any]:
 def _network(config: Config, dataset: data.Dataset) -> tuple[FeatureNetwork, str]:
     """Return the feature network of --features, and a line about it."""
     if FEATURES.value == "inception":
-        raise UserError("--features=inception is not there yet")
+        if dataset.image_shape[-1] == 4:
+            raise UserError(
+                "--features=inception sees grey and RGB, but the images have alpha too; pass "
+                "--features=classifier"
+            )
+        directory = os.path.join(data_directory(config.data.data_dir), "downloads")
+        network = inception.load(directory, INCEPTION_WEIGHTS.value)
+        return network, f"Inception-v3 of the FID, 2048 pooled features ({network.name})"
+    if INCEPTION_WEIGHTS.value:
+        raise UserError("--inception_weights is given, but not --features=inception")
     network, accuracy = references.classifier(config.data, dataset)
     held_out = "held-out" if dataset.test else "held-back"
     about = f"a classifier trained on {config.data.name}, {accuracy:.1%} of {held_out} images right"

@@ -7,6 +7,7 @@ what was broken at 7 and far above. That a broken sampler, schedule or EMA does 
 here too, each broken once.
 """
 
+import json
 import os
 import pathlib
 import re
@@ -21,11 +22,13 @@ import pytest
 
 import ddpm_jax
 from benchmarks.digits_quality import quality
-from ddpm_jax import build, schedules, timesteps
+from ddpm_jax import data, references, schedules, timesteps
+from ddpm_jax.evaluation import grids, rows
+from ddpm_jax.evaluation.features import make_features
 from ddpm_jax.process import expand, q_posterior
+from ddpm_jax.runs import open_run
 from ddpm_jax.samplers.ancestral import AncestralState
 from ddpm_jax.samplers.base import draw_noise
-from ddpm_jax.training.workdir import open_for_reading, read_config, read_facts
 from ddpm_jax.variance import fixed_small
 
 pytestmark = pytest.mark.loose_promotion(reason="Linen's GroupNorm mixes ranks")
@@ -95,32 +98,66 @@ def noise_times(process, factor):
     return ddpm_jax.samplers.Sampler(AncestralState, step)
 
 
-def test_a_broken_sampler_schedule_or_ema_does_not_pass_the_bar(digits):
+def test_what_is_broken_ranks_below_what_is_not_and_does_not_pass_the_bar(digits):
+    """By the bar's distance, and by those of `experiments.evaluate` that rank models."""
     root, _ = digits
-    workdir = open_for_reading(root)
-    config, facts = read_config(workdir), read_facts(workdir)
-    model = build.model(config.model, facts.image_shape, facts.num_classes)
-    process = build.process(config.process)
+    run = open_run(root)
+    process, shape, half = run.process, run.facts.image_shape, run.process.num_timesteps // 2
     cosine = ddpm_jax.make_process(schedules.cosine(process.num_timesteps))
-    _, params = ddpm_jax.load(root)
-    initial = model.init(jax.random.key(1))
+    half_T = ddpm_jax.make_process(schedules.linear(half))
+    initial = run.model.init(jax.random.key(1))
     # What an EMA of decay 0.9999 without warm-up would hold after 1,200 steps: mostly the start.
-    stale = jax.tree.map(lambda a, b: 0.89 * a + 0.11 * b, initial, params)
+    stale = jax.tree.map(lambda a, b: 0.89 * a + 0.11 * b, initial, run.params)
 
-    def distance(process, sampler, params):
-        grid = timesteps.uniform(process.num_timesteps, FEW)
-        sample = ddpm_jax.make_sample(
-            process, model.apply, shape=facts.image_shape, sampler=sampler, timesteps=grid
+    def sampling(process, factor):
+        return ddpm_jax.make_sample(
+            process,
+            run.model.apply,
+            shape=shape,
+            sampler=noise_times(process, factor),
+            timesteps=timesteps.uniform(process.num_timesteps, FEW),
         )
-        return quality(np.asarray(sample(params, jax.random.key(0), N)))
 
-    found = {
-        "nothing broken": distance(process, noise_times(process, 1.0), params),
-        "no noise": distance(process, noise_times(process, 0.0), params),
-        "twice the noise": distance(process, noise_times(process, 2.0), params),
-        "another schedule": distance(cosine, noise_times(cosine, 1.0), params),
-        "stale EMA": distance(process, noise_times(process, 1.0), stale),
+    right = sampling(process, 1.0)
+    cases = {
+        "nothing broken": (right, run.params),
+        "no noise": (sampling(process, 0.0), run.params),
+        "twice the noise": (sampling(process, 2.0), run.params),
+        "another schedule": (sampling(cosine, 1.0), run.params),
+        "half the T": (sampling(half_T, 1.0), run.params),
+        "stale EMA": (right, stale),
+        "initial weights": (right, initial),
     }
-    print("Fréchet distances:", {name: round(value, 2) for name, value in found.items()})
-    assert found.pop("nothing broken") < BAR
-    assert all(value > BAR for value in found.values()), found
+    dataset = data.open_dataset(run.config.data)
+    network, _ = references.classifier(run.config.data, dataset)
+    reference = references.reference(run.config.data, dataset, "train", network)
+    features = make_features(network)
+    bar, metrics = {}, {}
+    for name, (sample, params) in cases.items():
+        images = np.asarray(sample(params, jax.random.key(0), N))
+        bar[name] = quality(images)
+        found = rows.compare(
+            features(grids.to_uint8(images)),
+            reference.moments,
+            reference.features,
+            network=network.name,
+            split="train",
+        )
+        metrics[name] = {metric: value.value for metric, value in found.items()}
+        print(name, round(bar[name], 2), {k: round(v, 3) for k, v in metrics[name].items()})
+    good, good_bar = metrics.pop("nothing broken"), bar.pop("nothing broken")
+    assert good_bar < BAR
+    for name, broken in metrics.items():
+        assert broken[f"kd{N}_train"] > good[f"kd{N}_train"] + 0.2, name
+        assert broken[f"fd{N}_train"] > good[f"fd{N}_train"], name
+        assert broken[f"coverage{N}_train"] < good[f"coverage{N}_train"], name
+    bar.pop("half the T")  # the network hardly minds that its t is twice too late
+    assert all(value > BAR for value in bar.values()), bar
+
+
+def test_the_command_judges_the_run(digits):
+    root, _ = digits
+    run_main("evaluate", f"--workdir={root}", f"--n={N}", "--seeds=2")
+    found = {r["name"]: r for r in json.loads((root / "evaluate.json").read_text())["rows"]}
+    assert 0 < found[f"fd{N}_train"]["value"] < BAR
+    assert found[f"memorised{N}"]["value"] < 0.1  # 0.01 is as many as of held-out images

@@ -66,7 +66,8 @@ def _mmd2(x: np.ndarray, y: np.ndarray) -> float:
     m, dim = x.shape
 
     def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return (a @ b.T / dim + 1.0) ** 3
+        base = a @ b.T / dim + 1.0
+        return base * base * base  # faster than numpy's general power
 
     def off_diagonal(k: np.ndarray) -> float:
         return (k.sum() - np.trace(k)) / (m * (m - 1))

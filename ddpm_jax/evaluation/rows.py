@@ -63,6 +63,7 @@ def compare(
     network: str,
     split: str,
     head: tuple[np.ndarray, np.ndarray] | None = None,
+    seed: int = 0,
 ) -> dict[str, Estimate | str]:
     """Measure the features of the samples of one seed.
 
@@ -73,6 +74,8 @@ def compare(
       network: the feature network's name.
       split: "train" or "test".
       head: (weights [D, K], bias [K]) from features to logits; None gives no Inception score.
+      seed: of the subsets of the reference; another for each seed of samples, so that the error
+        over these has it in.
 
     Returns:
       name -> the estimate, or what is missing for one.
@@ -80,14 +83,16 @@ def compare(
     (n, dim), m = features.shape, len(reference_features)
     found: dict[str, Estimate | str] = {}
     name, (_, kernel, score) = frechet_name(network, n, split), _names(network)
-    if n > dim:
+    if min(n, reference.n) > dim:
         found[name] = Estimate(frechet_distance(moments(features), reference), np.nan)
     else:
-        found[name] = f"needs at least {dim + 1} images for {dim} features"
+        found[name] = f"needs at least {dim + 1} images in each set for {dim} features"
     name, smaller = f"{kernel}{short(n)}_{split}", min(n, m)
     if smaller >= MIN_KERNEL:
-        size = min(MAX_SUBSET, smaller // 10)
-        found[name] = distances.kernel_distance(features, reference_features, subset_size=size)
+        size = min(MAX_SUBSET, smaller // 2)  # small subsets make a noisy mean
+        found[name] = distances.kernel_distance(
+            features, reference_features, subset_size=size, seed=seed
+        )
     else:
         found[name] = f"needs at least {MIN_KERNEL} images in each set"
     if head is not None:
@@ -100,7 +105,7 @@ def compare(
     # Radii depend on the number of images: equally many of both, as in the paper.
     names = [f"{field}{short(n)}_{split}" for field in manifolds.Manifolds._fields]
     if smaller >= MIN_KERNEL:
-        order = np.random.default_rng(0).permutation(m)[:smaller]
+        order = np.random.default_rng(seed).permutation(m)[:smaller]
         values = manifolds.compare(reference_features[order], features[:smaller])
         found |= {k: Estimate(v, np.nan) for k, v in zip(names, values, strict=True)}
     else:

@@ -1,15 +1,18 @@
 """Checkpoints: Orbax, asynchronous and atomic, in `<directory>/<step>`.
 
 A checkpoint has the items `ema`, the averaged weights that sampling needs, `train`, the rest of the
-state, and `checksums`, of every leaf of both. A checkpoint that cannot be read whole is named and
-set aside, and the newest whole one is taken.
+state, and `checksums`, of every leaf of both; and `metrics`, where the samples were judged, so that
+the best is kept. A checkpoint that cannot be read whole is named and set aside, and the newest
+whole one is taken.
 """
 
+import json
 import logging
+import math
 import os
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -32,26 +35,46 @@ class Checkpoints:
     Args:
       directory: made if need be.
       keep_last: how many of the newest are kept ...
-      keep_every: ... besides those at multiples of this step; 0 is none.
+      keep_every: ... besides those at multiples of this step; 0 is none ...
+      keep_best: ... and the one that was saved with the lowest score, if any was.
     """
 
-    def __init__(self, directory: pathlib.Path, keep_last: int, keep_every: int):
+    def __init__(
+        self, directory: pathlib.Path, keep_last: int, keep_every: int, *, keep_best: bool = False
+    ):
         if keep_last < 1:
             raise UserError(f"train.keep_last must be at least 1, found {keep_last}")
         keep = [preservation_policy.LatestN(keep_last)]
         if keep_every:
             keep.append(preservation_policy.EveryNSteps(keep_every))
+        if keep_best:
+            keep.append(
+                preservation_policy.BestN(
+                    get_metric_fn=_score, reverse=True, n=1, keep_checkpoints_without_metrics=False
+                )
+            )
+            _drop_damaged_scores(directory)
         self.directory = directory
         self._manager = ocp.CheckpointManager(
             directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=preservation_policy.AnyPreservationPolicy(keep),
                 cleanup_tmp_directories=True,
+                best_fn=_score if keep_best else None,  # without it Orbax writes no metrics
+                best_mode="min",
             ),
         )
 
-    def save(self, state: TrainState, *, wait: bool = False) -> None:
+    def save(
+        self, state: TrainState, *, score: Mapping[str, float] | None = None, wait: bool = False
+    ) -> None:
         """Save the state as `<directory>/<state.step>`, in the background unless `wait`.
+
+        Args:
+          state: what to save.
+          score: {name: value}, of which the lowest is the best; None where it is not known, and
+            one that is not finite is taken for none.
+          wait: until it is written.
 
         Raises:
           UserError: this or an earlier save failed (disk full); the earlier checkpoints stand.
@@ -66,6 +89,7 @@ class Checkpoints:
                         checksums=ocp.args.JsonSave(checksums(items)),
                         **{name: ocp.args.StandardSave(item) for name, item in items.items()},
                     ),
+                    metrics=score if score and math.isfinite(_score(score)) else None,
                     force=True,
                 )
             if wait:
@@ -99,6 +123,11 @@ class Checkpoints:
         step, state = _newest_whole(self.directory, steps, restore)
         self._set_aside([s for s in steps if s > step])
         return state
+
+    def best(self) -> tuple[int, dict[str, float]] | None:
+        """Return the step with the lowest score, and its score; None if none has one."""
+        step = self._manager.best_step()
+        return None if step is None else (step, dict(self._manager.metrics(step)))
 
     def close(self) -> None:
         """Wait for a save in progress and release the manager's threads."""
@@ -178,6 +207,22 @@ def _newest_whole(
         f"none of the checkpoints {sorted(steps)} in {directory} can be read with this config and "
         "this version; the lines above say why; choose another --workdir to start anew"
     )
+
+
+def _score(metrics: Mapping[str, float]) -> float:
+    """Return the one value that checkpoints are compared by."""
+    (value,) = metrics.values()
+    return value
+
+
+def _drop_damaged_scores(directory: pathlib.Path) -> None:
+    """Delete scores that cannot be read, which Orbax would stop at; their checkpoints stay."""
+    for path in directory.glob("*/metrics/metrics"):
+        try:
+            _score(json.loads(path.read_text()))
+        except (ValueError, AttributeError):
+            logger.warning("the score %s cannot be read and is dropped", path)
+            path.unlink()
 
 
 def _first_line(error: BaseException) -> Any:

@@ -1,5 +1,6 @@
 """What of a batch the network is told besides x_t and t, as the config says."""
 
+import math
 import pathlib
 from collections.abc import Mapping
 
@@ -12,6 +13,8 @@ from ddpm_jax.config import Config
 from ddpm_jax.data.prepared import data_directory
 from ddpm_jax.errors import UserError
 from ddpm_jax.types import Array, Conditioning
+
+CHUNK = 512  # images read at once
 
 
 def to_x_0(image: Array) -> Array:
@@ -108,6 +111,37 @@ def grid_cond(
         return {name: np.arange(n, dtype=np.int32) % dataset.num_classes for name in names} or None
     source, rows = (dataset.test, test_rows) if dataset.test else (dataset.train, train_rows)
     return cond_of(config, source, rows, np.arange(n) % len(source))
+
+
+def drawn_cond(
+    config: Config,
+    source: data.Source,
+    rows: Mapping[str, np.ndarray],
+    n: int,
+    seed: int,
+) -> dict[str, np.ndarray] | None:
+    """Return what n images of a split, in random order, tell the network; None if nothing.
+
+    Where n is the number of images each is taken once: classes are as frequent as in the data.
+
+    Args:
+      config: the run's.
+      source: the split's images.
+      rows: what else the network is told of each of them (`text_rows`).
+      n: how many, with repetition after all have had their turn.
+      seed: of the order.
+    """
+    if not cond_names(config):
+        return None
+    cond_fn, parts = make_cond_fn(config), []
+    order = np.random.default_rng(seed).permutation(len(source))
+    order = np.tile(order, math.ceil(n / len(order)))[:n]
+    for start in range(0, n, CHUNK):  # the images need not fit in memory
+        indices = order[start : start + CHUNK]
+        images, labels = source.read(indices)
+        batch = {"image": images, "label": labels} | {k: v[indices] for k, v in rows.items()}
+        parts.append(jax.device_get(cond_fn(batch)))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def check(config: Config, image_shape: tuple[int, int, int]) -> None:

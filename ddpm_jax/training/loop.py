@@ -23,6 +23,7 @@ from ddpm_jax.training.feed import feed, plan_calls
 from ddpm_jax.training.held_out import make_held_out
 from ddpm_jax.training.interrupt import StopRequest
 from ddpm_jax.training.metrics import Interval, MetricsWriter
+from ddpm_jax.training.monitor import make_monitor
 from ddpm_jax.training.parts import build_parts
 from ddpm_jax.training.pictures import Pictures
 from ddpm_jax.training.progress import ProgressLine
@@ -85,6 +86,7 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
     single = compiled(parts.train_step)
     fused = compiled(fuse_steps(parts.train_step, steps_per_call))
     held_out = make_held_out(config, dataset, test_rows, parts, mesh)
+    monitor = make_monitor(config, dataset, train_rows, parts)
 
     # The state: new, or the newest whole checkpoint of this directory.
     if jax.process_index() == 0:
@@ -93,7 +95,12 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
     encoder = text.NAME if config.data.text else ""
     facts = DatasetFacts(dataset.image_shape, dataset.num_classes, dataset.class_names, encoder)
     write_facts(workdir, facts)
-    checkpoints = Checkpoints(workdir.checkpoints, config.train.keep_last, config.train.keep_every)
+    checkpoints = Checkpoints(
+        workdir.checkpoints,
+        config.train.keep_last,
+        config.train.keep_every,
+        keep_best=monitor is not None,
+    )
     replicated = devices.replicated(mesh)
     once = compiler.options(compiler.ONCE)
     init = jax.jit(parts.init, out_shardings=replicated, compiler_options=once)
@@ -118,6 +125,7 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
     every = {
         "log": config.train.log_every,
         "held_out": config.eval.every if held_out else 0,
+        "score": config.eval.samples_every,
         "sample": config.train.sample_every,
         "checkpoint": config.train.checkpoint_every,
     }
@@ -164,8 +172,12 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
                     if "sample" in due:
                         pictures.draw(step, "raw", state.params)
                         pictures.draw(step, "ema", state.ema_params)
-                    if ending or ("checkpoint" in due and not skipped):  # a good one stays
-                        checkpoints.save(state, wait=ending)
+                    score = monitor(state.ema_params) if "score" in due else None
+                    if score:
+                        writer.scalars(step, score)
+                    good = due & {"checkpoint", "score"} and not skipped  # else the last one stays
+                    if ending or good:
+                        checkpoints.save(state, score=score, wait=ending)
                     progress.restart_clock(step)
                 if stopping:
                     break
@@ -177,6 +189,8 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
             console.print(f"samples: {grid} (EMA weights)")
             console.print(f"metrics: {workdir.metrics} (TensorBoard: {workdir.tensorboard})")
             console.print(f"checkpoint: {workdir.checkpoints / str(step)}")
+            if monitor and (best := checkpoints.best()):
+                console.print(f"best checkpoint: {workdir.checkpoints / str(best[0])} ({best[1]})")
     except SourceError as error:
         if step == start:
             raise

@@ -1,0 +1,42 @@
+"""What the benchmarks measure that no library does: spread, RMS with its error, retrieval."""
+
+import numpy as np
+
+
+def spread(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the mean distance between two different rows of a class.
+
+    Args:
+      features: [N, D] float.
+      labels: [N] int; at least two rows of each class.
+
+    Returns:
+      [classes] float, one for each class that occurs.
+    """
+    result = []
+    for label in np.unique(labels):
+        rows = features[labels == label]
+        distances = np.linalg.norm(rows[:, None] - rows[None], axis=-1)
+        result.append(distances.sum() / (len(rows) * (len(rows) - 1)))
+    return np.array(result)
+
+
+def rms(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """Return the root mean square of a - b: [N, H, W, C], and its standard error over images."""
+    squares = np.square(a - b).mean(axis=(1, 2, 3))
+    root = np.sqrt(squares.mean())
+    error = squares.std(ddof=1) / np.sqrt(len(squares)) / (2 * root) if root else 0.0
+    return float(root), float(error)
+
+
+def own_ranks(samples: np.ndarray, pictures: np.ndarray) -> np.ndarray:
+    """Return how many other pictures are at most as far from each sample as its own: [N] int.
+
+    Args:
+      samples: [N, ...] float; sample i belongs to picture i.
+      pictures: [N, ...] float.
+    """
+    n = len(samples)
+    x, y = (np.asarray(a, np.float64).reshape(n, -1) for a in (samples, pictures))
+    distances = np.square(x[:, None] - y[None]).sum(axis=-1)
+    return (distances <= np.diag(distances)[:, None]).sum(axis=1) - 1  # itself is always one

@@ -1,0 +1,65 @@
+"""The quality of few and fast samples while training: a Fréchet distance, from the EMA weights."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from ddpm_jax import build, data, references
+from ddpm_jax.api import sample_in_chunks
+from ddpm_jax.config import Config
+from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation import grids
+from ddpm_jax.evaluation.features import make_features
+from ddpm_jax.evaluation.moments import check_enough, frechet_distance, streamed
+from ddpm_jax.evaluation.rows import frechet_name
+from ddpm_jax.overrides import for_evaluation
+from ddpm_jax.training.conditioning import drawn_cond
+from ddpm_jax.training.parts import Parts
+from ddpm_jax.types import Params
+
+
+def make_monitor(
+    config: Config, dataset: data.Dataset, rows: Mapping[str, np.ndarray], parts: Parts
+) -> Callable[[Params], dict[str, float]] | None:
+    """Return params -> {name: distance to the training images}, or None where it is off.
+
+    `config.eval` says how many samples, by which sampler. Noise and conditioning are the same each
+    time, so two steps can be compared; the features are those of the small classifier of the data.
+    It only looks: a run with a monitor has the same weights as one without.
+
+    Args:
+      config: the run's.
+      dataset: its data.
+      rows: what else the network is told of each training image (`training.conditioning`).
+      parts: the run's.
+
+    Raises:
+      UserError: data without labels, or too few samples or images for the features.
+    """
+    every, n = config.eval.samples_every, config.eval.num_samples
+    if not every:
+        return None
+    if dataset.num_classes < 2:
+        raise UserError(
+            f"eval.samples_every is {every}, but the data have no labels to train a classifier on, "
+            "in whose features samples are judged; set it to 0"
+        )
+    network, _ = references.classifier(config.data, dataset)
+    reference = references.reference(config.data, dataset, "train", network)
+    dim = len(reference.moments.mean)
+    check_enough("samples (eval.num_samples)", n, dim)
+    check_enough("in the training set", reference.moments.n, dim)
+    fast = for_evaluation(config)
+    sample = build.sample_fn(fast, parts.process, parts.model, dataset.image_shape)
+    features = make_features(network)
+    cond = drawn_cond(config, dataset.train, rows, n, config.train.seed)
+
+    def monitor(params: Params) -> dict[str, float]:
+        chunks = sample_in_chunks(
+            sample, params, parts.sample_key, n, config.sample.chunk_size, cond
+        )
+        found = streamed(features(grids.to_uint8(chunk)) for chunk in chunks)
+        name = frechet_name(network.name, n, reference.split)
+        return {name: frechet_distance(found, reference.moments)}
+
+    return monitor
