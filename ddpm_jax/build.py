@@ -61,7 +61,18 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def process(config: ProcessConfig) -> GaussianProcess:
-    """Build the forward process of `config.process`."""
+    """Build the forward process of `config.process`, of a schedule that is not learned."""
+    if config.schedule == "learned":
+        raise UserError(
+            "process.schedule is learned, so its chain is known only of a trained run "
+            f"(ddpm_jax.load); here, take one of {', '.join(SCHEDULES)}"
+        )
+    for name in ("gamma_min", "gamma_max"):
+        if getattr(config, name) != getattr(ProcessConfig, name):
+            raise UserError(
+                f"process.{name} is {getattr(config, name)}, but the {config.schedule} schedule "
+                f"does not use it (learned: yes); leave it at {getattr(ProcessConfig, name)}"
+            )
     betas = look_up(SCHEDULES, "process.schedule", config.schedule)(config)
     for name in {"cosine": ["beta_1", "beta_T"], "constant": ["beta_1"]}.get(config.schedule, []):
         if getattr(config, name):
@@ -84,6 +95,7 @@ def model(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: i
         out_channels=image_shape[-1] * (2 if config.learn_variance else 1),
         num_classes=num_classes if config.class_conditional else 0,
         image_channels=image_shape[-1] if config.super_resolution else 0,
+        fourier_features=config.fourier_features,
         embedding_dim=config.embedding_dim,
         context_dim=config.context_dim,
         **_sizes(config),

@@ -75,6 +75,8 @@ def evaluate(
         run.model.apply,
         kind=run.config.loss.kind,
         variance=variance,
+        # a learned schedule is trained to decode from x_1 alone (`ddpm_jax.vdm`)
+        decoder="flat" if run.config.process.schedule == "learned" else "posterior",
         clip_x_0=run.config.sample.clip_x_0,
         num_terms=min(num_terms, T),
     )

@@ -43,11 +43,13 @@ class DataConfig:
 class ProcessConfig:
     """The forward process q."""
 
-    schedule: str = "linear"  # linear, cosine, quadratic, sigmoid, constant
+    schedule: str = "linear"  # linear, cosine, quadratic, sigmoid, constant, learned (as in VDM)
     num_timesteps: int = 1000  # T
     beta_1: float = 0.0  # first beta; 0 is the schedule's own, 1e-4 * 1000 / T
     beta_T: float = 0.0  # last beta; 0 is the schedule's own, 0.02 * 1000 / T
     zero_terminal_snr: bool = False  # rescale so that alpha_bar_T = 0 (Lin et al. 2023)
+    gamma_min: float = -13.3  # learned: minus the log-SNR at t = 1, where its training begins ...
+    gamma_max: float = 5.0  # ... and at t = T
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +71,7 @@ class ModelConfig:
     super_resolution: int = 0  # factor: the network sees the image that much coarser; 0 is off
     dtype: str = "float32"  # of the computation: float32 or bfloat16; parameters are float32
     remat: bool = False  # recompute the blocks' activations in the backward pass to save memory
+    fourier_features: tuple[int, ...] = ()  # n of sin and cos(2^n pi x_t) shown to the network
     learn_variance: bool = False  # twice the output channels; see sample.variance, loss.objective
 
 

@@ -25,6 +25,7 @@ AT_LEAST_1 = (
     "eval.num_steps",
 )
 BELOW_1 = ("model.dropout", "data.holdout", "loss.p_uncond", "optim.ema_decay")
+SIGNED = ("mesh.data", "process.gamma_min", "process.gamma_max")
 
 
 def check_ranges(flat: Mapping[str, Any]) -> None:
@@ -36,7 +37,7 @@ def check_ranges(flat: Mapping[str, Any]) -> None:
         if not 0 <= flat[key] < 1:
             raise UserError(f"config.{key} must be in [0, 1), found {flat[key]}")
     for key, value in flat.items():
-        if type(value) in (int, float) and value < 0 and key != "mesh.data":
+        if type(value) in (int, float) and value < 0 and key not in SIGNED:
             raise UserError(f"config.{key} must not be negative, found {value}")
 
 

@@ -42,7 +42,9 @@ class GaussianProcess:
     posterior_mean_coef2: Array  # of x_t
     posterior_variance: Array
     posterior_log_variance_clipped: Array  # entry 1, whose variance is 0, takes entry 2's
-    timesteps: Array  # [T+1] int32: the index in the chain that the network was trained on
+    # [T+1] int32: the index in the chain that the network was trained on; float32 where it knows
+    # the noise by something else (`vdm.process_from_gamma`)
+    timesteps: Array
 
     @property
     def num_timesteps(self) -> int:
@@ -69,7 +71,7 @@ def make_process(betas: np.ndarray) -> GaussianProcess:
         raise UserError(f"betas must be in (0, 1), found beta_{t + 1} = {betas[t]:g}")
     with np.errstate(divide="ignore"):  # ln 0 = -inf at zero terminal SNR
         log_alphas_cumprod = np.append(0.0, np.cumsum(np.log1p(-betas)))
-    return _from_log(log_alphas_cumprod, np.arange(betas.size + 1))
+    return from_log_alphas_cumprod(log_alphas_cumprod, np.arange(betas.size + 1))
 
 
 def respace(process: GaussianProcess, timesteps: np.ndarray) -> GaussianProcess:
@@ -91,7 +93,7 @@ def respace(process: GaussianProcess, timesteps: np.ndarray) -> GaussianProcess:
         raise UserError(f"timesteps must ascend strictly within 1..{process.num_timesteps} (T)")
     hi = np.asarray(process.log_alphas_cumprod, np.float64)
     lo = np.asarray(process.log_alphas_cumprod_lo, np.float64)
-    return _from_log((hi + lo)[kept], np.asarray(process.timesteps)[kept])
+    return from_log_alphas_cumprod((hi + lo)[kept], np.asarray(process.timesteps)[kept])
 
 
 def expand(values: Array, like: Array) -> Array:
@@ -201,8 +203,13 @@ def jump(process: GaussianProcess, t: Array, s: Array) -> tuple[Array, Array]:
     return ratio, -jnp.expm1(log_ratio)
 
 
-def _from_log(log_alphas_cumprod: np.ndarray, timesteps: np.ndarray) -> GaussianProcess:
-    """Derive the tables from ln ᾱ: [T+1] float64, starting at 0; the last may be -inf."""
+def from_log_alphas_cumprod(
+    log_alphas_cumprod: np.ndarray, timesteps: np.ndarray
+) -> GaussianProcess:
+    """Derive the tables from ln ᾱ: [T+1] float64, strictly falling from 0; the last may be -inf.
+
+    timesteps: [T+1] int, or float (`GaussianProcess.timesteps`).
+    """
     log_alphas = np.append(0.0, np.diff(log_alphas_cumprod))
     betas = -np.expm1(log_alphas)
     alphas_cumprod = np.exp(log_alphas_cumprod)
@@ -238,4 +245,5 @@ def _from_log(log_alphas_cumprod: np.ndarray, timesteps: np.ndarray) -> Gaussian
         posterior_log_variance_clipped=np.log(clipped),
     )
     tables = {name: jnp.asarray(table, jnp.float32) for name, table in tables.items()}
-    return GaussianProcess(**tables, timesteps=jnp.asarray(timesteps, jnp.int32))
+    dtype = jnp.float32 if np.issubdtype(timesteps.dtype, np.floating) else jnp.int32
+    return GaussianProcess(**tables, timesteps=jnp.asarray(timesteps, dtype))

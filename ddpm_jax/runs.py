@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ddpm_jax import build
+from ddpm_jax import build, learned
 from ddpm_jax.config import Config
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import Model
@@ -86,8 +86,8 @@ def open_run(
     workdir = open_for_reading(root)
     config, facts = override(read_config(workdir), sample), read_facts(workdir)
     model = build.model(config.model, facts.image_shape, facts.num_classes)
-    process = build.process(config.process)
-    step, params = _restore(workdir, model, step)
+    step, params = _restore(workdir, learned.joint_model(config.process, model), step)
+    process, params = learned.split(config.process, params)
     return Run(config, facts, process, model, params, step)
 
 

@@ -49,7 +49,8 @@ class ApplyFn(Protocol):
         Args:
           params: the network's parameters.
           x_t: [B, ...] float, noisy data.
-          t: [B] int32 in 0..T-1, the step as Ho's weights know it (one less than the papers' t).
+          t: [B] int32 in 0..T-1, the step as Ho's weights know it (one less than the papers' t);
+            float32 between them in `ode_likelihood`, and by a learned schedule's noise (`vdm`).
           cond: None, or arrays with leading axis B.
           train: whether dropout and the like are on.
           key: randomness of a training step; None where `train` is False.

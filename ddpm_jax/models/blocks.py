@@ -27,6 +27,23 @@ def time_embedding(t: Array, dim: int) -> Array:
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
+def with_fourier_features(x: Array, exponents: tuple[int, ...]) -> Array:
+    """Return x with channels sin(2^n π x), cos(2^n π x) behind it (Kingma et al. 2021, app. C).
+
+    Fine detail, of which the likelihood is made, in the range of an activation.
+
+    Args:
+      x: [B, H, W, C] float.
+      exponents: the n; () returns x.
+
+    Returns:
+      [B, H, W, C (1 + 2 len(exponents))].
+    """
+    angles = [2.0**n * math.pi * x for n in exponents]
+    waves = [wave(angle) for angle in angles for wave in (jnp.sin, jnp.cos)]
+    return jnp.concatenate([x, *waves], axis=-1) if waves else x
+
+
 class ResidualBlock(nn.Module):
     """GroupNorm, swish, convolution, twice; the embedding enters between."""
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.attention import AttentionBlock, fan_avg, zeros
-from ddpm_jax.models.blocks import ResidualBlock, time_embedding
+from ddpm_jax.models.blocks import ResidualBlock, time_embedding, with_fourier_features
 from ddpm_jax.models.conditioning import (
     ContextOrNull,
     EmbeddedVector,
@@ -49,6 +49,7 @@ class UNet(nn.Module):
       context_dim: width D of a sequence per image, attended to after every self-attention; 0 is
         none.
       image_channels: channels of an image concatenated to x_t; 0 is none.
+      fourier_features: exponents n of sin(2^n π x_t), cos(2^n π x_t) concatenated to x_t.
       dtype: of the computation. Parameters, statistics, softmax and output are float32.
       remat: recompute the residual and attention blocks in the backward pass.
     """
@@ -66,6 +67,7 @@ class UNet(nn.Module):
     embedding_dim: int = 0
     context_dim: int = 0
     image_channels: int = 0
+    fourier_features: tuple[int, ...] = ()
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
 
@@ -91,6 +93,7 @@ class UNet(nn.Module):
         self.check_sizes(x.shape[1:3])
         cond = {} if cond is None else cond
         check_cond(cond, self._cond_shapes(x.shape))
+        x = with_fourier_features(x, self.fourier_features)
         if self.image_channels:
             x = concatenate_image(x, cond.get("image"), self.image_channels, self.is_initializing())
         residual, attention = ResidualBlock, AttentionBlock

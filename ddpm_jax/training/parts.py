@@ -6,10 +6,9 @@ from typing import NamedTuple
 import jax
 import optax
 
-from ddpm_jax import build, objectives, time_samplers
+from ddpm_jax import build, learned, objectives, time_samplers
 from ddpm_jax.config import Config
 from ddpm_jax.models import Model
-from ddpm_jax.process import GaussianProcess
 from ddpm_jax.training.conditioning import check, make_cond_fn
 from ddpm_jax.training.optimizer import learning_rate, make_optimizer
 from ddpm_jax.training.state import TrainState, init_state
@@ -21,7 +20,6 @@ class Parts(NamedTuple):
     """Pure functions, none of them jitted but `sample`.
 
     Attributes:
-      process: the forward process.
       model: the network.
       rate: step -> learning rate.
       init: () -> the state before the first step.
@@ -31,7 +29,6 @@ class Parts(NamedTuple):
       sample_key: for the grids of a run.
     """
 
-    process: GaussianProcess
     model: Model
     rate: optax.Schedule
     init: Callable[[], TrainState]
@@ -55,12 +52,20 @@ def build_parts(
     Raises:
       UserError: a name, number or combination in the config that cannot be.
     """
-    process = build.process(config.process)
     model = build.model(config.model, image_shape, num_classes)
     optimizer = make_optimizer(config.optim, config.train.num_steps)
-    loss_fn = objectives.loss_fn(config, process, model.apply)
-    time_sampler = objectives.time_sampler(config.loss, process.num_timesteps)
-    held_out_times = time_samplers.uniform(process.num_timesteps)  # comparable over the run
+    num_timesteps = config.process.num_timesteps
+    if config.process.schedule == "learned":
+        loss_fn = learned.loss_fn(config, model.apply)
+        time_sampler = held_out_times = learned.time_sampler(num_timesteps)
+        sample = learned.sample_fn(config, model, image_shape)
+        model = learned.joint_model(config.process, model)
+    else:
+        process = build.process(config.process)
+        loss_fn = objectives.loss_fn(config, process, model.apply)
+        time_sampler = objectives.time_sampler(config.loss, num_timesteps)
+        held_out_times = time_samplers.uniform(num_timesteps)  # comparable over the run
+        sample = build.sample_fn(config, process, model, image_shape)
     seed_key = jax.random.key(config.train.seed)
     init_key, train_key, eval_key, sample_key = jax.random.split(seed_key, 4)
     check(config, image_shape)
@@ -69,7 +74,7 @@ def build_parts(
         loss_fn,
         time_sampler,
         optimizer,
-        num_timesteps=process.num_timesteps,
+        num_timesteps=num_timesteps,
         loss_config=config.loss,
         optim_config=config.optim,
         cond_fn=cond_fn,
@@ -78,12 +83,11 @@ def build_parts(
         key=train_key,
     )
     return Parts(
-        process=process,
         model=model,
         rate=learning_rate(config.optim, config.train.num_steps),
         init=lambda: init_state(model, optimizer, init_key, time_sampler),
         train_step=train_step,
         eval_step=make_eval_step(loss_fn, held_out_times, cond_fn=cond_fn, key=eval_key),
-        sample=build.sample_fn(config, process, model, image_shape),
+        sample=sample,
         sample_key=sample_key,
     )

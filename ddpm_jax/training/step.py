@@ -35,7 +35,8 @@ def loss_by_quartile(
     loss: Array, weight: Array, t: Array, num_timesteps: int
 ) -> tuple[Array, Array]:
     """Return the sums [4] of weight * loss and of weight, both [B], over the quarters of {1..T}."""
-    quartile = jax.nn.one_hot((t - 1) * QUARTILES // num_timesteps, QUARTILES)  # [B, 4]
+    quartile = ((t - 1) * QUARTILES // num_timesteps).astype(jnp.int32)  # t may lie between
+    quartile = jax.nn.one_hot(quartile, QUARTILES)  #                              [B, 4]
     return ((weight * loss)[:, None] * quartile).sum(0), (weight[:, None] * quartile).sum(0)
 
 

@@ -1,0 +1,21 @@
+"""Handwritten digits, 8x8, with a learned noise schedule: VDM (Kingma et al. 2021) in minutes.
+
+Data:     scikit-learn's 1,797 digits; nothing is downloaded.
+Command:  python -m experiments.train --config=experiments/digits_vdm.py --workdir=runs/digits_vdm
+Measured: nothing yet.
+
+The network, the optimiser and the number of steps are those of `digits.py`. The loss is the bound
+in bits/dim, and `held_out_loss` its estimate on the held-out images, one u for each.
+"""
+
+import ml_collections
+
+from experiments import digits
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Return the config."""
+    config = digits.get_config()
+    config.process.schedule = "learned"
+    config.model.fourier_features = (7, 8)
+    return config
