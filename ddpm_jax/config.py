@@ -36,6 +36,7 @@ class DataConfig:
     skin_tones: bool = True  # emoji: keep the skin-tone variants (3,641 images; 1,861 without)
     text: bool = False  # emoji: batches carry the names, encoded by all-MiniLM-L6-v2
     ram_limit_gb: float = 8.0  # sets smaller than this, decoded, are held in RAM
+    timeout_s: float = 600.0  # a batch that takes longer stops the run, its state saved; 0: never
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 A `UserError` is a mistake in a config, a command line, a file or a call. Its message is one line
 that names the key or file, what was found, what is allowed and what to do. The mains in
-`experiments/` print it without a traceback and exit with code 2; every other exception is a bug
-of ours and keeps its traceback.
+`experiments/` print it without a traceback and exit with code 2, or 75 if it is a `SourceError`;
+every other exception is a bug of ours and keeps its traceback.
 """
 
 import difflib
@@ -13,6 +13,10 @@ from typing import Any
 
 class UserError(ValueError):
     """A mistake that the user can mend; the message is one line and says how."""
+
+
+class SourceError(UserError):
+    """Data that stopped coming while a run went on: the same command may go through later."""
 
 
 def unknown(what: str, name: object, allowed: Iterable[str]) -> UserError:

@@ -12,11 +12,14 @@ import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import SourceError, UserError
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Parse the command line, run `main`, and turn the user's mistakes into one line and exit 2."""
+    """Parse the command line, run `main`, and turn the user's mistakes into one line and exit 2.
+
+    Data that stop coming in mid-run exit with 75 (EX_TEMPFAIL of sysexits.h: try again later).
+    """
     app.run(lambda argv: sys.exit(_guarded(main)), flags_parser=_parse)
 
 
@@ -68,7 +71,7 @@ def _report_unraisable(unraisable: Any) -> None:
 def _fail(error: Exception) -> None:
     text = " ".join(str(error).split())
     print(f"error: {text}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(75 if isinstance(error, SourceError) else 2)
 
 
 def _quiet_logs() -> None:

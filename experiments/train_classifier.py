@@ -19,9 +19,10 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lies; runs/<config
 flags.mark_flag_as_required("config")
 
 
-def main() -> None:
+def main() -> int:
     name = os.path.splitext(os.path.basename(flags.FLAGS["config"].config_filename))[0]
-    train_classifier(from_dict(CONFIG.value), WORKDIR.value or os.path.join("runs", name))
+    result = train_classifier(from_dict(CONFIG.value), WORKDIR.value or os.path.join("runs", name))
+    return 0 if result.signal is None else 128 + result.signal
 
 
 if __name__ == "__main__":

@@ -222,14 +222,15 @@ def quick_compilation():
 @loose
 @pytest.mark.usefixtures("quick_compilation")
 def test_training_learns_resumes_bit_for_bit_and_reports_accuracy_by_quarter(tmp_path, capsys):
-    accuracy = train_classifier(digits(80), tmp_path / "whole")
+    accuracy, signal = train_classifier(digits(80), tmp_path / "whole")
+    assert signal is None
     assert list(accuracy) == [f"accuracy_t_quartile_{i}" for i in (1, 2, 3, 4)]
     assert accuracy["accuracy_t_quartile_1"] > 0.4  # chance is 0.1
     assert accuracy["accuracy_t_quartile_1"] > accuracy["accuracy_t_quartile_4"] + 0.1
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     shutil.rmtree(tmp_path / "parts" / "checkpoints" / "80")  # as if killed after step 60
     capsys.readouterr()
-    again = train_classifier(digits(80), tmp_path / "parts")
+    again, _ = train_classifier(digits(80), tmp_path / "parts")
     said = capsys.readouterr().out
     assert "resumed at step 60" in said and "held-out accuracy_t_quartile_1: 0." in said
     assert again == accuracy

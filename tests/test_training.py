@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import logging
 import pathlib
+import shutil
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from ddpm_jax.config import Config
 from ddpm_jax.errors import UserError
 from ddpm_jax.training import devices, metrics, workdir
 from ddpm_jax.training.checkpoint import Checkpoints, restore_ema
+from ddpm_jax.training.checksums import check, checksums
 from ddpm_jax.training.loop import train
 from ddpm_jax.training.optimizer import learning_rate
 from ddpm_jax.training.parts import build_parts
@@ -182,18 +185,25 @@ def test_the_devices_share_the_batch_and_change_nothing():
     assert_close(state.params, expected.params, rtol=1e-3, atol=2e-5)
 
 
-@pytest.fixture
-def three_checkpoints(tmp_path):
-    """A directory with checkpoints of steps 1, 2 and 3, and their states."""
-    parts, step = make_parts(make_config())
-    states = [parts.init()]
-    directory = tmp_path / "run" / "checkpoints"
-    checkpoints = Checkpoints(directory, keep_last=3, keep_every=0)
-    for n in range(3):
-        states.append(step(states[-1], make_batch(n))[0])
-        checkpoints.save(states[-1], wait=True)
-    checkpoints.close()
+@pytest.fixture(scope="module")
+def three_saved(tmp_path_factory):
+    """A directory with checkpoints of steps 1, 2 and 3, and their states; to be copied."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        parts, step = make_parts(make_config())
+        states = [parts.init()]
+        directory = tmp_path_factory.mktemp("three")
+        checkpoints = Checkpoints(directory, keep_last=3, keep_every=0)
+        for n in range(3):
+            states.append(step(states[-1], make_batch(n))[0])
+            checkpoints.save(states[-1], wait=True)
+        checkpoints.close()
     return directory, states
+
+
+@pytest.fixture
+def three_checkpoints(three_saved, tmp_path):
+    directory, states = three_saved
+    return shutil.copytree(directory, tmp_path / "run" / "checkpoints"), states
 
 
 def abstract(state):
@@ -234,6 +244,54 @@ def test_a_truncated_checkpoint_is_named_and_the_one_before_it_taken(three_check
     checkpoints.save(states[3], wait=True)  # the same step again
     assert_equal(checkpoints.restore_latest(abstract(states[3])), states[3])
     checkpoints.close()
+
+
+def flip_a_bit(path: pathlib.Path) -> None:
+    """Flip one bit in the middle of the largest file of arrays under a directory."""
+    file = max(path.glob("ocdbt.process_0/d/*"), key=lambda f: f.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0b1000
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("item", ["train", "ema"])
+def test_a_flipped_bit_is_named_and_the_checkpoint_before_it_taken(three_checkpoints, caplog, item):
+    directory, states = three_checkpoints
+    flip_a_bit(directory / "3" / item)
+    with caplog.at_level(logging.WARNING, "ddpm_jax"):
+        step, params = restore_ema(directory, abstract(states[3].ema_params))
+        assert step == (3 if item == "train" else 2)  # to sample, only the averages are read
+        assert_equal(params, states[step].ema_params)
+        checkpoints = Checkpoints(directory, 3, 0)
+        assert_equal(checkpoints.restore_latest(abstract(states[3])), states[2])
+        checkpoints.close()
+    assert f"{directory}/3 cannot be read ({item}/" in caplog.text and "CRC-32" in caplog.text
+    assert (directory.parent / "damaged" / "3-0").is_dir()
+
+
+def test_a_checkpoint_of_before_there_were_checksums_is_read(three_checkpoints, caplog):
+    directory, states = three_checkpoints
+    shutil.rmtree(directory / "3" / "checksums")
+    with caplog.at_level(logging.INFO, "ddpm_jax"):
+        step, params = restore_ema(directory, abstract(states[3].ema_params))
+    assert step == 3 and "step 3 is of an older version, without checksums" in caplog.text
+    assert_equal(params, states[3].ema_params)
+
+
+def test_every_bit_of_every_leaf_counts():
+    """Against zlib on the bytes themselves; and a bit anywhere in an array changes its sum."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    x = np.arange(16, dtype=np.float32)
+    spread = jax.device_put(x, jax.NamedSharding(mesh, jax.P("x")))
+    tree = {"a": {"b": jnp.asarray(x), "c": spread}, "n": jnp.int32(7), "h": jnp.bfloat16(x[1:3])}
+    sums = checksums(tree)
+    assert sums["a/b"] == sums["a/c"] == zlib.crc32(x.tobytes())
+    assert sums["n"] == zlib.crc32(b"\x07\0\0\0") and sums["h"] == zlib.crc32(b"\x80\x3f\0\x40")
+    for bit in range(0, 8 * x.nbytes, 11):
+        flipped = np.frombuffer(x.tobytes(), np.uint8).copy()
+        flipped[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(UserError, match=r"a/b is not what was saved: CRC-32 \w{8}, "):
+            check({"a": {"b": jnp.asarray(flipped.view(np.float32))}}, sums)
 
 
 def test_where_all_are_damaged_nothing_is_moved(three_checkpoints):

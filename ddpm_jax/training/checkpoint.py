@@ -1,8 +1,9 @@
 """Checkpoints: Orbax, asynchronous and atomic, in `<directory>/<step>`.
 
-A checkpoint has two items: `ema`, the averaged weights that sampling needs, and `train`, the rest
-of the state; and a third, `metrics`, where the samples were judged, so that the best is kept. A
-checkpoint that cannot be read whole is named and set aside, and the newest whole one is taken.
+A checkpoint has the items `ema`, the averaged weights that sampling needs, `train`, the rest of the
+state, and `checksums`, of every leaf of both; and `metrics`, where the samples were judged, so that
+the best is kept. A checkpoint that cannot be read whole is named and set aside, and the newest
+whole one is taken.
 """
 
 import json
@@ -19,6 +20,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.training.checksums import check, checksums
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.types import Params
 
@@ -78,14 +80,14 @@ class Checkpoints:
           UserError: this or an earlier save failed (disk full); the earlier checkpoints stand.
         """
         step = int(state.step)
-        train = _train_item(state)
+        items = {"train": _train_item(state), "ema": state.ema_params}
         try:
             if self._manager.latest_step() != step:
                 self._manager.save(
                     step,
                     args=ocp.args.Composite(
-                        train=ocp.args.StandardSave(train),
-                        ema=ocp.args.StandardSave(state.ema_params),
+                        checksums=ocp.args.JsonSave(checksums(items)),
+                        **{name: ocp.args.StandardSave(item) for name, item in items.items()},
                     ),
                     metrics=score if score and math.isfinite(_score(score)) else None,
                     force=True,
@@ -109,18 +111,14 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints and none can be read.
         """
-        train = _train_item(abstract_state)
-        args = ocp.args.Composite(
-            train=ocp.args.StandardRestore(train),
-            ema=ocp.args.StandardRestore(abstract_state.ema_params),
-        )
+        abstract = {"train": _train_item(abstract_state), "ema": abstract_state.ema_params}
         steps = self._manager.all_steps()
         if not steps:
             return None
 
         def restore(step: int) -> TrainState:
-            items = self._manager.restore(step, args=args)
-            return TrainState(ema_params=items.ema, **items.train)
+            items = _restore(self._manager, step, abstract)
+            return TrainState(ema_params=items["ema"], **items["train"])
 
         step, state = _newest_whole(self.directory, steps, restore)
         self._set_aside([s for s in steps if s > step])
@@ -164,7 +162,7 @@ def restore_ema(directory: pathlib.Path, abstract_params: Params, step: int | No
     Raises:
       UserError: there is no such checkpoint, or none that can be read.
     """
-    args = ocp.args.Composite(ema=ocp.args.StandardRestore(abstract_params))
+    abstract = {"ema": abstract_params}
     if not directory.is_dir():
         raise UserError(f"there is no checkpoint in {directory}; train first")
     options = ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0, create=False)
@@ -177,7 +175,21 @@ def restore_ema(directory: pathlib.Path, abstract_params: Params, step: int | No
         if not steps:
             raise UserError(f"there is no checkpoint in {directory}; train first")
         steps = steps if step is None else [step]
-        return _newest_whole(directory, steps, lambda step: manager.restore(step, args=args).ema)
+        return _newest_whole(directory, steps, lambda s: _restore(manager, s, abstract)["ema"])
+
+
+def _restore(manager: ocp.CheckpointManager, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
+    """Return items of a checkpoint, each leaf checked; those of old versions have no checksums."""
+    args = {name: ocp.args.StandardRestore(item) for name, item in abstract.items()}
+    if checked := (manager.directory / str(step) / "checksums").exists():
+        args["checksums"] = ocp.args.JsonRestore()
+    restored = manager.restore(step, args=ocp.args.Composite(**args))
+    items = {name: restored[name] for name in abstract}
+    if checked:
+        check(items, restored["checksums"])
+    else:
+        logger.info("the checkpoint of step %d is of an older version, without checksums", step)
+    return items
 
 
 def _newest_whole(

@@ -4,11 +4,13 @@ The same work directory and checkpoints as a denoiser's run, so it resumes the s
 times and noise follow from (seed, step).
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
 import os
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,20 +30,35 @@ from ddpm_jax.training.optimizer import make_optimizer
 from ddpm_jax.training.progress import ProgressLine
 from ddpm_jax.training.state import init_state
 from ddpm_jax.training.step import QUARTILES, make_train_step, to_x_0
-from ddpm_jax.training.workdir import DatasetFacts, open_for_training, write_facts
+from ddpm_jax.training.workdir import DatasetFacts, locked, open_for_training, write_facts
 from ddpm_jax.types import Array, Params, PRNGKey
 
 
-def train_classifier(config: Config, root: str | os.PathLike) -> dict[str, float]:
+class Result(NamedTuple):
+    """How a run ended.
+
+    Attributes:
+      accuracy: of the averaged weights on held-out images by quarter of {1..T},
+        `accuracy_t_quartile_1` .. `_4`; empty where nothing is held out.
+      signal: the signal that stopped the run before its end, its state saved, or None.
+    """
+
+    accuracy: dict[str, float]
+    signal: int | None
+
+
+def train_classifier(config: Config, root: str | os.PathLike) -> Result:
     """Train the classifier of `config.model` in the work directory `root`; resume what is there.
 
-    Returns:
-      The held-out accuracy of the averaged weights by quarter of {1..T}, `accuracy_t_quartile_1`
-      .. `_4`; empty where nothing is held out, or a signal stopped the run (its state is saved).
-
     Raises:
-      UserError: a config, data or directory that cannot work.
+      UserError: a config, data or directory that cannot work; another process that trains there.
     """
+    with contextlib.ExitStack() as at_end:
+        return _train(config, root, at_end)
+
+
+def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack) -> Result:
+    """Do `train_classifier`; `at_end` is closed after it, however it ends."""
     console = Console(soft_wrap=True, markup=False, highlight=False)
     console.print(devices.describe_devices())
     mesh = devices.make_mesh(config)
@@ -76,6 +93,7 @@ def train_classifier(config: Config, root: str | os.PathLike) -> dict[str, float
         dataset.train, config.train.batch_size, config.train.seed, config.data.flip
     )
 
+    at_end.enter_context(locked(root))
     workdir = open_for_training(root, config)
     write_facts(
         workdir, DatasetFacts(dataset.image_shape, dataset.num_classes, dataset.class_names)
@@ -131,7 +149,7 @@ def train_classifier(config: Config, root: str | os.PathLike) -> dict[str, float
     finally:
         writer.close()
         checkpoints.close()
-    return accuracy
+    return Result(accuracy, stop.signal if step < last else None)
 
 
 def _check_finite(row: dict[str, float], step: int, config: Config) -> None:

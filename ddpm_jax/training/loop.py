@@ -5,22 +5,21 @@ progress, but to save a checkpoint or draw a grid. Everything random follows fro
 run that was interrupted goes on from its newest checkpoint as if it had never stopped.
 """
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
-import numpy as np
 from rich.console import Console
 
 from ddpm_jax import compiler, data, text
 from ddpm_jax.config import Config
-from ddpm_jax.data.ahead import map_ahead
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import SourceError, UserError
 from ddpm_jax.models import count_parameters
 from ddpm_jax.training import conditioning, devices
 from ddpm_jax.training.checkpoint import Checkpoints
+from ddpm_jax.training.feed import feed, plan_calls
 from ddpm_jax.training.held_out import make_held_out
 from ddpm_jax.training.interrupt import StopRequest
 from ddpm_jax.training.metrics import Interval, MetricsWriter
@@ -30,13 +29,9 @@ from ddpm_jax.training.pictures import Pictures
 from ddpm_jax.training.progress import ProgressLine
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.step import fuse_steps
-from ddpm_jax.training.workdir import DatasetFacts, open_for_training, write_facts
-from ddpm_jax.types import Array
+from ddpm_jax.training.workdir import DatasetFacts, locked, open_for_training, write_facts
 
 SMALL_SET = 1000  # images; below this a network tends to copy its training set
-PREFETCH = 2  # calls whose batches are prepared ahead
-
-Call = tuple[int, int | None]  # a step, and how many are fused from there; None is a plain step
 
 
 class Result(NamedTuple):
@@ -56,8 +51,15 @@ def train(config: Config, root: str | os.PathLike) -> Result:
 
     Raises:
       UserError: a config, data or directory that cannot work; too many non-finite updates; a
-        checkpoint that could not be saved.
+        checkpoint that could not be saved; another process that trains there.
+      SourceError: data that stopped coming; the state is saved.
     """
+    with contextlib.ExitStack() as at_end:
+        return _train(config, root, at_end)
+
+
+def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack) -> Result:
+    """Do `train`; `at_end` is closed after it, however it ends."""
     console = Console(soft_wrap=True, markup=False, highlight=False)
     console.print(devices.describe_devices())
     if warning := devices.cpu_fallback_warning():
@@ -87,6 +89,8 @@ def train(config: Config, root: str | os.PathLike) -> Result:
     monitor = make_monitor(config, dataset, train_rows, parts)
 
     # The state: new, or the newest whole checkpoint of this directory.
+    if jax.process_index() == 0:
+        at_end.enter_context(locked(root))
     workdir = open_for_training(root, config)
     encoder = text.NAME if config.data.text else ""
     facts = DatasetFacts(dataset.image_shape, dataset.num_classes, dataset.class_names, encoder)
@@ -143,11 +147,11 @@ def train(config: Config, root: str | os.PathLike) -> Result:
             )
         return metrics["skipped_in_a_row"]
 
-    calls = list(_plan_calls(start, last, steps_per_call, list(every.values())))
-    load = _make_load(batches, mesh)
+    calls = list(plan_calls(start, last, steps_per_call, list(every.values())))
+    fed = feed(config.data, batches, mesh, calls)
     try:
         with StopRequest() as stop, progress:
-            for (step, n), batch in zip(calls, map_ahead(load, calls, 1, PREFETCH), strict=True):
+            for (step, n), batch in zip(calls, fed, strict=True):
                 first = step == start
                 state, metrics = (single if n is None else fused)(state, batch)
                 step += n or 1
@@ -187,6 +191,13 @@ def train(config: Config, root: str | os.PathLike) -> Result:
             console.print(f"checkpoint: {workdir.checkpoints / str(step)}")
             if monitor and (best := checkpoints.best()):
                 console.print(f"best checkpoint: {workdir.checkpoints / str(best[0])} ({best[1]})")
+    except SourceError as error:
+        if step == start:
+            raise
+        write(late)
+        write((step, interval) if interval else None)
+        checkpoints.save(state, wait=True)
+        raise SourceError(f"{error}; the state of step {step} is saved") from error
     finally:
         writer.close()
         checkpoints.close()
@@ -209,34 +220,3 @@ def _describe(
             "watch held_out_loss in the metrics"
         )
     console.print(f"model: {num_parameters:,} parameters; work directory: {root}")
-
-
-def _plan_calls(start: int, stop: int, steps_per_call: int, every: list[int]) -> Iterator[Call]:
-    """Yield the calls from step `start` to `stop`; none passes over a step with something due."""
-    step = start
-    while step < stop:
-        due = min([(step // e + 1) * e for e in every if e] + [stop])
-        n = steps_per_call if steps_per_call > 1 and step + steps_per_call <= due else None
-        yield step, n
-        step += n or 1
-
-
-def _make_load(
-    batches: data.Batches, mesh: jax.sharding.Mesh
-) -> Callable[[Call], dict[str, Array]]:
-    """Return call -> its batch on the devices, or its n batches stacked: [n, B, ...]."""
-
-    def load(call: Call) -> dict[str, Array]:
-        step, n = call
-        if n is None:
-            local, sharding = batches.batch(step), devices.over_batch(mesh)
-        else:
-            stack = [batches.batch(step + i) for i in range(n)]
-            local = {name: np.stack([part[name] for part in stack]) for name in stack[0]}
-            sharding = devices.over_batch(mesh, axis=1)
-        return {
-            name: jax.make_array_from_process_local_data(sharding, value)
-            for name, value in local.items()
-        }
-
-    return load

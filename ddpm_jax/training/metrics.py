@@ -23,6 +23,10 @@ class Interval:
         """Add the metrics of one call, of one step or of several stacked."""
         self._steps.append(metrics)
 
+    def __len__(self) -> int:
+        """Return the number of calls."""
+        return len(self._steps)
+
     def fetch(self) -> dict[str, float]:
         """Wait for the steps and return the interval's means and last values."""
         host = jax.device_get(self._steps)
@@ -74,13 +78,15 @@ class MetricsWriter:
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Read the rows of a `metrics.jsonl`, leaving out a last line that a kill cut short."""
+    """Read the rows of a `metrics.jsonl`, leaving out lines that a kill or the disk damaged."""
     rows = []
     for line in path.read_text(errors="replace").splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
     return rows
 
 
@@ -88,7 +94,7 @@ def _cut(path: pathlib.Path, step: int) -> None:
     """Drop the rows beyond `step`, atomically."""
     if not path.exists():
         return
-    rows = [row for row in read(path) if row.get("step", 0) <= step]
+    rows = [row for row in read(path) if row["step"] <= step]
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
     os.replace(temporary, path)

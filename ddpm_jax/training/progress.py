@@ -47,7 +47,8 @@ class ProgressLine:
         """Show the step and its loss; return the speed in images/s since the last update."""
         if self._since is not None and step > self._since[0]:
             seconds = time.perf_counter() - self._since[1]
-            self._rate = (step - self._since[0]) * self._batch_size / seconds
+            if seconds > 0:  # a clock may stand, or go back; then the speed is the last one's
+                self._rate = (step - self._since[0]) * self._batch_size / seconds
         self.restart_clock(step)
         left = "--"
         if self._rate:

@@ -6,17 +6,25 @@
 <workdir>/metrics.jsonl     one line of JSON per logged step
 <workdir>/tensorboard/      the same for TensorBoard, and the grids
 <workdir>/samples/          grids as PNG
+<workdir>/lock              held by the process that trains here
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import json
+import logging
 import os
 import pathlib
+import socket
+from collections.abc import Iterator
 from typing import Any
 
 from ddpm_jax import config as config_lib
 from ddpm_jax.config import Config
 from ddpm_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 # What may differ when a run is resumed: these change how long it goes on and what is written.
 RESUMABLE = {
@@ -35,6 +43,7 @@ RESUMABLE = {
     "data.data_dir",
     "data.manual_dir",
     "data.ram_limit_gb",
+    "data.timeout_s",
     "sample.chunk_size",
 }
 
@@ -80,6 +89,39 @@ class WorkDir:
         return self.root / "samples"
 
 
+@contextlib.contextmanager
+def locked(root: str | os.PathLike) -> Iterator[None]:
+    """Make the directory if need be and keep other trainings out of it while inside `with`.
+
+    The kernel lets go of the lock when the process ends, however it ends. A file system that has
+    no locks keeps nobody out.
+
+    Raises:
+      UserError: it cannot be written, or another process trains there.
+    """
+    path = pathlib.Path(root).absolute() / "lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise _not_writable(root, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UserError(
+                f"--workdir={root} is in use by another training ({file.read(200).strip()}); "
+                "wait for its end or stop it, or choose another directory"
+            ) from error
+        except OSError as error:
+            logger.warning("%s cannot be locked (%s): start no second run here", path, error)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
 def open_for_training(root: str | os.PathLike, config: Config) -> WorkDir:
     """Create the work directory, or open the one of an earlier start of the same run.
 
@@ -93,9 +135,7 @@ def open_for_training(root: str | os.PathLike, config: Config) -> WorkDir:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(
-            f"--workdir={root} cannot be written ({error.strerror}); choose another directory"
-        ) from error
+        raise _not_writable(root, error) from error
     if workdir.config.exists():
         _check_same(root, read_config(workdir), config)
     _write_json(workdir.config, config_lib.to_dict(config))
@@ -145,6 +185,12 @@ def read_facts(workdir: WorkDir) -> DatasetFacts:
         facts["num_classes"],
         tuple(facts["class_names"]),
         facts.get("text", ""),
+    )
+
+
+def _not_writable(root: str | os.PathLike, error: OSError) -> UserError:
+    return UserError(
+        f"--workdir={root} cannot be written ({error.strerror}); choose another directory"
     )
 
 

@@ -1,0 +1,106 @@
+"""Does a long run grow? python -m benchmarks.endurance --steps=10000
+
+Trains a tiny network on the digits in a process of its own, with checkpoints, held-out losses and
+logs all along, and reads that process's memory and open files from /proc (Linux). Its own memory
+is the anonymous pages, resident or swapped out; the resident ones also hold pages of files, such as
+libraries, which the kernel takes back where memory is short. Prints the medians early (steps 10 %
+to 20 %) and late (90 % to 100 %), their ratio, the most, and the sizes of what was written.
+"""
+
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from absl import flags
+
+from ddpm_jax.training import metrics
+from ddpm_jax.training.workdir import WorkDir
+from experiments import command
+
+STEPS = flags.DEFINE_integer("steps", 10_000, "Steps of the run.")
+INTERVAL = 0.2  # seconds between two looks
+
+TINY = {
+    "process.schedule": "cosine",
+    "process.num_timesteps": 4,
+    "model.channels": 8,
+    "model.channel_multipliers": "(1,)",
+    "model.attention_resolutions": "()",
+    "model.num_groups": 4,
+    "model.num_res_blocks": 1,
+    "optim.warmup_steps": 5,
+    "train.batch_size": 8,
+    "train.num_samples": 4,
+    "train.log_every": 50,
+    "eval.num_examples": 64,
+}
+
+
+def tiny_run(workdir: pathlib.Path, **overrides: object) -> list[str]:
+    """Return the command of a tiny run with `section__field=value` changes."""
+    changes = TINY | {name.replace("__", "."): value for name, value in overrides.items()}
+    return [
+        sys.executable,
+        "-m",
+        "experiments.train",
+        "--config=experiments/digits.py",
+        f"--workdir={workdir}",
+        *[f"--config.{key}={value}" for key, value in changes.items()],
+    ]
+
+
+def main() -> None:
+    n = STEPS.value
+    with tempfile.TemporaryDirectory() as root:
+        workdir = WorkDir(pathlib.Path(root) / "run")
+        every = max(1, n // 40)
+        words = tiny_run(
+            workdir.root, train__num_steps=n, train__checkpoint_every=every, eval__every=2 * every
+        )
+        looks = []  # (step, own MiB, resident MiB, open files)
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+            start = time.perf_counter()
+            os.set_blocking(process.stdout.fileno(), False)
+            step = 0
+            while process.poll() is None:
+                for line in process.stdout.readlines():
+                    if line.startswith("step "):
+                        step = int(line.split()[1].split("/")[0])
+                if look := _look(process.pid):
+                    looks.append((step, *look))
+                time.sleep(INTERVAL)
+            seconds = time.perf_counter() - start
+        if process.returncode:
+            raise SystemExit(process.returncode)
+        early = [look for look in looks if 0.1 * n <= look[0] < 0.2 * n]
+        late = [look for look in looks if 0.9 * n <= look[0] < n]
+        for i, name in enumerate(("own memory, MiB", "resident memory, MiB", "open files"), 1):
+            before, after = (statistics.median(look[i] for look in part) for part in (early, late))
+            most = max(look[i] for look in looks)
+            ratio = after / before
+            print(f"{name}: {before:.1f} early, {after:.1f} late ({ratio:.4f}), {most:.1f} at most")
+        rows = len(metrics.read(workdir.metrics))
+        print(f"{n} steps in {seconds:.0f} s, {len(early)} and {len(late)} looks")
+        print(f"metrics.jsonl: {rows} rows, {workdir.metrics.stat().st_size / 1e3:.0f} kB")
+        for path in (workdir.tensorboard, workdir.checkpoints):
+            size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+            print(f"{path.name}: {size / 1e3:.0f} kB")
+
+
+def _look(pid: int) -> tuple[float, float, int] | None:
+    """Return a process's own and resident MiB and open files; None if it has just ended."""
+    try:
+        lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
+        kib = {words[0]: int(words[1]) for line in lines if (words := line.split())[-1:] == ["kB"]}
+        own, resident = kib["RssAnon:"] + kib["VmSwap:"], kib["VmRSS:"]
+        return own / 1024, resident / 1024, len(os.listdir(f"/proc/{pid}/fd"))
+    except (OSError, KeyError):  # a process that has ended has no memory
+        return None
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,213 @@
+"""What goes wrong around a run: data that stop coming, a second run, damaged files, odd clocks.
+
+The full disk is in test_bad_input.py, kills and signals in test_resume.py, damaged checkpoints and
+updates that are not finite in test_training.py.
+"""
+
+import contextlib
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from rich.console import Console
+
+from ddpm_jax import config as config_lib
+from ddpm_jax import data
+from ddpm_jax.data.sources import ArraySource
+from ddpm_jax.errors import SourceError, UserError
+from ddpm_jax.training import devices, metrics, progress, workdir
+from ddpm_jax.training.feed import feed, plan_calls
+from ddpm_jax.training.loop import train
+from experiments import command
+
+STEPS = 300
+CONFIG = {
+    "data": {"name": "digits", "flip": False, "timeout_s": 30},
+    "process": {"schedule": "cosine", "num_timesteps": 4},
+    "model": {
+        "channels": 8,
+        "channel_multipliers": (1,),
+        "attention_resolutions": (),
+        "num_groups": 4,
+        "num_res_blocks": 1,
+        "dropout": 0.0,
+    },
+    "optim": {"warmup_steps": 2, "learning_rate": 1e-3},
+    "train": {
+        "num_steps": STEPS,
+        "batch_size": 2,
+        "num_samples": 2,
+        "log_every": 10,
+        "checkpoint_every": 100,
+    },
+    "eval": {"every": 0},
+    "mesh": {"data": 1},
+}
+
+
+class Watched(ArraySource):
+    """Noise for images; calls `at(n)` before the batch of step `first + n` is read."""
+
+    def __init__(self, at):
+        rng = np.random.default_rng(0)
+        images = rng.integers(0, 256, (1000, 8, 8, 1), np.uint8)
+        super().__init__(images, np.zeros(1000, np.int32))
+        self.count, self.at = 0, at
+
+    def read(self, indices):
+        self.at(self.count)
+        self.count += 1
+        return super().read(indices)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Call as run(at): train in tmp_path/run on a `Watched` source, compiling only once."""
+
+    def run(at):
+        dataset = data.Dataset(Watched(at), None, (8, 8, 1), 0, ())
+        monkeypatch.setattr(data, "open_dataset", lambda config: dataset)
+        return train(config_lib.from_dict(CONFIG), tmp_path / "run")
+
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "cache"))
+    compilation_cache.reset_cache()
+    yield run
+    jax.config.update("jax_compilation_cache_dir", before)
+    jax.config.update("jax_disable_most_optimizations", False)
+    compilation_cache.reset_cache()
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.loose_promotion(reason="optax's schedules multiply floats with int32 counts")
+def test_a_run_whose_data_stop_saves_its_state_and_goes_on_later(run, tmp_path):
+    """A file that vanishes; then 300 steps, a second run being refused."""
+    root = tmp_path / "run"
+
+    def vanishes(n):
+        if n == 15:
+            raise FileNotFoundError(2, "No such file or directory", "/mnt/images")
+
+    with pytest.raises(SourceError, match="batch of step 15 cannot be read from data.name='digit"):
+        run(vanishes)
+    assert (root / "checkpoints" / "15").is_dir()
+    assert [row["step"] for row in metrics.read(root / "metrics.jsonl")] == [10, 15]
+
+    files, refused = open_files(), []
+
+    def healthy(n):
+        if n == 100:
+            with pytest.raises(UserError) as error, workdir.locked(root):
+                pass
+            refused.append(str(error.value))
+
+    assert int(run(healthy).state.step) == STEPS
+    assert f"in use by another training (process {os.getpid()} on " in refused[0]
+    assert open_files() <= files  # none is left open by 285 steps, three saves and a start
+    steps = [row["step"] for row in metrics.read(root / "metrics.jsonl")]
+    assert steps == [10, 15, *range(20, STEPS + 1, 10)]
+    kept = {path.name for path in (root / "checkpoints").iterdir()}
+    assert kept == {"200", "300"}
+
+
+def test_a_source_that_hangs_is_named_in_time():
+    config = config_lib.from_dict(CONFIG | {"data": {"name": "digits", "timeout_s": 0.5}})
+    released, given = threading.Event(), []
+    batches = data.Batches(Watched(lambda n: n < 3 or released.wait(60)), 2, seed=0)
+    mesh = devices.make_mesh(config)
+    with pytest.raises(SourceError, match="data.name='digits' hangs: no batch within data.time"):
+        for batch in feed(config.data, batches, mesh, list(plan_calls(0, 9, 2, [3]))):
+            given.append(batch["image"].shape)
+    released.set()
+    assert given == [(2, 2, 8, 8, 1), (2, 8, 8, 1)]  # steps 0 and 1 fused, 2 alone; 3 hangs
+
+
+def test_the_end_of_a_process_however_it_comes_lets_its_lock_go(tmp_path):
+    holder = (
+        "import fcntl, sys; file = open(sys.argv[1], 'a+'); fcntl.flock(file, fcntl.LOCK_EX); "
+        "print('process 7 on elsewhere', file=file, flush=True); print(flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, tmp_path / "lock"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        process.stdout.readline()
+        with pytest.raises(UserError, match=r"in use by another training \(process 7 on else"):
+            with workdir.locked(tmp_path):
+                pass
+        process.kill()
+    for _ in range(2):
+        with workdir.locked(tmp_path):
+            assert (tmp_path / "lock").read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_a_directory_that_cannot_be_written_is_one_line():
+    with tempfile.TemporaryDirectory() as root:  # pytest's own are closed to other users
+        os.chmod(root, 0o555)
+        with contextlib.ExitStack() as stack:
+            if os.getuid() == 0:  # root may write anywhere
+                os.seteuid(65534)
+                stack.callback(os.seteuid, 0)
+            for path in (root, os.path.join(root, "new")):
+                with pytest.raises(UserError, match=r"cannot be written \(Permission denied\)"):
+                    with workdir.locked(path):
+                        pass
+                with pytest.raises(UserError, match=r"cannot be written \(Permission denied\)"):
+                    workdir.open_for_training(path, config_lib.from_dict(CONFIG))
+
+
+def test_a_damaged_log_loses_its_damaged_lines_alone(tmp_path):
+    paths = workdir.WorkDir(tmp_path)
+    good = [json.dumps({"step": n, "loss": 0.5}).encode() for n in (1, 2, 3)]
+    bad = [b"\xff\xfe\x00garbage", b"null", b"7", b'{"loss": 1}', b'{"step": "9"}', b"[" * 99999]
+    paths.metrics.write_bytes(b"\n".join([*good[:2], *bad, good[2], good[0][:7]]))
+    assert [row["step"] for row in metrics.read(paths.metrics)] == [1, 2, 3]
+    writer = metrics.MetricsWriter(paths, 2)
+    writer.scalars(4, {"loss": 0.25})
+    writer.close()
+    lines = paths.metrics.read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 4]
+
+
+def test_a_clock_that_stands_or_goes_back_changes_the_speed_alone(monkeypatch):
+    times = iter([10.0, 12.0, 12.0, 5.0, 5.0, 5.0, 5.0, 9.0, 9.0])
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(times))
+    line = progress.ProgressLine(Console(quiet=True), 0, 100, batch_size=8)
+    line.restart_clock(0)
+    speeds = [line.update(step, 0.5) for step in (1, 2, 3, 4)]
+    assert speeds == [4, 4, 4, 2] and all(math.isfinite(speed) for speed in speeds)
+
+
+@pytest.mark.parametrize(("error", "code"), [(SourceError("gone"), 75), (UserError("typo"), 2)])
+def test_schedulers_can_tell_what_may_go_through_later(error, code, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        command._fail(error)
+    assert exit_.value.code == code
+    assert capsys.readouterr().err == f"error: {error}\n"
+
+
+def test_what_hangs_does_not_keep_the_process_from_ending():
+    program = (
+        "import threading; from ddpm_jax.data.ahead import map_ahead\n"
+        "next(map_ahead(lambda i: threading.Event().wait(), [1, 2], 1, 0, timeout=0.1))"
+    )
+    start = time.monotonic()
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 1 and "TimeoutError: no result within 0.1 s" in ended.stderr
+    assert time.monotonic() - start < 110
