@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from ddpm_jax import learned, data, references
+from ddpm_jax import data, learned, references
 from ddpm_jax.api import sample_in_chunks
 from ddpm_jax.config import Config
 from ddpm_jax.errors import UserError
