@@ -39,8 +39,8 @@ def half_point_half_wavy(process):
         first, rest = jnp.split(x_t, 2, axis=1)
         x_0 = jnp.tanh(rest) * jnp.cos(jnp.asarray(t, jnp.float32) / 1.5)
         wavy = Prediction(x_0, (rest - alpha_t * x_0) / sigma_t)
-        both = zip(point(first, t), wavy, strict=True)
-        return Prediction(*(jnp.concatenate(parts, axis=1) for parts in both))
+        both = point(first, t), wavy
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *both)
 
     return denoise_fn
 

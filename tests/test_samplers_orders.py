@@ -17,7 +17,6 @@ from sampler_cases import DETERMINISTIC
 import ddpm_jax
 from ddpm_jax import samplers
 from ddpm_jax.samplers import ode
-from ddpm_jax.types import Prediction
 
 ORDERS = {
     "ddim": 1,
@@ -62,7 +61,7 @@ def denoiser(process):
 
     def denoise_fn(x_t, t):
         both = gaussian(x_t[:, :2], t), mixture(x_t[:, 2:], t)
-        return Prediction(*(jnp.concatenate(parts, axis=1) for parts in zip(*both, strict=True)))
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *both)
 
     return denoise_fn
 
