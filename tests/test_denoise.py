@@ -57,7 +57,7 @@ def test_a_bfloat16_output_becomes_float32():
     network, x = Recorder(jnp.full((3, 2), 0.3, jnp.bfloat16)), jnp.ones((3, 2))
     for clip_x_0 in (True, False):
         denoise_fn = make_denoise_fn(process_of(), network, None, clip_x_0=clip_x_0)
-        assert all(view.dtype == jnp.float32 for view in denoise_fn(x, 500))
+        assert all(view.dtype == jnp.float32 for view in denoise_fn(x, 500)[:2])
 
 
 @jax.jit
@@ -65,7 +65,7 @@ def predict_and_rebuild(process, output, x_t, t):
     results = {}
     for kind in KINDS:
         for clip_x_0 in (True, False):
-            x_0, eps = make_denoise_fn(
+            x_0, eps, _ = make_denoise_fn(
                 process, Recorder(output), None, kind=kind, clip_x_0=clip_x_0
             )(x_t, t)
             results[kind, clip_x_0] = x_0, ddpm_jax.q_sample(process, x_0, t, eps)
@@ -100,5 +100,5 @@ def test_clipping_does_not_touch_an_x_0_inside_the_range(kind):
 
 def test_clipping_is_to_minus_1_and_1():
     network = Recorder(jnp.array([[-3.0, -0.5, 0.5, 3.0]]))
-    x_0, _ = make_denoise_fn(process_of(), network, None, kind="x_0")(jnp.ones((1, 4)), 9)
-    np.testing.assert_array_equal(x_0, [[-1.0, -0.5, 0.5, 1.0]])
+    found = make_denoise_fn(process_of(), network, None, kind="x_0")(jnp.ones((1, 4)), 9)
+    np.testing.assert_array_equal(found.x_0, [[-1.0, -0.5, 0.5, 1.0]])

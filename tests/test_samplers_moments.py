@@ -120,7 +120,7 @@ def test_churn_goes_to_the_nearest_timestep_inside_its_range_of_noise_levels(s_n
     step = step_of(sampler, show, keys, jnp.ones((64, 1)))
     assert not 0.2 <= sigma_bar[20] and not sigma_bar[980] <= 30.0
     for t in (20, 300, 400, 600, 980):
-        x, t_hat = step(t, 1)[1]
+        x, t_hat, _ = step(t, 1)[1]
         t_hat = int(t_hat[0, 0])
         if t in (20, 980):
             assert t_hat == t and np.all(x == 1.0)

@@ -17,14 +17,14 @@ from ddpm_jax.types import Array
 
 
 def checksums(tree: Any) -> dict[str, int]:
-    """Return {path of a leaf: CRC-32 of its bytes in C order}, of a tree of `jax.Array`s.
+    """Return {path of a leaf: CRC-32 of its bytes in C order}, of a tree of arrays.
 
     A leaf that no process holds whole has none. Waits for the arrays to be computed.
     """
     leaves = {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        if leaf.is_fully_replicated or leaf.is_fully_addressable
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_replicated or leaf.is_fully_addressable
     }
     # zlib lets go of the interpreter, and so does a copy from a device.
     with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -50,5 +50,6 @@ def check(tree: Any, written: dict[str, int]) -> None:
 
 def _crc(leaf: Array) -> int:
     # A view of its own: the leaf itself would keep its copy on the host, and could not be donated.
-    array = leaf.addressable_data(0) if leaf.is_fully_replicated else leaf
+    on_device = isinstance(leaf, jax.Array) and leaf.is_fully_replicated
+    array = leaf.addressable_data(0) if on_device else leaf
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
