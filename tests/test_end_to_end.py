@@ -157,7 +157,14 @@ def test_what_is_broken_ranks_below_what_is_not_and_does_not_pass_the_bar(digits
 
 def test_the_command_judges_the_run(digits):
     root, _ = digits
-    run_main("evaluate", f"--workdir={root}", f"--n={N}", "--seeds=2")
+    run_main(
+        "evaluate",
+        f"--workdir={root}",
+        f"--n={N}",
+        "--seeds=2",
+        "--bound_images=16",
+        "--bound_terms=20",
+    )
     found = {r["name"]: r for r in json.loads((root / "evaluate.json").read_text())["rows"]}
     assert 0 < found[f"fd{N}_train"]["value"] < BAR
     assert found[f"memorised{N}"]["value"] < 0.1  # 0.01 is as many as of held-out images
