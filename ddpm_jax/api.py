@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ddpm_jax import compiler
@@ -120,18 +121,19 @@ def sample_in_chunks(
     """Draw the images of `sample(params, key, n, cond)` in chunks that fit on the device.
 
     The next chunk is computed while the last one is fetched, so at most two are on the device.
-    The last chunk is drawn at full size and cut, so that nothing compiles twice.
+    The last chunk is drawn at full size and cut, so that nothing compiles twice. Several processes
+    share the chunks, and each yields them all; then `params` are the process's own copy.
 
     Args:
       sample: from `make_sample`, without `collect`.
       params: the network's parameters.
       key: one key.
       n: number of images.
-      chunk_size: images drawn at once.
+      chunk_size: images drawn at once, by each process.
       cond: None, or arrays with leading axis n.
 
     Yields:
-      [<= chunk_size, ...] float32 arrays on the host, in order.
+      [<= chunk_size x processes, ...] float32 arrays on the host, in order.
 
     Raises:
       UserError: n < 1, chunk_size < 1, or conditioning whose first axis is not n.
@@ -139,19 +141,23 @@ def sample_in_chunks(
     if n < 1 or chunk_size < 1:
         raise UserError(f"n and chunk_size must be at least 1, found {n} and {chunk_size}")
     cond = check_cond(cond, n)
-    size = min(chunk_size, n)
+    count, index = jax.process_count(), jax.process_index()
+    size = min(chunk_size, math.ceil(n / count))  # of the chunk that each process draws at a time
 
     def draw(start: int) -> Array:
-        part = jax.tree.map(lambda leaf: leaf[start : start + size], cond)
-        return sample(params, key, size, pad(part, size), start=start)
+        mine = start + index * size  # of several processes, the last may draw what nobody wants
+        part = jax.tree.map(lambda leaf: leaf[min(mine, n - 1) : mine + size], cond)
+        return sample(params, key, size, pad(part, size), start=mine)
 
     ahead = draw(0)
-    for start in range(0, n, size):
+    for start in range(0, n, count * size):
         images = ahead
-        ahead = draw(start + size) if start + size < n else None
-        host = np.asarray(images)[: n - start]
+        ahead = draw(start + count * size) if start + count * size < n else None
+        host = np.asarray(images)
         del images  # frees the device's copy while the caller holds the host's
-        yield host
+        if count > 1:
+            host = np.concatenate(multihost_utils.process_allgather(host))
+        yield host[: n - start]
 
 
 def local_devices() -> tuple[int, NamedSharding, NamedSharding]:

@@ -136,6 +136,7 @@ def _sizes(config: ModelConfig) -> dict:
         scale_shift=config.scale_shift,
         dtype=look_up(DTYPES, "model.dtype", config.dtype),
         remat=config.remat,
+        remat_keep=config.remat_keep,
     )
 
 

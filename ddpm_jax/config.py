@@ -70,7 +70,10 @@ class ModelConfig:
     context_dim: int = 0  # width of a sequence to attend to (384 for data.text), with a null too
     super_resolution: int = 0  # factor: the network sees the image that much coarser; 0 is off
     dtype: str = "float32"  # of the computation: float32 or bfloat16; parameters are float32
-    remat: bool = False  # recompute the blocks' activations in the backward pass to save memory
+    remat: bool = False  # recompute the blocks' activations in the backward pass to save memory ...
+    remat_keep: str = (
+        "nothing"  # ... but keep: nothing, or the outputs of convolutions (and products)
+    )
     fourier_features: tuple[int, ...] = ()  # n of sin and cos(2^n pi x_t) shown to the network
     learn_variance: bool = False  # twice the output channels; see sample.variance, loss.objective
 
@@ -175,9 +178,10 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """The devices."""
+    """The devices: data x fsdp of them share the batch."""
 
-    data: int = -1  # devices that share the batch; -1 is all
+    data: int = -1  # groups of devices, each of which holds the whole state; -1 is as many as fit
+    fsdp: int = 1  # devices of a group, among which the state is cut
 
 
 @dataclasses.dataclass(frozen=True)

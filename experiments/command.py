@@ -15,12 +15,14 @@ from absl import logging as absl_logging
 from ddpm_jax.errors import SourceError, UserError
 
 
-def run(main: Callable[[], int | None]) -> None:
+def run(main: Callable[[], int | None], before: Callable[[], None] = lambda: None) -> None:
     """Parse the command line, run `main`, and turn the user's mistakes into one line and exit 2.
+
+    What must come before JAX looks for devices is called `before`.
 
     Data that stop coming in mid-run exit with 75 (EX_TEMPFAIL of sysexits.h: try again later).
     """
-    app.run(lambda argv: sys.exit(_guarded(main)), flags_parser=_parse)
+    app.run(lambda argv: sys.exit(_guarded(main, before)), flags_parser=_parse)
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -44,12 +46,13 @@ def _parse(argv: list[str]) -> list[str]:
         _fail(error)
 
 
-def _guarded(main: Callable[[], int | None]) -> int | None:
+def _guarded(main: Callable[[], int | None], before: Callable[[], None]) -> int | None:
     _quiet_logs()
     _use_compilation_cache()
-    _keep_freed_memory()
     sys.unraisablehook = _report_unraisable
     try:
+        before()
+        _keep_freed_memory()
         return main()
     except UserError as error:
         _fail(error)

@@ -2,14 +2,18 @@
 
 import collections
 import concurrent.futures
+import math
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 
+LOOK = 1  # seconds between looks at whether to hurry
+GRACE = 5  # seconds that a result may still take once told to hurry
 LINGER = 5  # seconds to wait for a thread's last task when nobody wants its result any more
 
 
@@ -19,6 +23,7 @@ def map_ahead(
     num_threads: int,
     depth: int,
     timeout: float | None = None,
+    hurry: Callable[[], bool] = lambda: False,
 ) -> Iterator[Out]:
     """Yield `function(item)` for each item, in order, the next `depth` being computed in threads.
 
@@ -26,8 +31,8 @@ def map_ahead(
     end with the iterator: when it is exhausted, closed, or no longer referred to.
 
     Raises:
-      TimeoutError: a result did not come within `timeout` seconds; what hangs is left behind, and
-        does not keep the process from ending.
+      TimeoutError: a result did not come within `timeout` seconds, or `GRACE` once `hurry()` is
+        true; what hangs is left behind, and does not keep the process from ending.
     """
     # Not a ThreadPoolExecutor: Python waits for its threads at exit, for ever if one hangs.
     tasks: queue.SimpleQueue = queue.SimpleQueue()
@@ -41,9 +46,14 @@ def map_ahead(
     def take() -> Out:
         nonlocal hung
         future = pending.popleft()
-        hung = bool(concurrent.futures.wait([future], timeout).not_done)
+        start = time.monotonic()
+        while not (hung or future.done()):
+            waited = time.monotonic() - start
+            limit = min(timeout or math.inf, GRACE if hurry() else math.inf)
+            hung = waited >= limit
+            concurrent.futures.wait([future], max(0.0, min(LOOK, limit - waited)))
         if hung:
-            raise TimeoutError(f"no result within {timeout:g} s")
+            raise TimeoutError(f"nothing came within {limit:g} seconds")
         return future.result()
 
     try:

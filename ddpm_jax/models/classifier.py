@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ddpm_jax.models.attention import AttentionBlock
-from ddpm_jax.models.blocks import ResidualBlock, time_embedding
+from ddpm_jax.models.blocks import time_embedding
+from ddpm_jax.models.recomputation import recomputed
 from ddpm_jax.types import Array
 
 
@@ -30,6 +30,7 @@ class Classifier(nn.Module):
     scale_shift: bool = False
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+    remat_keep: str = "nothing"
 
     @nn.compact
     def __call__(
@@ -43,10 +44,7 @@ class Classifier(nn.Module):
           cond: not looked at: the label is what is asked for.
           train: whether dropout is on (needs the "dropout" rng).
         """
-        residual, attention = ResidualBlock, AttentionBlock
-        if self.remat:  # argument 3 counts self: train
-            residual = nn.remat(ResidualBlock, static_argnums=(3,))
-            attention = nn.remat(AttentionBlock)
+        residual, attention = recomputed(self.remat, self.remat_keep)
         dense = dict(features=4 * self.channels, dtype=self.dtype)
         conv = dict(kernel_size=(3, 3), dtype=self.dtype)
 

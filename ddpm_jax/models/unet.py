@@ -20,14 +20,15 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.models.attention import AttentionBlock, fan_avg, zeros
-from ddpm_jax.models.blocks import ResidualBlock, time_embedding, with_fourier_features
+from ddpm_jax.models.attention import fan_avg, zeros
+from ddpm_jax.models.blocks import time_embedding, with_fourier_features
 from ddpm_jax.models.conditioning import (
     ContextOrNull,
     EmbeddedVector,
     check_cond,
     concatenate_image,
 )
+from ddpm_jax.models.recomputation import recomputed
 from ddpm_jax.types import Array
 
 
@@ -51,7 +52,8 @@ class UNet(nn.Module):
       image_channels: channels of an image concatenated to x_t; 0 is none.
       fourier_features: exponents n of sin(2^n π x_t), cos(2^n π x_t) concatenated to x_t.
       dtype: of the computation. Parameters, statistics, softmax and output are float32.
-      remat: recompute the residual and attention blocks in the backward pass.
+      remat: recompute the residual and attention blocks in the backward pass, but for what
+        `remat_keep` names ("nothing", "convolutions").
     """
 
     out_channels: int = 3
@@ -70,6 +72,7 @@ class UNet(nn.Module):
     fourier_features: tuple[int, ...] = ()
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+    remat_keep: str = "nothing"
 
     @nn.compact
     def __call__(
@@ -96,10 +99,7 @@ class UNet(nn.Module):
         x = with_fourier_features(x, self.fourier_features)
         if self.image_channels:
             x = concatenate_image(x, cond.get("image"), self.image_channels, self.is_initializing())
-        residual, attention = ResidualBlock, AttentionBlock
-        if self.remat:  # argument 3 counts self: train
-            residual = nn.remat(ResidualBlock, static_argnums=(3,))
-            attention = nn.remat(AttentionBlock)
+        residual, attention = recomputed(self.remat, self.remat_keep)
 
         embedding = self._embed(t, cond)  #                                       [B, 4C]
         if self.context_dim:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.types import Array
@@ -19,16 +20,22 @@ from ddpm_jax.types import Array
 def checksums(tree: Any) -> dict[str, int]:
     """Return {path of a leaf: CRC-32 of its bytes in C order}, of a tree of arrays.
 
-    A leaf that no process holds whole has none. Waits for the arrays to be computed.
+    Waits for the arrays to be computed. Leaves that no process holds whole are gathered, one after
+    the other; all processes must ask for them.
     """
     leaves = {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        if not isinstance(leaf, jax.Array) or leaf.is_fully_replicated or leaf.is_fully_addressable
     }
     # zlib lets go of the interpreter, and so does a copy from a device.
     with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return dict(zip(leaves, pool.map(_crc, leaves.values()), strict=True))
+        found = {}
+        for name, leaf in leaves.items():
+            whole = _whole(leaf)
+            found[name] = pool.submit(_crc, whole)
+            if whole is not leaf:
+                found[name].result()  # no two gathered leaves at a time
+    return {name: crc.result() for name, crc in found.items()}
 
 
 def check(tree: Any, written: dict[str, int]) -> None:
@@ -46,6 +53,13 @@ def check(tree: Any, written: dict[str, int]) -> None:
             f"{name}{others} not what was saved: CRC-32 {found[name]:08x}, "
             f"{written[name]:08x} when it was written"
         )
+
+
+def _whole(leaf: Array) -> Array:
+    """Return the leaf, gathered where this process holds a part of it alone."""
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_replicated or leaf.is_fully_addressable:
+        return leaf
+    return jax.device_put(leaf, NamedSharding(leaf.sharding.mesh, PartitionSpec()))
 
 
 def _crc(leaf: Array) -> int:

@@ -22,7 +22,7 @@ from ddpm_jax.classifier import is_right, label_loss
 from ddpm_jax.config import Config
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import count_parameters
-from ddpm_jax.training import devices
+from ddpm_jax.training import devices, sharding
 from ddpm_jax.training.checkpoint import Checkpoints
 from ddpm_jax.training.interrupt import StopRequest
 from ddpm_jax.training.metrics import Interval, MetricsWriter
@@ -99,7 +99,7 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
         workdir, DatasetFacts(dataset.image_shape, dataset.num_classes, dataset.class_names)
     )
     checkpoints = Checkpoints(workdir.checkpoints, config.train.keep_last, config.train.keep_every)
-    replicated = devices.replicated(mesh)
+    replicated = sharding.replicated(mesh)
     init = jax.jit(
         lambda: init_state(model, optimizer, init_key, time_sampler),
         out_shardings=replicated,
@@ -123,7 +123,7 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
     try:
         with StopRequest() as stop, progress:
             for batch in data.prefetch(batches, step, last):
-                state, metrics = step_fn(state, jax.device_put(batch, devices.over_batch(mesh)))
+                state, metrics = step_fn(state, jax.device_put(batch, sharding.over_batch(mesh)))
                 step += 1
                 interval.add(metrics)
                 ending = stop.signal is not None or step == last

@@ -1,13 +1,15 @@
-"""The devices of a run: what they are, the mesh over them, and where arrays lie on it."""
+"""The devices of a run: what they are, and the mesh over them."""
 
 import glob
 import os
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+from jax.sharding import AxisType, Mesh
 
 from ddpm_jax.config import Config
 from ddpm_jax.errors import UserError
+from ddpm_jax.training.sharding import DATA, FSDP
 
 ACCELERATORS = {
     "/dev/nvidia[0-9]*": ("NVIDIA GPU", 'pip install "jax[cuda13]"'),
@@ -43,15 +45,31 @@ def cpu_fallback_warning() -> str | None:
 
 
 def make_mesh(config: Config) -> Mesh:
-    """Return the mesh with axis "data" over `mesh.data` devices (-1: all).
+    """Return the mesh of axes "data" and "fsdp", `mesh.data` (-1: the rest) by `mesh.fsdp`.
+
+    The devices stand in the order of their processes, "fsdp" innermost: the share of a process in
+    the batch is one slice, and what "fsdp" gathers comes from near.
 
     Raises:
-      UserError: too many devices asked for, or a batch that they cannot share equally.
+      UserError: more devices than there are, some left over of several processes, or a batch that
+        they cannot share equally.
     """
-    available = jax.device_count()
-    count = available if config.mesh.data == -1 else config.mesh.data
+    found = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    available, fsdp = len(found), config.mesh.fsdp
+    if fsdp < 1 or available % fsdp:
+        raise UserError(f"mesh.fsdp is {fsdp}, but must divide the number of devices, {available}")
+    data = available // fsdp if config.mesh.data == -1 else config.mesh.data
+    count = data * fsdp
     if not 1 <= count <= available:
-        raise UserError(f"mesh.data is {count}, but there are {available} devices; take -1 for all")
+        raise UserError(
+            f"mesh.data {data} x mesh.fsdp {fsdp} is {count}, but there are {available} devices; "
+            "take mesh.data=-1 for all"
+        )
+    if jax.process_count() > 1 and count != available:
+        raise UserError(
+            f"mesh.data {data} x mesh.fsdp {fsdp} leaves some of the {available} devices of "
+            f"{jax.process_count()} processes out; take mesh.data=-1"
+        )
     for key, size in {
         "train.batch_size / train.accumulate": config.train.batch_size / config.train.accumulate,
         "train.batch_size": config.train.batch_size,
@@ -62,16 +80,5 @@ def make_mesh(config: Config) -> Mesh:
                 f"of {count * config.train.accumulate} or set mesh.data"
             )
     # Auto axes: with explicit ones (JAX's new default) Linen's convolutions and Dropout fail.
-    return jax.make_mesh(
-        (count,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:count]
-    )
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
-    return NamedSharding(mesh, PartitionSpec())
-
-
-def over_batch(mesh: Mesh, *, axis: int = 0) -> NamedSharding:
-    """The devices share the array's axis number `axis`."""
-    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+    grid = np.asarray(found[:count]).reshape(data, fsdp)
+    return Mesh(grid, (DATA, FSDP), axis_types=(AxisType.Auto, AxisType.Auto))

@@ -8,7 +8,7 @@ import numpy as np
 
 from ddpm_jax import compiler, data
 from ddpm_jax.config import Config
-from ddpm_jax.training import devices
+from ddpm_jax.training import sharding
 from ddpm_jax.training.parts import Parts
 from ddpm_jax.types import Params
 
@@ -26,7 +26,12 @@ def make_held_out(
     """
     if dataset.test is None or not config.eval.every:
         return None
-    eval_step = jax.jit(parts.eval_step, compiler_options=compiler.options(compiler.NETWORK))
+    eval_step = jax.jit(
+        parts.eval_step,
+        out_shardings=sharding.replicated(mesh),
+        compiler_options=compiler.options(compiler.NETWORK),
+    )
+    over_batch = sharding.over_batch(mesh)
     size = config.train.batch_size
     count = min(config.eval.num_examples, len(dataset.test))
 
@@ -37,7 +42,11 @@ def make_held_out(
             images, labels = dataset.test.read(indices)
             batch = {"image": images, "label": labels}
             batch |= {name: value[indices] for name, value in rows.items()}
-            losses.append(eval_step(params, jax.device_put(batch, devices.over_batch(mesh)), i))
+            shared = {
+                name: jax.make_array_from_callback(value.shape, over_batch, value.__getitem__)
+                for name, value in batch.items()
+            }
+            losses.append(eval_step(params, shared, i))
         return float(np.concatenate(jax.device_get(losses))[:count].mean())
 
     return held_out

@@ -6,18 +6,17 @@ run that was interrupted goes on from its newest checkpoint as if it had never s
 """
 
 import contextlib
-import functools
 import os
 from typing import NamedTuple
 
 import jax
 from rich.console import Console
 
-from ddpm_jax import compiler, data, text
-from ddpm_jax.config import Config
+from ddpm_jax import data, text
+from ddpm_jax.config import Config, to_dict
 from ddpm_jax.errors import SourceError, UserError
 from ddpm_jax.models import count_parameters
-from ddpm_jax.training import conditioning, devices
+from ddpm_jax.training import conditioning, devices, distributed, sharding
 from ddpm_jax.training.checkpoint import Checkpoints
 from ddpm_jax.training.feed import feed, plan_calls
 from ddpm_jax.training.held_out import make_held_out
@@ -26,9 +25,9 @@ from ddpm_jax.training.metrics import Interval, MetricsWriter
 from ddpm_jax.training.monitor import make_monitor
 from ddpm_jax.training.parts import build_parts
 from ddpm_jax.training.pictures import Pictures
+from ddpm_jax.training.programs import Programs
 from ddpm_jax.training.progress import ProgressLine
 from ddpm_jax.training.state import TrainState
-from ddpm_jax.training.step import fuse_steps
 from ddpm_jax.training.workdir import DatasetFacts, locked, open_for_training, write_facts
 
 SMALL_SET = 1000  # images; below this a network tends to copy its training set
@@ -60,16 +59,18 @@ def train(config: Config, root: str | os.PathLike) -> Result:
 
 def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack) -> Result:
     """Do `train`; `at_end` is closed after it, however it ends."""
-    console = Console(soft_wrap=True, markup=False, highlight=False)
+    leader = distributed.is_leader()
+    console = Console(soft_wrap=True, markup=False, highlight=False, quiet=not leader)
     console.print(devices.describe_devices())
     if warning := devices.cpu_fallback_warning():
         console.print(warning, style="bold red")
 
     # What the config names; every mistake in it shows here, before anything is written.
+    distributed.check_same("config", str(to_dict(config)))
     mesh = devices.make_mesh(config)
-    dataset = data.open_dataset(config.data)
+    dataset = distributed.leader_first(lambda: data.open_dataset(config.data))
     on_cpu = jax.default_backend() == "cpu"
-    parts = build_parts(config, dataset.image_shape, dataset.num_classes, unroll=on_cpu)
+    parts = build_parts(config, dataset.image_shape, dataset.num_classes, unroll=on_cpu, mesh=mesh)
     train_rows, test_rows = conditioning.text_rows(config, dataset)
     batches = data.Batches(
         dataset.train,
@@ -80,48 +81,13 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
         jax.process_count(),
         train_rows,
     )
-    steps_per_call = config.train.steps_per_call or (1 if on_cpu else 10)
-    for_network = compiler.options(compiler.NETWORK)
-    compiled = functools.partial(jax.jit, donate_argnums=0, compiler_options=for_network)
-    single = compiled(parts.train_step)
-    fused = compiled(fuse_steps(parts.train_step, steps_per_call))
     held_out = make_held_out(config, dataset, test_rows, parts, mesh)
-    monitor = make_monitor(config, dataset, train_rows, parts)
+    monitor = distributed.leader_first(lambda: make_monitor(config, dataset, train_rows, parts))
 
-    # The state: new, or the newest whole checkpoint of this directory.
-    if jax.process_index() == 0:
-        at_end.enter_context(locked(root))
-    workdir = open_for_training(root, config)
-    encoder = text.NAME if config.data.text else ""
-    facts = DatasetFacts(dataset.image_shape, dataset.num_classes, dataset.class_names, encoder)
-    write_facts(workdir, facts)
-    checkpoints = Checkpoints(
-        workdir.checkpoints,
-        config.train.keep_last,
-        config.train.keep_every,
-        keep_best=monitor is not None,
-    )
-    replicated = devices.replicated(mesh)
-    once = compiler.options(compiler.ONCE)
-    init = jax.jit(parts.init, out_shardings=replicated, compiler_options=once)
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated),
-        jax.eval_shape(init),
-    )
-    _describe(console, config, dataset, count_parameters(abstract.params), workdir.root)
-    state = checkpoints.restore_latest(abstract)
-    if state is None:
-        state = init()
-    else:
-        console.print(f"resumed at step {int(state.step)}")
-
-    start = step = int(state.step)
+    # Of the compiler's plan: does it fit on the devices?
+    programs = Programs(config, parts, mesh, dataset.image_shape, train_rows)
     last = config.train.num_steps
-    writer = MetricsWriter(workdir, start)
-    cond = conditioning.grid_cond(config, dataset, train_rows, test_rows)
-    pictures = Pictures(config, parts, cond, workdir, writer)
-    progress = ProgressLine(console, start, last, config.train.batch_size)
-    interval, late = Interval(), None  # metrics being gathered; those to be written next
+    steps_per_call = config.train.steps_per_call or (1 if on_cpu else 10)
     every = {
         "log": config.train.log_every,
         "held_out": config.eval.every if held_out else 0,
@@ -129,6 +95,38 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
         "sample": config.train.sample_every,
         "checkpoint": config.train.checkpoint_every,
     }
+    if leader:
+        at_end.enter_context(locked(root))
+    _describe(console, config, dataset, count_parameters(programs.state.params), root)
+    _, n = next(plan_calls(0, last, steps_per_call, list(every.values())))
+    console.print(f"memory of a train step: {programs.fitting(n)}")
+
+    # The state: new, or the newest whole checkpoint of this directory.
+    encoder = text.NAME if config.data.text else ""
+    facts = DatasetFacts(dataset.image_shape, dataset.num_classes, dataset.class_names, encoder)
+    workdir = distributed.leader_first(lambda: open_for_training(root, config))
+    distributed.leader_first(lambda: write_facts(workdir, facts))
+    checkpoints = Checkpoints(
+        workdir.checkpoints,
+        config.train.keep_last,
+        config.train.keep_every,
+        keep_best=monitor is not None,
+    )
+    state = checkpoints.restore_latest(programs.state)
+    if state is None:
+        state = programs.init()
+    else:
+        console.print(f"resumed at step {int(state.step)}")
+
+    start = step = int(state.step)
+    calls = list(plan_calls(start, last, steps_per_call, list(every.values())))
+    steps = {n: programs.step(n) for n in {n for _, n in calls}}
+    console.print(f"compiled in {programs.seconds:.1f} s")
+    writer = MetricsWriter(workdir, start, enabled=leader)
+    cond = conditioning.grid_cond(config, dataset, train_rows, test_rows)
+    pictures = Pictures(config, parts, cond, workdir, writer, enabled=leader)
+    progress = ProgressLine(console, start, last, config.train.batch_size)
+    interval, late = Interval(), None  # metrics being gathered; those to be written next
 
     def write(late: tuple[int, Interval] | None) -> int:
         """Write a past interval's metrics; return the updates skipped in a row, or stop."""
@@ -147,19 +145,16 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
             )
         return metrics["skipped_in_a_row"]
 
-    calls = list(plan_calls(start, last, steps_per_call, list(every.values())))
-    fed = feed(config.data, batches, mesh, calls)
+    stop = StopRequest()
+    fed = feed(config.data, batches, mesh, calls, hurry=lambda: stop.signal is not None)
     try:
-        with StopRequest() as stop, progress:
-            for (step, n), batch in zip(calls, fed, strict=True):
-                first = step == start
-                state, metrics = (single if n is None else fused)(state, batch)
+        with stop, progress:
+            progress.restart_clock(start)
+            for i, ((step, n), batch) in enumerate(zip(calls, fed, strict=True)):
+                state, metrics = steps[n](state, batch)
                 step += n or 1
                 interval.add(metrics)
-                if first:
-                    jax.block_until_ready(metrics)  # compiled: the clock starts here
-                    progress.restart_clock(step)
-                stopping = stop.signal is not None  # read once: a signal can come at any line
+                stopping = stop.now(i)  # asked once: a signal can come at any line
                 ending = stopping or step == last
                 due = {name for name, n in every.items() if n and step % n == 0}
                 if due or ending:
@@ -170,9 +165,12 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
                     if "held_out" in due:
                         writer.scalars(step, {"held_out_loss": held_out(state.ema_params)})
                     if "sample" in due:
-                        pictures.draw(step, "raw", state.params)
-                        pictures.draw(step, "ema", state.ema_params)
-                    score = monitor(state.ema_params) if "score" in due else None
+                        pictures.draw(step, "raw", sharding.on_this_process(mesh, state.params))
+                    if due & {"sample", "score"}:
+                        ema = sharding.on_this_process(mesh, state.ema_params)
+                    if "sample" in due:
+                        pictures.draw(step, "ema", ema)
+                    score = monitor(ema) if "score" in due else None
                     if score:
                         writer.scalars(step, score)
                     good = due & {"checkpoint", "score"} and not skipped  # else the last one stays
@@ -184,7 +182,8 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
         if step < last:
             console.print(f"stopped by signal {stop.signal} at step {step}; the state is saved")
         else:
-            grid = pictures.draw(step, "ema", state.ema_params)
+            ema = sharding.on_this_process(mesh, state.ema_params)
+            grid = pictures.draw(step, "ema", ema)
             console.print(f"done: {last} steps")
             console.print(f"samples: {grid} (EMA weights)")
             console.print(f"metrics: {workdir.metrics} (TensorBoard: {workdir.tensorboard})")

@@ -51,17 +51,23 @@ class Interval:
 class MetricsWriter:
     """Writes rows to `metrics.jsonl` and TensorBoard.
 
-    Opened again at `step`, it drops the rows that an interrupted run wrote beyond it, so the file
+    Not `enabled`, as in the processes of a run that are not its leader, it writes nothing. Opened
+    again at `step`, it drops the rows that an interrupted run wrote beyond it, so the file
     reads as if the run had never stopped.
     """
 
-    def __init__(self, workdir: WorkDir, step: int):
+    def __init__(self, workdir: WorkDir, step: int, *, enabled: bool = True):
+        self._enabled = enabled
+        if not enabled:
+            return
         _cut(workdir.metrics, step)
         self._file = workdir.metrics.open("a")
         self._board = tensorboardX.SummaryWriter(str(workdir.tensorboard), purge_step=step + 1)
 
     def scalars(self, step: int, row: dict[str, float]) -> None:
         """Write one row of scalars."""
+        if not self._enabled:
+            return
         self._file.write(json.dumps({"step": step, "time": time.time(), **row}) + "\n")
         self._file.flush()
         for name, value in row.items():
@@ -69,12 +75,14 @@ class MetricsWriter:
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Write a picture [H, W, C] uint8 to TensorBoard."""
-        self._board.add_image(name, image, step, dataformats="HWC")
+        if self._enabled:
+            self._board.add_image(name, image, step, dataformats="HWC")
 
     def close(self) -> None:
         """Flush and close both."""
-        self._file.close()
-        self._board.close()
+        if self._enabled:
+            self._file.close()
+            self._board.close()
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:

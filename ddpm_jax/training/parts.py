@@ -5,14 +5,16 @@ from typing import NamedTuple
 
 import jax
 import optax
+from jax.sharding import Mesh
 
 from ddpm_jax import build, learned, objectives, time_samplers
 from ddpm_jax.config import Config
 from ddpm_jax.models import Model
 from ddpm_jax.training.conditioning import check, make_cond_fn
 from ddpm_jax.training.optimizer import learning_rate, make_optimizer
+from ddpm_jax.training.sharding import gatherer
 from ddpm_jax.training.state import TrainState, init_state
-from ddpm_jax.training.step import make_eval_step, make_train_step
+from ddpm_jax.training.step import LossFn, make_eval_step, make_train_step
 from ddpm_jax.types import Array, Params, PRNGKey
 
 
@@ -39,7 +41,12 @@ class Parts(NamedTuple):
 
 
 def build_parts(
-    config: Config, image_shape: tuple[int, int, int], num_classes: int, *, unroll: bool
+    config: Config,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    unroll: bool,
+    mesh: Mesh | None = None,
 ) -> Parts:
     """Build the parts of a run.
 
@@ -48,6 +55,7 @@ def build_parts(
       image_shape: (H, W, C).
       num_classes: of the data; 0 is none.
       unroll: whether the loop over micro-batches is unrolled (`make_train_step`).
+      mesh: where a state that is cut over its devices will lie; None is for a whole one.
 
     Raises:
       UserError: a name, number or combination in the config that cannot be.
@@ -64,6 +72,8 @@ def build_parts(
         loss_fn = objectives.loss_fn(config, process, model.apply)
         time_sampler = objectives.time_sampler(config.loss, num_timesteps)
         held_out_times = time_samplers.uniform(num_timesteps)  # comparable over the run
+    if mesh is not None:
+        loss_fn = _of_gathered(loss_fn, gatherer(mesh))
     seed_key = jax.random.key(config.train.seed)
     init_key, train_key, eval_key, sample_key = jax.random.split(seed_key, 4)
     check(config, image_shape)
@@ -89,3 +99,8 @@ def build_parts(
         sample=learned.sample_fn(config, model, image_shape),
         sample_key=sample_key,
     )
+
+
+def _of_gathered(loss_fn: LossFn, gather: Callable[[Params], Params]) -> LossFn:
+    """Return the loss of parameters that are gathered first."""
+    return lambda params, *rest: loss_fn(gather(params), *rest)

@@ -18,7 +18,10 @@ logger = logging.getLogger(__name__)
 
 
 class Pictures:
-    """Draws the same noise and conditioning each time: grids of two steps can be compared."""
+    """Draws the same noise and conditioning each time: grids of two steps can be compared.
+
+    All processes of a run draw; those that are not `enabled` write nothing.
+    """
 
     def __init__(
         self,
@@ -27,6 +30,8 @@ class Pictures:
         cond: Conditioning | None,
         workdir: WorkDir,
         writer: MetricsWriter,
+        *,
+        enabled: bool = True,
     ):
         self._parts = parts
         self._n = config.train.num_samples
@@ -34,6 +39,7 @@ class Pictures:
         self._workdir = workdir
         self._writer = writer
         self._cond = cond
+        self._enabled = enabled
 
     def draw(self, step: int, name: str, params: Params) -> pathlib.Path:
         """Draw a grid of the samples of one set of weights; return the path of the PNG."""
@@ -49,6 +55,8 @@ class Pictures:
         images = grids.to_uint8(np.concatenate(list(chunks)))
         grid = grids.make_grid(images, side=32)
         path = self._workdir.samples / f"step_{step:07d}_{name}.png"
+        if not self._enabled:
+            return path
         grids.save_png(path, grid)
         self._writer.image(step, f"samples_{name}", grid)
         seconds = time.perf_counter() - start

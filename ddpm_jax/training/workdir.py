@@ -40,6 +40,7 @@ RESUMABLE = {
     "eval.samples_every",
     "eval.num_seeds",
     "mesh.data",
+    "mesh.fsdp",
     "data.data_dir",
     "data.manual_dir",
     "data.ram_limit_gb",

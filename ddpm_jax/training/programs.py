@@ -1,0 +1,118 @@
+"""The compiled programs of a run, made before anything is allocated.
+
+A program that is compiled ahead of time takes arrays of the shapes and places that it was compiled
+for, and refuses others: nothing compiles a second time in mid-run.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from ddpm_jax import compiler
+from ddpm_jax.config import Config
+from ddpm_jax.errors import UserError
+from ddpm_jax.training import memory, sharding
+from ddpm_jax.training.parts import Parts
+from ddpm_jax.training.state import TrainState
+from ddpm_jax.training.step import fuse_steps
+
+
+class Programs:
+    """The programs of a run on its mesh.
+
+    Args:
+      config: the run's.
+      parts: its pure functions, built for the same mesh.
+      mesh: its devices.
+      image_shape: (H, W, C).
+      rows: what else the network is told of each training image (`training.conditioning`).
+
+    Attributes:
+      state: `ShapeDtypeStruct`s of the state, each with its sharding.
+      init: () -> the state before the first step, born on its devices.
+      seconds: spent on compiling steps so far.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        parts: Parts,
+        mesh: Mesh,
+        image_shape: tuple[int, int, int],
+        rows: Mapping[str, np.ndarray],
+    ):
+        self._config, self._parts, self._mesh = config, parts, mesh
+        self._images = (image_shape, rows)
+        self._compiled: dict[int | None, jax.stages.Compiled] = {}
+        self.seconds = 0.0
+        shapes = jax.eval_shape(parts.init)
+        self._places = sharding.by_rules(mesh, shapes)
+        self.state: TrainState = jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            shapes,
+            self._places,
+        )
+        self.init = jax.jit(
+            parts.init,
+            out_shardings=self._places,
+            compiler_options=compiler.options(compiler.ONCE),
+        )
+
+    def step(self, n: int | None) -> Callable[[TrainState, dict[str, Any]], tuple]:
+        """Return the train step, or n of them fused; compiled at the first call.
+
+        Raises:
+          UserError: the compiler found that it does not fit on the devices.
+        """
+        if n not in self._compiled:
+            start = time.perf_counter()
+            step = self._parts.train_step
+            function = jax.jit(
+                step if n is None else fuse_steps(step, n),
+                donate_argnums=0,
+                out_shardings=(self._places, sharding.replicated(self._mesh)),
+                compiler_options=compiler.options(compiler.NETWORK),
+            )
+            try:
+                self._compiled[n] = function.lower(self.state, self._batch(n)).compile()
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                available = memory.capacity()
+                raise UserError(
+                    f"a train step does not fit: {str(error).splitlines()[0][:200]}; "
+                    f"{memory.advice(self._config, None, available, self._mesh.size)}"
+                ) from error
+            self.seconds += time.perf_counter() - start
+        return self._compiled[n]
+
+    def fitting(self, n: int | None) -> str:
+        """Return what `step(n)` needs of a device's memory, in words.
+
+        Raises:
+          UserError: more than there is.
+        """
+        needed, available = memory.of_step(self.step(n)), memory.capacity()
+        memory.check_fits(needed, available, self._config, self._mesh.size)
+        return memory.describe(needed, available)
+
+    def _batch(self, n: int | None) -> dict[str, jax.ShapeDtypeStruct]:
+        """Return the shapes of a batch as `training.feed` gives it."""
+        image_shape, rows = self._images
+        size = self._config.train.batch_size
+        leaves = {
+            "image": ((size, *image_shape), jnp.uint8),
+            "label": ((size,), jnp.int32),
+            **{name: ((size, *row.shape[1:]), row.dtype) for name, row in rows.items()},
+        }
+        front, axis = ((), 0) if n is None else ((n,), 1)
+        place = sharding.over_batch(self._mesh, axis=axis)
+        return {
+            name: jax.ShapeDtypeStruct((*front, *shape), dtype, sharding=place)
+            for name, (shape, dtype) in leaves.items()
+        }
