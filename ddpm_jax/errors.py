@@ -2,7 +2,7 @@
 
 A `UserError` is a mistake in a config, a command line, a file or a call. Its message is one line
 that names the key or file, what was found, what is allowed and what to do. The mains in
-`experiments/` print it without a traceback and exit with code 2, or 75 if it is a `SourceError`;
+`experiments/` print it without a traceback and exit with code 2, or 75 if it is a `PassingError`;
 every other exception is a bug of ours and keeps its traceback.
 """
 
@@ -15,8 +15,16 @@ class UserError(ValueError):
     """A mistake that the user can mend; the message is one line and says how."""
 
 
-class SourceError(UserError):
-    """Data that stopped coming while a run went on: the same command may go through later."""
+class PassingError(UserError):
+    """What may be over when the same command is started again."""
+
+
+class SourceError(PassingError):
+    """Data that stopped coming while a run went on."""
+
+
+class PeerError(PassingError):
+    """Another process of the run that ended, or cannot be reached."""
 
 
 def unknown(what: str, name: object, allowed: Iterable[str]) -> UserError:

@@ -12,7 +12,7 @@ import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
-from ddpm_jax.errors import SourceError, UserError
+from ddpm_jax.errors import PassingError, PeerError, UserError
 
 
 def run(main: Callable[[], int | None], before: Callable[[], None] = lambda: None) -> None:
@@ -20,7 +20,7 @@ def run(main: Callable[[], int | None], before: Callable[[], None] = lambda: Non
 
     What must come before JAX looks for devices is called `before`.
 
-    Data that stop coming in mid-run exit with 75 (EX_TEMPFAIL of sysexits.h: try again later).
+    A `PassingError` exits with 75 (EX_TEMPFAIL of sysexits.h: try again later).
     """
     app.run(lambda argv: sys.exit(_guarded(main, before)), flags_parser=_parse)
 
@@ -59,6 +59,16 @@ def _guarded(main: Callable[[], int | None], before: Callable[[], None]) -> int 
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except jax.errors.JaxRuntimeError as error:
+        if not jax.distributed.is_initialized():
+            raise
+        reason = str(error).splitlines()[0]
+        _fail(
+            PeerError(
+                f"another process of this run ended, or cannot be reached ({reason}); its own log "
+                "says why; the newest checkpoint stands: start all processes again"
+            )
+        )
 
 
 def _report_unraisable(unraisable: Any) -> None:
@@ -74,7 +84,12 @@ def _report_unraisable(unraisable: Any) -> None:
 def _fail(error: Exception) -> None:
     text = " ".join(str(error).split())
     print(f"error: {text}", file=sys.stderr)
-    sys.exit(75 if isinstance(error, SourceError) else 2)
+    code = 75 if isinstance(error, PassingError) else 2
+    if jax.distributed.is_initialized():  # an orderly end would wait for the others to end too
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _quiet_logs() -> None:

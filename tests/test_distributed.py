@@ -1,0 +1,164 @@
+"""Two real processes that train one run: the losses of one, and what happens when one of them ends.
+
+They talk over this machine's loopback. The run goes through every hand: two processes, one of them
+killed; the same two again, told to stop; one alone; two to its end.
+"""
+
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from ddpm_jax.errors import UserError
+from ddpm_jax.training import distributed, metrics
+
+ROOT = pathlib.Path(__file__).parents[1]
+HEARTBEAT = 10
+OVERRIDES = {
+    "train.num_steps": 100,
+    "train.batch_size": 16,
+    "train.checkpoint_every": 20,
+    "train.log_every": 5,
+    "train.num_samples": 6,
+    "sample.chunk_size": 2,  # several chunks, shared by the processes
+    "eval.every": 50,
+    "process.schedule": "cosine",
+    "process.num_timesteps": 10,
+    "model.channels": 8,
+    "model.num_res_blocks": 1,
+    "optim.warmup_steps": 5,
+}
+
+
+def start(workdir: pathlib.Path, cache: pathlib.Path, num_devices: int, *flags: str):
+    """Start a training as a user would."""
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # what is tested runs in a second, once compiled
+        "PYTHONUNBUFFERED": "1",
+    }
+    settings = [f"--config.{key}={value}" for key, value in OVERRIDES.items()]
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.train", "--config=experiments/digits.py"]
+        + [f"--workdir={workdir}", *settings, *flags],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def start_two(workdir: pathlib.Path, cache: pathlib.Path, *of_second: str):
+    """Start two processes of one device each, whose state is cut in two; the second may differ."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    settings = ["--config.mesh.fsdp=2", f"--heartbeat={HEARTBEAT}"]
+    return [
+        start(workdir, cache, 1, f"--distributed=127.0.0.1:{port},2,{i}", *settings, *flags)
+        for i, flags in enumerate([(), of_second])
+    ]
+
+
+def wait_for_step(process: subprocess.Popen, step: int) -> str:
+    """Read the output until it has passed a step; return what it said."""
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        match = re.match(r"step (\d+)/", line)
+        if match and int(match[1]) >= step:
+            return "".join(said)
+    raise AssertionError("the training ended early:\n" + "".join(said))
+
+
+def end(processes: list[subprocess.Popen], *codes: int) -> list[str]:
+    """Wait for the processes to end with their codes; return what they said."""
+    said = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == list(codes), "\n".join(said)
+    return said
+
+
+def losses(workdir: pathlib.Path) -> dict[tuple[int, str], float]:
+    """Read the losses of a run by step and name."""
+    return {
+        (row["step"], name): row[name]
+        for row in metrics.read(workdir / "metrics.jsonl")
+        for name in ("loss", "held_out_loss", "grad_norm", "param_norm")
+        if name in row
+    }
+
+
+def resumed_at(said: str) -> int:
+    match = re.search(r"resumed at step (\d+)", said)
+    assert match, said
+    return int(match[1])
+
+
+def test_two_processes_train_as_one_does_and_end_together(tmp_path):
+    cache, one, two = tmp_path / "cache", tmp_path / "one", tmp_path / "two"
+    end([start(one, cache, 2)], 0)
+
+    # kill -9 of one ends the other within the heartbeat, and it says why
+    processes = start_two(two, cache)
+    wait_for_step(processes[0], 30)
+    assert processes[1].poll() is None
+    processes[1].kill()
+    killed = time.monotonic()
+    said, _ = end(processes, 75, -signal.SIGKILL)
+    assert time.monotonic() - killed < 3 * HEARTBEAT  # the machine may be busy
+    assert "error: another process of this run ended" in said, said
+
+    # the same commands resume; SIGTERM to either saves, and both stop at one step
+    processes = start_two(two, cache)
+    said = wait_for_step(processes[0], 45)
+    assert resumed_at(said) >= 20
+    processes[1].send_signal(signal.SIGTERM)
+    said, other = end(processes, 143, 143)
+    saved = int(re.search(r"stopped by signal 15 at step (\d+)", said)[1])
+    assert (two / "checkpoints" / str(saved)).is_dir()
+    assert "step" not in re.sub(r"\[Gloo\].*|.*preemption_notifier.*", "", other), "it logs too"
+
+    # one process reads what two have saved ...
+    process = start(two, cache, 2)
+    said = wait_for_step(process, saved + 5)
+    assert resumed_at(said) == saved
+    process.send_signal(signal.SIGTERM)
+    end([process], 143)
+    # ... and two what one has saved, to the end
+    said, _ = end(start_two(two, cache), 0, 0)
+    assert resumed_at(said) > saved
+
+    expected, found = losses(one), losses(two)
+    stops = {step for step, _ in found} - {step for step, _ in expected}
+    assert {step for step, _ in expected} <= {step for step, _ in found}
+    for key, value in expected.items():
+        before = [step for step in stops if key[0] - 5 <= step < key[0]]
+        if key[1] == "loss" and before:
+            continue  # a mean over the steps since the stop
+        np.testing.assert_allclose(found[key], value, rtol=1e-5, err_msg=str(key))
+    pictures = [sorted(path.name for path in (run / "samples").iterdir()) for run in (one, two)]
+    assert pictures[0] == pictures[1]
+
+
+def test_processes_of_different_flags_are_refused(tmp_path):
+    processes = start_two(tmp_path / "run", tmp_path / "cache", "--config.train.seed=1")
+    for said in end(processes, 2, 2):
+        assert "error: the processes have different configs" in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "where", ["here", "10.0.0.1,2,0", "10.0.0.1:1234,2", "10.0.0.1:1234,2,2", "10.0.0.1:1234,a,0"]
+)
+def test_an_address_that_is_none_is_refused(where):
+    with pytest.raises(UserError, match="HOST:PORT,COUNT,INDEX"):
+        distributed.connect(where, HEARTBEAT)
