@@ -81,28 +81,28 @@ def advice(config: Config, memory: Memory | None, available: int, num_devices: i
       num_devices: of the mesh.
     """
     changes = []
-    state = memory.state if memory else 0
-    if num_devices > config.mesh.fsdp and (memory is None or state > available / 2):
+    state, working = (memory.state, memory.working) if memory else (0, available + 1)
+    groups = num_devices // config.mesh.fsdp
+    if groups > 1 and (memory is None or state > available / 2):
         changes.append(f"mesh.fsdp={num_devices} (cuts the state over the devices)")
-    if memory is None or memory.working > available - state:
+        state //= groups
+    room = available - state
+    if room <= 0:
+        return "try fewer model.channels, or more devices"
+    if working > room:
         if config.model.dtype == "float32" and jax.default_backend() != "cpu":
             changes.append("model.dtype=bfloat16 (halves the activations)")
         if not config.model.remat:
-            changes.append("model.remat=True (keeps few activations, for a third more time)")
-        if parts := _accumulate(config, memory, available, num_devices):
+            changes.append("model.remat=True (keeps few activations, for about a third more time)")
+        if parts := _accumulate(config, working / room, num_devices):
             changes.append(f"train.accumulate={parts} (cuts the activations accordingly)")
     return "try " + ", ".join(changes or ["fewer model.channels, or more devices"])
 
 
-def _accumulate(
-    config: Config, memory: Memory | None, available: int, num_devices: int
-) -> int | None:
-    """Return the least number of micro-batches that should fit, or None if none does."""
+def _accumulate(config: Config, excess: float, num_devices: int) -> int | None:
+    """Return the least number of micro-batches that are `excess` times smaller, or None."""
     now, size = config.train.accumulate, config.train.batch_size
-    need = 2 * now
-    if memory is not None and available > memory.state:
-        need = math.ceil(now * memory.working / (available - memory.state))
-    for parts in range(max(need, now + 1), size // num_devices + 1):
+    for parts in range(math.ceil(now * excess), size // num_devices + 1):
         if size % parts == 0 and (size // parts) % num_devices == 0:
             return parts
     return None

@@ -1,0 +1,137 @@
+"""What a step needs is known before it is allocated, and what to change where it is too much."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax import config as config_lib
+from ddpm_jax.errors import UserError
+from ddpm_jax.models import UNet
+from ddpm_jax.training import devices, memory
+from ddpm_jax.training.loop import train
+from ddpm_jax.training.memory import GIB, Memory
+from ddpm_jax.training.parts import build_parts
+from ddpm_jax.training.programs import Programs
+
+pytestmark = [
+    pytest.mark.quick_to_compile,
+    pytest.mark.loose_promotion(reason="optax's schedules multiply floats with int32 counts"),
+]
+
+SHAPE = (16, 16, 3)
+TINY = {
+    "data": {"name": "digits", "flip": False},
+    "process": {"schedule": "cosine", "num_timesteps": 4},
+    "model": {
+        "channels": 8,
+        "channel_multipliers": (1,),
+        "attention_resolutions": (),
+        "num_groups": 4,
+        "num_res_blocks": 1,
+    },
+    "train": {"batch_size": 16, "num_samples": 2, "log_every": 2, "checkpoint_every": 2},
+    "eval": {"every": 2},
+}
+
+
+def test_the_state_of_the_plan_is_the_state_and_a_batch():
+    config = config_lib.from_dict(TINY | {"mesh": {"data": 1}})
+    mesh = devices.make_mesh(config)
+    parts = build_parts(config, SHAPE, 0, unroll=True, mesh=mesh)
+    run = Programs(config, parts, mesh, SHAPE, {})
+    leaves = [math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(run.state)]
+    batch = 16 * (math.prod(SHAPE) + 4)
+    found = memory.of_step(run.step(None))
+    assert found.state == pytest.approx(sum(leaves) + batch, rel=1e-3)
+    assert found.working > 0
+
+
+def kept(**settings) -> int:
+    """Return the bytes that live from the forward to the backward pass, parameters included."""
+    model = UNet(channels=16, channel_multipliers=(1, 1), num_groups=4, **settings)
+    x, t = jax.ShapeDtypeStruct((8, *SHAPE), jnp.float32), jax.ShapeDtypeStruct((8,), jnp.int32)
+    params = jax.eval_shape(model.init, jax.random.key(0), x, t)
+
+    def forward(params, x, t):
+        rngs = {"dropout": jax.random.key(0)}
+        return jax.vjp(lambda p: model.apply(p, x, t, train=True, rngs=rngs), params)[1]
+
+    residuals = jax.tree.leaves(jax.eval_shape(forward, params, x, t))
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in residuals)
+
+
+def test_recomputation_keeps_little_and_keeping_the_convolutions_some_more():
+    everything = kept()
+    convolutions = kept(remat=True, remat_keep="convolutions")
+    nothing = kept(remat=True)
+    print([n / 2**20 for n in (everything, convolutions, nothing)])
+    assert nothing < 0.4 * everything
+    assert 1.2 * nothing < convolutions < 0.7 * everything
+
+
+def test_an_unknown_policy_is_refused():
+    with pytest.raises(UserError, match="unknown model.remat_keep 'convolution'; did you mean"):
+        kept(remat=True, remat_keep="convolution")
+
+
+@pytest.mark.parametrize(
+    ("state", "working", "num_devices", "changes", "said"),
+    [
+        (9, 4, 8, {}, ["mesh.fsdp=8"]),
+        (1, 20, 1, {}, ["model.remat=True", "train.accumulate=4"]),  # 128 / 3 is no integer
+        (1, 20, 1, {"model": {"remat": True}}, ["train.accumulate=4"]),
+        (8, 18, 8, {}, ["mesh.fsdp=8", "model.remat=True", "train.accumulate=2"]),
+        (11, 1, 1, {}, ["fewer model.channels, or more devices"]),
+        (11, 1, 1, {"model": {"remat": True}}, ["fewer model.channels, or more devices"]),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_what_would(state, working, num_devices, changes, said):
+    config = config_lib.from_dict(changes)
+    with pytest.raises(UserError) as error:
+        memory.check_fits(Memory(state * GIB, working * GIB), 10 * GIB, config, num_devices)
+    message = str(error.value)
+    assert f"it needs {state + working}.00 GiB a device of 10.00 GiB" in message
+    for part in said:
+        assert part in message
+    assert message.count("=") == sum(part.count("=") for part in said), message
+
+
+def test_what_fits_is_not_refused():
+    memory.check_fits(Memory(5 * GIB, 5 * GIB), 10 * GIB, config_lib.from_dict({}), 1)
+    memory.check_fits(None, 10 * GIB, config_lib.from_dict({}), 1)
+    assert 2**28 < memory.capacity() < 2**45
+
+
+def test_a_run_that_does_not_fit_writes_nothing_but_its_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "capacity", lambda: 1000)
+    with pytest.raises(UserError, match="a train step does not fit: it needs"):
+        train(config_lib.from_dict(TINY), tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
+
+
+def test_a_longer_run_compiles_no_more_than_a_shorter_one(tmp_path):
+    """All programs are made by the first log line, held-out loss and checkpoint."""
+    compiled = []
+
+    def listen(name: str, seconds: float, **_) -> None:
+        if name == "/jax/core/compile/backend_compile_duration":
+            compiled.append(seconds)
+
+    counts = []
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        for num_steps in (4, 4, 12):  # the first of them makes what later runs find
+            before = len(compiled)
+            config = config_lib.from_dict(
+                TINY | {"train": TINY["train"] | {"num_steps": num_steps}}
+            )
+            train(config, tmp_path / f"{len(counts)}")
+            counts.append(len(compiled) - before)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    print(counts)
+    assert 0 < counts[2] <= counts[1], counts
+    assert np.all(np.asarray(compiled) > 0)
