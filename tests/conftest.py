@@ -30,6 +30,26 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+# Dealt first, the longest in front; what is short then keeps the workers busy to the end.
+LONGEST = (
+    "test_end_to_end.py",
+    "test_resume.py",
+    "test_training.py",
+    "test_classifier.py",
+    "test_bad_input.py",
+    "test_monitor.py",
+    "test_notebooks.py",
+    "test_learned_runs.py",
+    "test_vdm.py",
+    "test_text_runs.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "loose_promotion(reason): JAX's default promotion of types and ranks"
