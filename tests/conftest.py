@@ -2,15 +2,26 @@
 
 Strictness is for our own maths. A test module whose third-party code mixes types or ranks says so
 and why: `pytestmark = pytest.mark.loose_promotion(reason="Linen's ... adds int32 to float32")`.
+
+Most of the time goes into compiling. What one test has compiled is loaded by those after it, and by
+the processes that they start; a module whose programs run for less time than it takes to optimise
+them says so: `pytestmark = pytest.mark.quick_to_compile`.
 """
 
 import os
+import shutil
+import tempfile
 
 # Read when the first JAX backend starts, so it must be set before anything asks for a device.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
+
+# One for each worker of pytest-xdist: a program that another process is just writing is not read.
+COMPILED = tempfile.mkdtemp(prefix="ddpm_jax_compiled_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -19,10 +30,43 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+# Dealt first, the longest in front; what is short then keeps the workers busy to the end.
+LONGEST = (
+    "test_end_to_end.py",
+    "test_resume.py",
+    "test_training.py",
+    "test_classifier.py",
+    "test_bad_input.py",
+    "test_monitor.py",
+    "test_notebooks.py",
+    "test_learned_runs.py",
+    "test_vdm.py",
+    "test_text_runs.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "loose_promotion(reason): JAX's default promotion of types and ranks"
     )
+    config.addinivalue_line("markers", "quick_to_compile: without LLVM's optimisation")
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(COMPILED, ignore_errors=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item):
+    """Compile a module's programs as it says, those of its fixtures too."""
+    quick = item.get_closest_marker("quick_to_compile") is not None
+    jax.config.update("jax_disable_most_optimizations", quick)
+    return (yield)
 
 
 @pytest.fixture(autouse=True)

@@ -23,6 +23,7 @@ X = np.random.default_rng(0).normal(size=(4, 2, 3, 1)).astype(np.float32)
 LABELS = np.array([0, 2, 1, 2], np.int32)
 TIMES = np.array([1, 10, 500, 1000], np.int32)
 loose = pytest.mark.loose_promotion(reason="Linen's GroupNorm mixes ranks")
+pytestmark = pytest.mark.quick_to_compile
 
 
 def network(params, x_t, t, cond, *, train, key):
@@ -211,16 +212,7 @@ def digits(num_steps, **train):
     )
 
 
-@pytest.fixture
-def quick_compilation():
-    """Half the time of a short training is XLA's optimisation of the step."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @loose
-@pytest.mark.usefixtures("quick_compilation")
 def test_training_learns_resumes_bit_for_bit_and_reports_accuracy_by_quarter(tmp_path, capsys):
     accuracy, signal = train_classifier(digits(80), tmp_path / "whole")
     assert signal is None

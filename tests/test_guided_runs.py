@@ -17,7 +17,10 @@ from ddpm_jax.training.checkpoint import Checkpoints
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.workdir import DatasetFacts, open_for_training, write_facts
 
-pytestmark = pytest.mark.loose_promotion(reason="Linen's GroupNorm mixes ranks")
+pytestmark = [
+    pytest.mark.loose_promotion(reason="Linen's GroupNorm mixes ranks"),
+    pytest.mark.quick_to_compile,
+]
 
 ROOT = Path(__file__).parents[1]
 FACTS = DatasetFacts((4, 4, 1), 3, ("a", "b", "c"))

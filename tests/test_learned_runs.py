@@ -17,7 +17,10 @@ from ddpm_jax.runs import open_run
 from ddpm_jax.training.loop import train
 from ddpm_jax.training.parts import build_parts
 
-pytestmark = pytest.mark.loose_promotion(reason="Linen's GroupNorm mixes ranks")
+pytestmark = [
+    pytest.mark.loose_promotion(reason="Linen's GroupNorm mixes ranks"),
+    pytest.mark.quick_to_compile,
+]
 
 TINY = dict(
     data=dict(name="digits", flip=False),

@@ -23,19 +23,12 @@ from ddpm_jax.training.state import TrainState
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Sharding info not provided"),
     pytest.mark.loose_promotion(reason="Linen's GroupNorm mixes ranks"),
+    pytest.mark.quick_to_compile,
 ]
 
 
 WEIGHTS = {"w": jnp.ones(3)}
 SMALL_STATE = TrainState(jnp.int32(0), WEIGHTS, WEIGHTS, {"m": jnp.zeros(3)})
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick():
-    """Compile without optimisation: what is compiled here runs in no time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def steps_in(directory):

@@ -24,7 +24,10 @@ from ddpm_jax.training.conditioning import drawn_cond
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.workdir import DatasetFacts, open_for_training, write_facts
 
-pytestmark = pytest.mark.loose_promotion(reason="Linen's GroupNorm mixes ranks")
+pytestmark = [
+    pytest.mark.loose_promotion(reason="Linen's GroupNorm mixes ranks"),
+    pytest.mark.quick_to_compile,
+]
 
 # A network of features that takes no time: means of 16 blocks of 2 x 2 pixels, and their squares
 BLOCKS = FeatureNetwork("blocks", "1", lambda params, images: blocks(images))

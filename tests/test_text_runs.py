@@ -20,6 +20,7 @@ from ddpm_jax.training.workdir import open_for_reading, read_facts
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Sharding info not provided"),
     pytest.mark.loose_promotion(reason="optax's schedules multiply floats with int32 counts"),
+    pytest.mark.quick_to_compile,
 ]
 
 TINY = dict(

@@ -3,14 +3,23 @@
 import json
 import os
 import pathlib
+import sys
 import time
 from typing import Any
 
 import jax
 import numpy as np
-import tensorboardX
 
 from ddpm_jax.training.workdir import WorkDir
+
+# tensorboardX imports torch where it finds it, for the name of a type: 2 s of every start.
+_hidden = "torch" not in sys.modules
+if _hidden:
+    sys.modules["torch"] = None
+import tensorboardX  # noqa: E402
+
+if _hidden:
+    del sys.modules["torch"]
 
 
 class Interval:
