@@ -99,7 +99,8 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
         at_end.enter_context(locked(root))
     _describe(console, config, dataset, count_parameters(programs.state.params), root)
     _, n = next(plan_calls(0, last, steps_per_call, list(every.values())))
-    console.print(f"memory of a train step: {programs.fitting(n)}")
+    memory = programs.fitting(n)
+    console.print(f"train step: compiled in {programs.seconds:.1f} s; memory {memory}")
 
     # The state: new, or the newest whole checkpoint of this directory.
     encoder = text.NAME if config.data.text else ""
@@ -121,7 +122,6 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
     start = step = int(state.step)
     calls = list(plan_calls(start, last, steps_per_call, list(every.values())))
     steps = {n: programs.step(n) for n in {n for _, n in calls}}
-    console.print(f"compiled in {programs.seconds:.1f} s")
     writer = MetricsWriter(workdir, start, enabled=leader)
     cond = conditioning.grid_cond(config, dataset, train_rows, test_rows)
     pictures = Pictures(config, parts, cond, workdir, writer, enabled=leader)
@@ -191,7 +191,7 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
             if monitor and (best := checkpoints.best()):
                 console.print(f"best checkpoint: {workdir.checkpoints / str(best[0])} ({best[1]})")
     except SourceError as error:
-        if step == start:
+        if step == start or jax.process_count() > 1:  # the others cannot be asked to save
             raise
         write(late)
         write((step, interval) if interval else None)

@@ -30,7 +30,7 @@ class ProgressLine:
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._live.add_task("compiling", total=stop, completed=start)
+        self._task = self._live.add_task("starting", total=stop, completed=start)
 
     def __enter__(self) -> "ProgressLine":
         self._live.start()
