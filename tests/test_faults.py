@@ -14,10 +14,8 @@ import tempfile
 import threading
 import time
 
-import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
 from ddpm_jax import config as config_lib
@@ -28,6 +26,8 @@ from ddpm_jax.training import devices, metrics, progress, workdir
 from ddpm_jax.training.feed import feed, plan_calls
 from ddpm_jax.training.loop import train
 from experiments import command
+
+pytestmark = pytest.mark.quick_to_compile
 
 STEPS = 300
 CONFIG = {
@@ -71,21 +71,14 @@ class Watched(ArraySource):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Call as run(at): train in tmp_path/run on a `Watched` source, compiling only once."""
+    """Call as run(at): train in tmp_path/run on a `Watched` source."""
 
     def run(at):
         dataset = data.Dataset(Watched(at), None, (8, 8, 1), 0, ())
         monkeypatch.setattr(data, "open_dataset", lambda config: dataset)
         return train(config_lib.from_dict(CONFIG), tmp_path / "run")
 
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_disable_most_optimizations", True)
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "cache"))
-    compilation_cache.reset_cache()
-    yield run
-    jax.config.update("jax_compilation_cache_dir", before)
-    jax.config.update("jax_disable_most_optimizations", False)
-    compilation_cache.reset_cache()
+    return run
 
 
 def open_files() -> int:

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from test_training import QUICK, abstract, assert_equal, make_batch, make_config, make_parts
+from test_training import abstract, assert_equal, make_batch, make_config, make_parts
 
 from ddpm_jax import build, objectives, samplers
 from ddpm_jax.errors import UserError
@@ -15,6 +15,7 @@ from ddpm_jax.types import Prediction
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Sharding info not provided"),
     pytest.mark.loose_promotion(reason="Linen's GroupNorm mixes ranks"),
+    pytest.mark.quick_to_compile,
 ]
 BOUND = dict(
     model__learn_variance=True,
@@ -26,7 +27,7 @@ BOUND = dict(
 
 def test_the_history_of_losses_is_saved_and_a_run_goes_on_as_if_never_stopped(tmp_path):
     parts, step = make_parts(make_config(**BOUND))
-    straight = [jax.jit(parts.init, compiler_options=QUICK)()]
+    straight = [jax.jit(parts.init)()]
     for i in range(4):
         straight.append(step(straight[-1], make_batch(i))[0])
     checkpoints = Checkpoints(tmp_path, keep_last=1, keep_every=0)
@@ -42,7 +43,7 @@ def test_the_history_of_losses_is_saved_and_a_run_goes_on_as_if_never_stopped(tm
 
 def test_the_history_does_not_learn_from_an_update_that_is_skipped():
     parts, step = make_parts(make_config(**BOUND))
-    state = jax.jit(parts.init, compiler_options=QUICK)()
+    state = jax.jit(parts.init)()
     broken = jax.tree.map(lambda leaf: np.full(leaf.shape, np.nan, leaf.dtype), state.params)
     after, metrics = step(dataclasses.replace(state, params=broken), make_batch())
     assert int(metrics["skipped"]) == 1

@@ -27,9 +27,9 @@ from ddpm_jax.training.step import fuse_steps, loss_by_quartile, to_x_0
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Sharding info not provided"),
     pytest.mark.loose_promotion(reason="optax's schedules multiply floats with int32 counts"),
+    pytest.mark.quick_to_compile,
 ]
 
-QUICK = {"xla_backend_optimization_level": 0}  # compiling is most of the time here
 SMALL = {
     "data": {"name": "digits", "flip": False},
     "process": {"schedule": "cosine", "num_timesteps": 8},
@@ -59,7 +59,7 @@ def make_config(**changes) -> Config:
 @functools.cache
 def make_parts(config: Config):
     parts = build_parts(config, (8, 8, 1), 10, unroll=True)
-    return parts, jax.jit(parts.train_step, compiler_options=QUICK)
+    return parts, jax.jit(parts.train_step)
 
 
 def make_batch(seed=0, size=16):
@@ -167,7 +167,7 @@ def test_fused_steps_are_the_single_steps():
         state, row = step(state, batch)
         losses.append(row["loss"])
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
-    fused_step = jax.jit(fuse_steps(parts.train_step, 3), compiler_options=QUICK)
+    fused_step = jax.jit(fuse_steps(parts.train_step, 3))
     fused, rows = fused_step(parts.init(), stacked)
     np.testing.assert_allclose(rows["loss"], losses, rtol=1e-4)
     assert_close(fused.params, state.params, rtol=1e-3, atol=2e-5)

@@ -11,6 +11,8 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.models import UNet, as_model, count_parameters
 from ddpm_jax.models.blocks import time_embedding
 
+pytestmark = pytest.mark.quick_to_compile
+
 SMALL = dict(
     channels=8,
     channel_multipliers=(1, 2),
@@ -19,9 +21,6 @@ SMALL = dict(
     num_groups=4,
 )
 ONE_LEVEL = dict(channel_multipliers=(1,), attention_resolutions=())  # attends in the middle
-QUICK = {
-    "xla_backend_optimization_level": 0
-}  # halves the time to compile, which is what we wait for
 
 
 def small(image_shape=(8, 8, 3), **changes):
@@ -47,7 +46,7 @@ def inputs(image_shape=(8, 8, 3), batch=4, seed=1):
 
 
 def forward(model, params, x, t, cond=None, *, train=False, key=None):
-    apply = jax.jit(model.apply, static_argnames="train", compiler_options=QUICK)
+    apply = jax.jit(model.apply, static_argnames="train")
     return apply(params, x, t, cond, train=train, key=key)
 
 
@@ -132,7 +131,7 @@ def test_the_switches_change_the_number_of_parameters_as_counted(changes, counte
 
 def test_the_network_starts_as_the_zero_function():
     model = small(**ONE_LEVEL)
-    params = jax.jit(model.init, compiler_options=QUICK)(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     blocks = [name for name in params if name.startswith(("down", "middle", "up"))]
     assert len(blocks) == 6
     for name in blocks:  # and so every block starts as the identity or the shortcut
@@ -156,7 +155,7 @@ def test_the_output_of_an_image_depends_on_that_image_and_its_t_alone():
     model = small()
     params = weights(model)
     x, t = inputs()
-    run = jax.jit(model.apply, compiler_options=QUICK)
+    run = jax.jit(model.apply)
     together = run(params, x, t)
     other = run(params, x.at[0].set(5.0), t)
     np.testing.assert_allclose(other[1:], together[1:], atol=1e-5)
@@ -218,7 +217,7 @@ def test_remat_changes_neither_parameters_nor_output_nor_gradients():
             out = model.apply(params, x, t, None, train=True, key=jax.random.key(3))
             return jnp.square(out).mean()
 
-        results.append((params, *jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)(params)))
+        results.append((params, *jax.jit(jax.value_and_grad(loss))(params)))
     (params, loss, gradient), (params_remat, loss_remat, gradient_remat) = results
     jax.tree.map(np.testing.assert_array_equal, params, params_remat)
     np.testing.assert_allclose(loss, loss_remat, rtol=1e-5)
