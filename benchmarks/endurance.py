@@ -81,7 +81,9 @@ def main() -> None:
             low, high = tenth * n // 10, (tenth + 1) * n // 10
             part = [look for look in looks if low <= look[0] < high]
             own, resident, files = (statistics.median(x) for x in list(zip(*part, strict=True))[1:])
-            print(f"{low:7,}..{high:6,}  {len(part):5}  {own:7.1f}  {resident:12.1f}  {files:10.0f}")
+            print(
+                f"{low:7,}..{high:6,}  {len(part):5}  {own:7.1f}  {resident:12.1f}  {files:10.0f}"
+            )
         most = [max(x) for x in list(zip(*looks, strict=True))[1:]]
         print("at most: own memory {:.1f} MiB, resident {:.1f} MiB, open files {}".format(*most))
         rows = len(metrics.read(workdir.metrics))

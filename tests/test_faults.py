@@ -25,6 +25,7 @@ from ddpm_jax import data
 from ddpm_jax.data.sources import ArraySource
 from ddpm_jax.errors import SourceError, UserError
 from ddpm_jax.training import devices, metrics, progress, workdir
+from ddpm_jax.training.classifier import train_classifier
 from ddpm_jax.training.feed import feed, plan_calls
 from ddpm_jax.training.loop import train
 from experiments import command
@@ -73,10 +74,12 @@ class Watched(ArraySource):
 def run(tmp_path, monkeypatch):
     """Call as run(at): train in tmp_path/run on a `Watched` source, compiling only once."""
 
-    def run(at):
-        dataset = data.Dataset(Watched(at), None, (8, 8, 1), 0, ())
+    def run(at, train=train, num_classes=0, **sections):
+        names = tuple(map(str, range(num_classes)))
+        dataset = data.Dataset(Watched(at), None, (8, 8, 1), num_classes, names)
         monkeypatch.setattr(data, "open_dataset", lambda config: dataset)
-        return train(config_lib.from_dict(CONFIG), tmp_path / "run")
+        config = CONFIG | {name: CONFIG[name] | fields for name, fields in sections.items()}
+        return train(config_lib.from_dict(config), tmp_path / "run")
 
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_disable_most_optimizations", True)
@@ -121,6 +124,20 @@ def test_a_run_whose_data_stop_saves_its_state_and_goes_on_later(run, tmp_path):
     assert steps == [10, 15, *range(20, STEPS + 1, 10)]
     kept = {path.name for path in (root / "checkpoints").iterdir()}
     assert kept == {"200", "300"}
+
+
+@pytest.mark.loose_promotion(reason="optax's schedules multiply floats with int32 counts")
+def test_a_classifier_whose_data_hang_saves_its_state(run, tmp_path):
+    """The main loop's time-out is the classifier's; it hangs before step 12 of a new run."""
+    released = threading.Event()
+    sections = {"data": {"timeout_s": 1.0}, "model": {"name": "classifier"}}
+    try:
+        with pytest.raises(SourceError, match="'digits' hangs: .*; the state of step 12 is saved"):
+            run(lambda n: n < 12 or released.wait(60), train_classifier, num_classes=2, **sections)
+    finally:
+        released.set()
+    assert (tmp_path / "run" / "checkpoints" / "12").is_dir()
+    assert [row["step"] for row in metrics.read(tmp_path / "run" / "metrics.jsonl")] == [10, 12]
 
 
 def test_a_source_that_hangs_is_named_in_time():
