@@ -200,6 +200,28 @@ def test_a_damaged_log_loses_its_damaged_lines_alone(tmp_path):
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 4]
 
 
+def test_the_log_is_written_without_pytorch_where_that_is_installed(tmp_path):
+    """tensorboardX would load it, for as long as all other imports of a training take."""
+    (tmp_path / "torch.py").write_text("print('loaded'); Tensor = object")
+    program = (
+        "import pathlib, sys; from ddpm_jax.training import metrics, workdir\n"
+        "paths = workdir.WorkDir(pathlib.Path(sys.argv[1]))\n"
+        "writer = metrics.MetricsWriter(paths, 0)\n"
+        "writer.scalars(1, {'loss': 0.5})\n"
+        "writer.close()\n"
+        "print('written'); import torch"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.split() == ["written", "loaded"], done.stderr
+    assert metrics.read(tmp_path / "metrics.jsonl") and list(tmp_path.glob("tensorboard/events*"))
+
+
 def test_a_clock_that_stands_or_goes_back_changes_the_speed_alone(monkeypatch):
     times = iter([10.0, 12.0, 12.0, 5.0, 5.0, 5.0, 5.0, 9.0, 9.0])
     monkeypatch.setattr(progress.time, "perf_counter", lambda: next(times))
