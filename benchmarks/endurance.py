@@ -3,8 +3,8 @@
 Trains a tiny network on the digits in a process of its own, with checkpoints, held-out losses and
 logs all along, and reads that process's memory and open files from /proc (Linux). Its own memory
 is the anonymous pages, resident or swapped out; the resident ones also hold pages of files, such as
-libraries, which the kernel takes back where memory is short. Prints the medians early (steps 10 %
-to 20 %) and late (90 % to 100 %), their ratio, the most, and the sizes of what was written.
+libraries, which the kernel takes back where memory is short. Prints the medians of every tenth of
+the run and their ratio to the one before the last, the most, and the sizes of what was written.
 """
 
 import os
@@ -76,15 +76,18 @@ def main() -> None:
             seconds = time.perf_counter() - start
         if process.returncode:
             raise SystemExit(process.returncode)
-        early = [look for look in looks if 0.1 * n <= look[0] < 0.2 * n]
-        late = [look for look in looks if 0.9 * n <= look[0] < n]
-        for i, name in enumerate(("own memory, MiB", "resident memory, MiB", "open files"), 1):
-            before, after = (statistics.median(look[i] for look in part) for part in (early, late))
-            most = max(look[i] for look in looks)
-            ratio = after / before
-            print(f"{name}: {before:.1f} early, {after:.1f} late ({ratio:.4f}), {most:.1f} at most")
+        print(f"{'steps':>15}  looks  own MiB  resident MiB  open files")
+        for tenth in range(10):
+            low, high = tenth * n // 10, (tenth + 1) * n // 10
+            part = [look for look in looks if low <= look[0] < high]
+            own, resident, files = (statistics.median(x) for x in list(zip(*part, strict=True))[1:])
+            print(
+                f"{low:7,}..{high:6,}  {len(part):5}  {own:7.1f}  {resident:12.1f}  {files:10.0f}"
+            )
+        most = [max(x) for x in list(zip(*looks, strict=True))[1:]]
+        print("at most: own memory {:.1f} MiB, resident {:.1f} MiB, open files {}".format(*most))
         rows = len(metrics.read(workdir.metrics))
-        print(f"{n} steps in {seconds:.0f} s, {len(early)} and {len(late)} looks")
+        print(f"{n} steps in {seconds:.0f} s")
         print(f"metrics.jsonl: {rows} rows, {workdir.metrics.stat().st_size / 1e3:.0f} kB")
         for path in (workdir.tensorboard, workdir.checkpoints):
             size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -1,4 +1,4 @@
-"""What the benchmarks measure that no library does: spread, RMS with its error, retrieval."""
+"""What the benchmarks measure that no library does: spread, RMS, retrieval, how cost grows."""
 
 import numpy as np
 
@@ -40,3 +40,14 @@ def own_ranks(samples: np.ndarray, pictures: np.ndarray) -> np.ndarray:
     x, y = (np.asarray(a, np.float64).reshape(n, -1) for a in (samples, pictures))
     distances = np.square(x[:, None] - y[None]).sum(axis=-1)
     return (distances <= np.diag(distances)[:, None]).sum(axis=1) - 1  # itself is always one
+
+
+def exponent(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Return a of y ~ x^a, fitted by least squares in the logarithms, and its standard error.
+
+    Args:
+      x: [N] positive; three points at least.
+      y: [N] positive.
+    """
+    (a, _), covariance = np.polyfit(np.log(x), np.log(y), 1, cov=True)
+    return float(a), float(np.sqrt(covariance[0, 0]))

@@ -30,6 +30,7 @@ class DataConfig:
     channels: int = 0  # 1 grey, 3 RGB, 4 RGBA; 0 is the set's own (emoji: 3, folder: none)
     crop: str = "center"  # to image_size: "center" (shorter side to it, centre crop) or "stretch"
     flip: bool = True  # random horizontal flips of the training images
+    follow_links: bool = False  # folder: also links in it that lead to images outside of it
     on_bad_image: str = "refuse"  # folder: "refuse" an unreadable image, or "skip" and name it
     font_path: str = ""  # emoji: NotoColorEmoji.ttf; "" looks where Debian puts it
     emoji_test_path: str = ""  # emoji: Unicode's emoji-test.txt; "" looks where Debian puts it

@@ -5,6 +5,7 @@ Command:  python -m experiments.train --config=experiments/folder.py --config.da
 Size:     images are turned upright (EXIF), converted to RGB over white, resized so that the shorter
           side is `data.image_size` (64) and cropped to the central square; `data.crop=stretch`
           squeezes instead of cropping. `data.channels=1` makes them grey, 4 keeps transparency.
+          Links that lead out of the folder are refused, unless `data.follow_links=True`.
 Labels:   class sub-folders give labels; use them with --config.model.class_conditional=True.
 Held out: 5 % of the images (`data.holdout`), for the held-out loss.
 Hardware: one GPU; the number to expect depends on the images. Not measured (2026-11-23).

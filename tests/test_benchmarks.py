@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from benchmarks.measures import own_ranks, rms, spread
+from benchmarks.measures import exponent, own_ranks, rms, spread
 
 
 def test_retrieval_ranks_of_known_distances():
@@ -38,3 +38,16 @@ def test_rms_and_its_error():
     root, error = rms(a, np.zeros_like(a))
     assert abs(root - 1.0) < 4 * error
     np.testing.assert_allclose(error, np.sqrt(2 / 400) / 2, rtol=0.2)  # var of z² is 2
+
+
+def test_the_exponent_of_a_power_and_its_error():
+    x = np.array([1.0, 2.0, 4.0, 8.0, 16.0])
+    a, error = exponent(x, 3 * x**1.5)
+    np.testing.assert_allclose([a, error], [1.5, 0.0], atol=1e-7)
+    rng = np.random.default_rng(0)
+    fits = [exponent(x, x * np.exp(0.1 * rng.normal(size=5))) for _ in range(400)]
+    spread_of_fits = np.std([a for a, _ in fits])  # 0.1 / |log x - mean|
+    np.testing.assert_allclose(spread_of_fits, 0.1 / (np.log(2) * np.sqrt(10)), rtol=0.15)
+    # the mean of the estimated variances is unbiased
+    estimated = np.sqrt(np.mean([error**2 for _, error in fits]))
+    np.testing.assert_allclose(estimated, spread_of_fits, rtol=0.2)

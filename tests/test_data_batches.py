@@ -1,12 +1,11 @@
 """`Batches`: a pure function of (seed, step), the same for any number of processes."""
 
-import threading
 import time
 
 import numpy as np
 import pytest
 
-from ddpm_jax.data.batches import Batches, prefetch
+from ddpm_jax.data.batches import Batches
 from ddpm_jax.data.sources import ArraySource
 from ddpm_jax.errors import UserError
 
@@ -108,33 +107,6 @@ def test_what_cannot_be_is_refused(arguments, words):
         Batches(numbered(20), **{"seed": 0, **arguments})
     assert all(word in str(caught.value) for word in words)
     assert "\n" not in str(caught.value)
-
-
-def test_prefetch_yields_the_batches_of_its_steps():
-    batches = Batches(numbered(13), 4, seed=2, flip=True)
-    fetched = list(prefetch(batches, 5, 17))
-    assert len(fetched) == 12
-    for step, batch in enumerate(fetched, start=5):
-        for key, expected in batches.batch(step).items():
-            np.testing.assert_array_equal(batch[key], expected)
-    assert list(prefetch(batches, 5, 5)) == []
-
-
-def test_prefetch_raises_what_the_source_raised_and_leaves_no_thread():
-    class Broken(ArraySource):
-        def read(self, indices):
-            raise OSError("the disk is gone")
-
-    before = threading.active_count()
-    broken = Broken(np.zeros((9, 2, 2, 1), np.uint8), np.zeros(9, np.int32))
-    with pytest.raises(OSError, match="the disk is gone"):
-        next(prefetch(Batches(broken, 4, seed=0), 0, 10))
-    for _ in prefetch(Batches(numbered(9), 4, seed=0), 0, 1000):
-        break
-    deadline = time.monotonic() + 2
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert threading.active_count() == before
 
 
 def test_batches_from_ram_are_far_faster_than_a_training_step():

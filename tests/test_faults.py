@@ -23,6 +23,7 @@ from ddpm_jax import data
 from ddpm_jax.data.sources import ArraySource
 from ddpm_jax.errors import SourceError, UserError
 from ddpm_jax.training import devices, metrics, progress, workdir
+from ddpm_jax.training.classifier import train_classifier
 from ddpm_jax.training.feed import feed, plan_calls
 from ddpm_jax.training.loop import train
 from experiments import command
@@ -73,10 +74,12 @@ class Watched(ArraySource):
 def run(tmp_path, monkeypatch):
     """Call as run(at): train in tmp_path/run on a `Watched` source."""
 
-    def run(at):
-        dataset = data.Dataset(Watched(at), None, (8, 8, 1), 0, ())
+    def run(at, train=train, num_classes=0, **sections):
+        names = tuple(map(str, range(num_classes)))
+        dataset = data.Dataset(Watched(at), None, (8, 8, 1), num_classes, names)
         monkeypatch.setattr(data, "open_dataset", lambda config: dataset)
-        return train(config_lib.from_dict(CONFIG), tmp_path / "run")
+        config = CONFIG | {name: CONFIG[name] | fields for name, fields in sections.items()}
+        return train(config_lib.from_dict(config), tmp_path / "run")
 
     return run
 
@@ -114,6 +117,20 @@ def test_a_run_whose_data_stop_saves_its_state_and_goes_on_later(run, tmp_path):
     assert steps == [10, 15, *range(20, STEPS + 1, 10)]
     kept = {path.name for path in (root / "checkpoints").iterdir()}
     assert kept == {"200", "300"}
+
+
+@pytest.mark.loose_promotion(reason="optax's schedules multiply floats with int32 counts")
+def test_a_classifier_whose_data_hang_saves_its_state(run, tmp_path):
+    """The main loop's time-out is the classifier's; it hangs before step 12 of a new run."""
+    released = threading.Event()
+    sections = {"data": {"timeout_s": 1.0}, "model": {"name": "classifier"}}
+    try:
+        with pytest.raises(SourceError, match="'digits' hangs: .*; the state of step 12 is saved"):
+            run(lambda n: n < 12 or released.wait(60), train_classifier, num_classes=2, **sections)
+    finally:
+        released.set()
+    assert (tmp_path / "run" / "checkpoints" / "12").is_dir()
+    assert [row["step"] for row in metrics.read(tmp_path / "run" / "metrics.jsonl")] == [10, 12]
 
 
 def test_a_source_that_hangs_is_named_in_time():
@@ -174,6 +191,28 @@ def test_a_damaged_log_loses_its_damaged_lines_alone(tmp_path):
     writer.close()
     lines = paths.metrics.read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 4]
+
+
+def test_the_log_is_written_without_pytorch_where_that_is_installed(tmp_path):
+    """tensorboardX would load it, for as long as all other imports of a training take."""
+    (tmp_path / "torch.py").write_text("print('loaded'); Tensor = object")
+    program = (
+        "import pathlib, sys; from ddpm_jax.training import metrics, workdir\n"
+        "paths = workdir.WorkDir(pathlib.Path(sys.argv[1]))\n"
+        "writer = metrics.MetricsWriter(paths, 0)\n"
+        "writer.scalars(1, {'loss': 0.5})\n"
+        "writer.close()\n"
+        "print('written'); import torch"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.split() == ["written", "loaded"], done.stderr
+    assert metrics.read(tmp_path / "metrics.jsonl") and list(tmp_path.glob("tensorboard/events*"))
 
 
 def test_a_clock_that_stands_or_goes_back_changes_the_speed_alone(monkeypatch):

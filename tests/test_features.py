@@ -114,14 +114,14 @@ def test_what_is_kept_is_made_once_for_each_set_of_facts(tmp_path, caplog):
         found = cache.load_or_make(directory, "thing", facts, make)
         np.testing.assert_array_equal(found["a"], [0])
     assert found.keys() == {"a"}
-    assert len(cache.load_or_make(directory, "thing", {"n": 2}, make)["a"]) == 2
+    assert len(cache.load_or_make(directory, "my/thing", {"n": 2}, make)["a"]) == 2
     paths = sorted(directory.iterdir())
     assert len(paths) == 2
     for path in paths:
         path.write_bytes(path.read_bytes()[:50])  # a kill, a full disk
-    assert len(cache.load_or_make(directory, "thing", {"n": 2}, make)["a"]) == 3
+    assert len(cache.load_or_make(directory, "my/thing", {"n": 2}, make)["a"]) == 3
     assert "made anew" in caplog.text
-    assert len(cache.load_or_make(directory, "thing", {"n": 2}, make)["a"]) == 3
+    assert len(cache.load_or_make(directory, "my/thing", {"n": 2}, make)["a"]) == 3
 
 
 def test_a_cache_that_cannot_be_written_is_said_and_gone_without(tmp_path, caplog):

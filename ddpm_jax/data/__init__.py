@@ -1,4 +1,4 @@
-"""Images: `open_dataset(config)` -> `Dataset`; `Batches` and `prefetch` deal them out.
+"""Images: `open_dataset(config)` -> `Dataset`; `Batches` deals them out.
 
     config --datasets.py--> a prepared set --sources.py--> Source --batches.py--> batch(step)
 
@@ -8,8 +8,8 @@ brings archives, `images.py` makes every picture the size and mode of the run. T
 of the library that imports tensorflow_datasets, and it never imports TensorFlow.
 """
 
-from ddpm_jax.data.batches import Batches, prefetch
+from ddpm_jax.data.batches import Batches
 from ddpm_jax.data.datasets import Dataset, open_dataset
 from ddpm_jax.data.sources import Source
 
-__all__ = ["Batches", "Dataset", "Source", "open_dataset", "prefetch"]
+__all__ = ["Batches", "Dataset", "Source", "open_dataset"]

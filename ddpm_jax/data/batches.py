@@ -7,11 +7,10 @@ next. There is no state: to resume at step k is to ask for batch k.
 """
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
-from ddpm_jax.data.ahead import map_ahead
 from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import UserError
 
@@ -90,14 +89,3 @@ class Batches:
             images[mirrored] = images[mirrored, :, ::-1]
         rows = {name: value[indices] for name, value in self.rows.items()}
         return {"image": images, "label": labels, **rows}
-
-
-def prefetch(
-    batches: Batches, start: int, stop: int, depth: int = 2
-) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the batches of steps start..stop-1, the next `depth` being prepared in a thread.
-
-    An error in the thread is raised where the batch would have come, with its traceback. The
-    thread ends with the iterator: when it is exhausted, closed, or no longer referred to.
-    """
-    return map_ahead(batches.batch, range(start, stop), num_threads=1, depth=depth)

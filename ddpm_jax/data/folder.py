@@ -2,7 +2,9 @@
 
 `<path>/<class>/**/<image>` gives labels, the classes being the sub-folders in sorted order;
 `<path>/<image>` gives none. Files that are no images by their ending, and whatever begins with a
-dot, are ignored. The conversions are those of `images.py`.
+dot, are ignored. A link to somewhere outside of the folder is refused unless `data.follow_links`: a
+folder that somebody else packed could name any file of this machine. The conversions are those of
+`images.py`.
 
 The prepared set is keyed by the listing (names, sizes, times of change) and the settings, so that
 a changed folder is prepared anew, and what was prepared before stays.
@@ -42,7 +44,7 @@ class Folder(Builder, skip_registration=True):
     def __init__(self, *, data_config: DataConfig, **kwargs: Any):
         _check(data_config)
         self.root = pathlib.Path(data_config.path).expanduser().resolve()
-        self.files = scan(self.root)
+        self.files = scan(self.root, data_config.follow_links)
         self.class_names = class_names(self.root, self.files)
         key = hashlib.sha256()
         for part in (self.root, data_config.crop, data_config.holdout):
@@ -107,8 +109,13 @@ class Folder(Builder, skip_registration=True):
             return error
 
 
-def scan(root: pathlib.Path) -> list[str]:
-    """Return the image files under `root`, relative to it, with "/", sorted."""
+def scan(root: pathlib.Path, follow_links: bool = False) -> list[str]:
+    """Return the image files under `root`, an absolute path, relative to it, with "/", sorted.
+
+    Raises:
+      UserError: there are none, or one is a link or lies behind one that leads out of `root` and
+        `follow_links` is False.
+    """
     Image.init()
     endings = {
         ending
@@ -117,15 +124,38 @@ def scan(root: pathlib.Path) -> list[str]:
     }
     files = []
     for directory, subdirectories, names in os.walk(root, followlinks=True):
-        subdirectories[:] = [name for name in subdirectories if not name.startswith(".")]
+        here = pathlib.Path(directory)
+        subdirectories[:] = [
+            name
+            for name in subdirectories
+            if not name.startswith(".") and _is_inside(root, here / name, follow_links)
+        ]
         for name in names:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in endings:
-                files.append((pathlib.Path(directory) / name).relative_to(root).as_posix())
+                _is_inside(root, here / name, follow_links)
+                files.append((here / name).relative_to(root).as_posix())
     if not files:
         raise UserError(
             f"data.path {root} holds no images; expected files such as a.png or class/a.jpg"
         )
     return sorted(files)
+
+
+def _is_inside(root: pathlib.Path, path: pathlib.Path, follow_links: bool) -> bool:
+    """Return whether to go there; not to a directory that `path` lies in itself, round and round.
+
+    Raises:
+      UserError: a link that leads out of `root` and is not to be followed.
+    """
+    if not path.is_symlink():
+        return True
+    target = pathlib.Path(os.path.realpath(path))
+    if not follow_links and not target.is_relative_to(root):
+        raise UserError(
+            f"{path} is a link to {target}, outside of data.path; put a copy in its place, or set "
+            "data.follow_links=True if every such link is your own"
+        )
+    return not pathlib.Path(os.path.realpath(path.parent)).is_relative_to(target)
 
 
 def class_names(root: pathlib.Path, files: list[str]) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ def load_or_make(
       make: () -> the arrays.
     """
     key = json.dumps(facts, sort_keys=True)
+    name = name.replace("/", "-")  # as in the name of the set "lsun/church_outdoor"
     path = directory / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
     if path.exists():
         try:

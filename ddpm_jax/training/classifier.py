@@ -20,10 +20,11 @@ from rich.console import Console
 from ddpm_jax import build, compiler, data, objectives
 from ddpm_jax.classifier import is_right, label_loss
 from ddpm_jax.config import Config
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import SourceError, UserError
 from ddpm_jax.models import count_parameters
 from ddpm_jax.training import devices, sharding
 from ddpm_jax.training.checkpoint import Checkpoints
+from ddpm_jax.training.feed import feed, plan_calls
 from ddpm_jax.training.interrupt import StopRequest
 from ddpm_jax.training.metrics import Interval, MetricsWriter
 from ddpm_jax.training.optimizer import make_optimizer
@@ -52,6 +53,7 @@ def train_classifier(config: Config, root: str | os.PathLike) -> Result:
 
     Raises:
       UserError: a config, data or directory that cannot work; another process that trains there.
+      SourceError: data that stopped coming; the state is saved.
     """
     with contextlib.ExitStack() as at_end:
         return _train(config, root, at_end)
@@ -116,14 +118,16 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
     else:
         console.print(f"resumed at step {int(state.step)}")
 
-    step, last = int(state.step), config.train.num_steps
+    start = step = int(state.step)
+    last = config.train.num_steps
     writer = MetricsWriter(workdir, step)
     progress = ProgressLine(console, step, last, config.train.batch_size)
     interval = Interval()
+    calls = list(plan_calls(start, last, 1, []))
     try:
         with StopRequest() as stop, progress:
-            for batch in data.prefetch(batches, step, last):
-                state, metrics = step_fn(state, jax.device_put(batch, sharding.over_batch(mesh)))
+            for batch in feed(config.data, batches, mesh, calls, lambda: stop.signal is not None):
+                state, metrics = step_fn(state, batch)
                 step += 1
                 interval.add(metrics)
                 ending = stop.signal is not None or step == last
@@ -146,6 +150,13 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
             writer.scalars(step, accuracy)
             for name, value in accuracy.items():
                 console.print(f"held-out {name}: {value:.3f}")
+    except SourceError as error:
+        if step == start:
+            raise
+        if interval:
+            writer.scalars(step, interval.fetch())
+        checkpoints.save(state, wait=True)
+        raise SourceError(f"{error}; the state of step {step} is saved") from error
     finally:
         writer.close()
         checkpoints.close()

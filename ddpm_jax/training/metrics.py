@@ -12,6 +12,8 @@ import numpy as np
 
 from ddpm_jax.training.workdir import WorkDir
 
+from ddpm_jax.training.workdir import WorkDir
+
 # tensorboardX imports torch where it finds it, for the name of a type: 2 s of every start.
 _hidden = "torch" not in sys.modules
 if _hidden:
@@ -71,7 +73,7 @@ class MetricsWriter:
             return
         _cut(workdir.metrics, step)
         self._file = workdir.metrics.open("a")
-        self._board = tensorboardX.SummaryWriter(str(workdir.tensorboard), purge_step=step + 1)
+        self._board = _summary_writer()(str(workdir.tensorboard), purge_step=step + 1)
 
     def scalars(self, step: int, row: dict[str, float]) -> None:
         """Write one row of scalars."""
@@ -105,6 +107,23 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             rows.append(row)
     return rows
+
+
+def _summary_writer() -> type:
+    """Return tensorboardX's `SummaryWriter`, imported without PyTorch.
+
+    It would import it wherever it is installed, to see whether it is: half the time of all imports
+    of a training, and memory that nothing uses.
+    """
+    absent = "torch" not in sys.modules
+    if absent:
+        sys.modules["torch"] = None  # by which `import torch` is an ImportError
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if absent:
+            del sys.modules["torch"]
+    return SummaryWriter
 
 
 def _cut(path: pathlib.Path, step: int) -> None:

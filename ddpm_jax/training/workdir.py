@@ -98,11 +98,12 @@ def locked(root: str | os.PathLike) -> Iterator[None]:
     no locks keeps nobody out.
 
     Raises:
-      UserError: it cannot be written, or another process trains there.
+      UserError: it cannot be written, a file in it is a link, or another process trains there.
     """
     path = pathlib.Path(root).absolute() / "lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _check_links(path.parent)
         file = path.open("a+")
     except OSError as error:
         raise _not_writable(root, error) from error
@@ -147,9 +148,10 @@ def open_for_reading(root: str | os.PathLike) -> WorkDir:
     """Return the work directory of a run that was trained.
 
     Raises:
-      UserError: it is not one.
+      UserError: it is not one, or a file in it is a link.
     """
     workdir = WorkDir(pathlib.Path(root).absolute())
+    _check_links(workdir.root)
     if not workdir.config.exists() or not workdir.dataset.exists():
         raise UserError(
             f"{root} is not the work directory of a run: it has no "
@@ -187,6 +189,20 @@ def read_facts(workdir: WorkDir) -> DatasetFacts:
         tuple(facts["class_names"]),
         facts.get("text", ""),
     )
+
+
+def _check_links(root: pathlib.Path) -> None:
+    """Refuse files that are links: in a stranger's run they would lead what is written elsewhere.
+
+    Directories may be links, for checkpoints on a larger disk.
+    """
+    for directory, _, names in os.walk(root):  # what a run removes meanwhile is passed over
+        for path in (os.path.join(directory, name) for name in names):
+            if os.path.islink(path):
+                raise UserError(
+                    f"{path} is a link, and what a run writes must stay in its directory; "
+                    "put a copy in its place, or remove it"
+                )
 
 
 def _not_writable(root: str | os.PathLike, error: OSError) -> UserError:
