@@ -12,17 +12,6 @@ import numpy as np
 
 from ddpm_jax.training.workdir import WorkDir
 
-from ddpm_jax.training.workdir import WorkDir
-
-# tensorboardX imports torch where it finds it, for the name of a type: 2 s of every start.
-_hidden = "torch" not in sys.modules
-if _hidden:
-    sys.modules["torch"] = None
-import tensorboardX  # noqa: E402
-
-if _hidden:
-    del sys.modules["torch"]
-
 
 class Interval:
     """The metrics of the steps since the last log line, still on the device."""
