@@ -16,7 +16,7 @@ from ml_collections import config_flags
 
 from ddpm_jax import compiler
 from ddpm_jax.config import from_dict
-from ddpm_jax.training import devices
+from ddpm_jax.training import devices, sharding
 from ddpm_jax.training.parts import build_parts
 from experiments import command
 
@@ -35,14 +35,14 @@ def main() -> None:
     parts = build_parts(config, shape, CLASSES.value, unroll=on_cpu)
     options = compiler.options(compiler.NETWORK)
     step = jax.jit(parts.train_step, donate_argnums=0, compiler_options=options)
-    state = jax.jit(parts.init, out_shardings=devices.replicated(mesh))()
+    state = jax.jit(parts.init, out_shardings=sharding.replicated(mesh))()
     rng = np.random.default_rng(0)
     size = config.train.batch_size
     batch = {
         "image": rng.integers(0, 256, (size, *shape), np.uint8),
         "label": rng.integers(0, CLASSES.value, size, np.int32),
     }
-    batch = jax.device_put(batch, devices.over_batch(mesh))
+    batch = jax.device_put(batch, sharding.over_batch(mesh))
 
     start = time.perf_counter()
     state, metrics = jax.block_until_ready(step(state, batch))

@@ -6,6 +6,7 @@ import traceback
 
 import pytest
 
+from ddpm_jax.data import ahead
 from ddpm_jax.data.ahead import map_ahead
 
 
@@ -75,3 +76,19 @@ def test_no_thread_is_left(how):
         with pytest.raises(RuntimeError, match="five"):
             list(results)
     assert wait_for_threads(before) == before
+
+
+def test_what_hangs_is_given_up_soon_once_told_to_hurry(monkeypatch):
+    monkeypatch.setattr(ahead, "GRACE", 0.2)
+    monkeypatch.setattr(ahead, "LOOK", 0.05)
+    released, told = threading.Event(), threading.Event()
+    results = map_ahead(
+        lambda i: i == 0 or released.wait(60), range(3), 1, 0, timeout=50, hurry=told.is_set
+    )
+    assert next(results)
+    threading.Timer(0.3, told.set).start()
+    start = time.monotonic()
+    with pytest.raises(TimeoutError, match="nothing came within 0.2 seconds"):
+        next(results)
+    released.set()
+    assert 0.3 <= time.monotonic() - start < 30

@@ -138,7 +138,9 @@ def test_a_source_that_hangs_is_named_in_time():
     released, given = threading.Event(), []
     batches = data.Batches(Watched(lambda n: n < 3 or released.wait(60)), 2, seed=0)
     mesh = devices.make_mesh(config)
-    with pytest.raises(SourceError, match="data.name='digits' hangs: no batch within data.time"):
+    with pytest.raises(
+        SourceError, match="data.name='digits' hangs: nothing came within 0.5 seconds"
+    ):
         for batch in feed(config.data, batches, mesh, list(plan_calls(0, 9, 2, [3]))):
             given.append(batch["image"].shape)
     released.set()
@@ -241,5 +243,5 @@ def test_what_hangs_does_not_keep_the_process_from_ending():
     ended = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
     )
-    assert ended.returncode == 1 and "TimeoutError: no result within 0.1 s" in ended.stderr
+    assert ended.returncode == 1 and "TimeoutError: nothing came within 0.1 seconds" in ended.stderr
     assert time.monotonic() - start < 110

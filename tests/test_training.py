@@ -16,7 +16,7 @@ import pytest
 from ddpm_jax import config as config_lib
 from ddpm_jax.config import Config
 from ddpm_jax.errors import UserError
-from ddpm_jax.training import devices, metrics, workdir
+from ddpm_jax.training import devices, metrics, sharding, workdir
 from ddpm_jax.training.checkpoint import Checkpoints, restore_ema
 from ddpm_jax.training.checksums import check, checksums
 from ddpm_jax.training.loop import train
@@ -179,8 +179,8 @@ def test_the_devices_share_the_batch_and_change_nothing():
     expected, row = step(parts.init(), make_batch())
     mesh = devices.make_mesh(config)
     assert mesh.size == 8
-    state = jax.jit(parts.init, out_shardings=devices.replicated(mesh))()
-    batch = jax.device_put(make_batch(), devices.over_batch(mesh))
+    state = jax.jit(parts.init, out_shardings=sharding.replicated(mesh))()
+    batch = jax.device_put(make_batch(), sharding.over_batch(mesh))
     state, sharded = step(state, batch)
     np.testing.assert_allclose(sharded["loss"], row["loss"], rtol=1e-5)
     assert_close(state.params, expected.params, rtol=1e-3, atol=2e-5)
