@@ -5,17 +5,21 @@
 
 compiles the step of a config for the devices at hand (here eight that the CPU pretends to be) and
 prints what `experiments.train` prints before it allocates: the bytes on each device, the state and
-one batch apart from what lives within the step. The plan is that of the backend it is compiled
-for: a GPU's or TPU's differs in what lives within the step.
+one batch apart from what lives within the step. That plan is of the backend it is made for: XLA's
+CPU backend undoes recomputation (`model.remat`). So what the network keeps from its forward to its
+backward pass is printed too, for each image, as JAX traces it: `--trace` prints that alone.
 """
 
+import math
 import time
 
 import jax
+import jax.numpy as jnp
 from absl import flags
 from ml_collections import config_flags
 
-from ddpm_jax.config import from_dict
+from ddpm_jax import build
+from ddpm_jax.config import Config, from_dict
 from ddpm_jax.models import count_parameters
 from ddpm_jax.training import devices, memory
 from ddpm_jax.training.parts import build_parts
@@ -25,12 +29,36 @@ from experiments import command
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
 SHAPE = flags.DEFINE_list("shape", ["32", "32", "3"], "H,W,C of the images.")
 CLASSES = flags.DEFINE_integer("classes", 10, "Number of classes of the data.")
+TRACE = flags.DEFINE_bool("trace", False, "Compile nothing.")
 flags.mark_flag_as_required("config")
+
+
+def kept_per_image(config: Config, shape: tuple[int, ...], num_classes: int) -> int:
+    """Return the bytes that the backward pass of the network needs of the forward pass."""
+    model = build.model(config.model, shape, num_classes)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+
+    def forward(params, x, t):
+        key = jax.random.key(0)
+        return jax.vjp(lambda p: model.apply(p, x, t, train=True, key=key), params)[1]
+
+    def kept(n: int) -> int:
+        x, t = jax.ShapeDtypeStruct((n, *shape), jnp.float32), jax.ShapeDtypeStruct((n,), jnp.int32)
+        leaves = jax.tree.leaves(jax.eval_shape(forward, params, x, t))
+        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+
+    return kept(2) - kept(1)
 
 
 def main() -> None:
     config = from_dict(CONFIG.value)
     shape = tuple(int(side) for side in SHAPE.value)
+    print(
+        f"{config.model.dtype}, remat {config.model.remat} (keeps {config.model.remat_keep}): "
+        f"kept for each image {kept_per_image(config, shape, CLASSES.value) / memory.GIB:.2f} GiB"
+    )
+    if TRACE.value:
+        return
     mesh = devices.make_mesh(config)
     on_cpu = jax.default_backend() == "cpu"
     parts = build_parts(config, shape, CLASSES.value, unroll=on_cpu, mesh=mesh)
@@ -39,8 +67,7 @@ def main() -> None:
     planned = memory.of_step(programs.step(None))
     print(
         f"{count_parameters(programs.state.params):,} parameters, batch {config.train.batch_size}, "
-        f"mesh {dict(mesh.shape)}, {config.model.dtype}, remat {config.model.remat} "
-        f"(keeps {config.model.remat_keep}), accumulate {config.train.accumulate}: "
+        f"mesh {dict(mesh.shape)}, accumulate {config.train.accumulate}: "
         f"{memory.describe(planned, memory.capacity())}; "
         f"compiled in {time.perf_counter() - start:.0f} s"
     )

@@ -78,18 +78,22 @@ def test_an_unknown_policy_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("state", "working", "num_devices", "changes", "said"),
+    ("backend", "state", "working", "num_devices", "model", "said"),
     [
-        (9, 4, 8, {}, ["mesh.fsdp=8"]),
-        (1, 20, 1, {}, ["model.remat=True", "train.accumulate=4"]),  # 128 / 3 is no integer
-        (1, 20, 1, {"model": {"remat": True}}, ["train.accumulate=4"]),
-        (8, 18, 8, {}, ["mesh.fsdp=8", "model.remat=True", "train.accumulate=2"]),
-        (11, 1, 1, {}, ["fewer model.channels, or more devices"]),
-        (11, 1, 1, {"model": {"remat": True}}, ["fewer model.channels, or more devices"]),
+        ("cpu", 9, 4, 8, {}, ["mesh.fsdp=8"]),
+        ("cpu", 1, 20, 1, {}, ["train.accumulate=4"]),  # 128 / 3 is no integer
+        ("gpu", 1, 20, 1, {}, ["model.dtype=bfloat16", "model.remat=True", "train.accumulate=4"]),
+        ("gpu", 1, 20, 1, {"remat": True, "dtype": "bfloat16"}, ["train.accumulate=4"]),
+        ("cpu", 8, 18, 8, {}, ["mesh.fsdp=8", "train.accumulate=2"]),
+        ("cpu", 11, 1, 1, {}, ["fewer model.channels, or more devices"]),
+        ("gpu", 1, 8000, 1, {"remat": True, "dtype": "bfloat16"}, ["fewer model.channels"]),
     ],
 )
-def test_what_does_not_fit_is_refused_with_what_would(state, working, num_devices, changes, said):
-    config = config_lib.from_dict(changes)
+def test_what_does_not_fit_is_refused_with_what_would(
+    monkeypatch, backend, state, working, num_devices, model, said
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    config = config_lib.from_dict({"model": model})
     with pytest.raises(UserError) as error:
         memory.check_fits(Memory(state * GIB, working * GIB), 10 * GIB, config, num_devices)
     message = str(error.value)

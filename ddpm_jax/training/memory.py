@@ -90,9 +90,10 @@ def advice(config: Config, memory: Memory | None, available: int, num_devices: i
     if room <= 0:
         return "try fewer model.channels, or more devices"
     if working > room:
-        if config.model.dtype == "float32" and jax.default_backend() != "cpu":
+        on_cpu = jax.default_backend() == "cpu"  # which is slow in bfloat16, and undoes remat
+        if config.model.dtype == "float32" and not on_cpu:
             changes.append("model.dtype=bfloat16 (halves the activations)")
-        if not config.model.remat:
+        if not config.model.remat and not on_cpu:
             changes.append("model.remat=True (keeps few activations, for about a third more time)")
         if parts := _accumulate(config, working / room, num_devices):
             changes.append(f"train.accumulate={parts} (cuts the activations accordingly)")
