@@ -155,8 +155,10 @@ def test_two_processes_train_as_one_does_and_end_together(tmp_path):
 
 def test_processes_of_different_flags_are_refused(tmp_path):
     processes = start_two(tmp_path / "run", tmp_path / "cache", "--config.train.seed=1")
-    for said in end(processes, 2, 2):
-        assert "error: the processes have different configs" in said
+    said, other = [process.communicate(timeout=300)[0] for process in processes]
+    assert processes[0].returncode == 2 and "error: the processes have different config" in said
+    # the leader may have ended before the other could say it too
+    assert processes[1].returncode in (2, -signal.SIGABRT), other
     assert not (tmp_path / "run").exists()
 
 
