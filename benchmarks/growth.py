@@ -90,7 +90,7 @@ def _steps() -> None:
     print(f"a run of one step: {fixed:.1f} s")
     _table(
         "steps",
-        (250, 500, 1000, 2000, 4000),
+        (250, 500, 1000, 2000),
         lambda n: _run_seconds(n) - fixed,
         "ms a step",
         lambda n, s: 1e3 * s / n,
