@@ -34,6 +34,6 @@ class GroupNorm(nn.Module):
         groups = jnp.broadcast_to(groups, (2, batch, self.num_groups, channels // self.num_groups))
         mean, square = groups.reshape(2, batch, channels)
         variance = jnp.maximum(0.0, square - mean * mean)
-        factor = scale * lax.rsqrt(variance + 1e-6)  #                                     [B, C]
-        shift = bias - mean * factor
+        factor = scale[None] * lax.rsqrt(variance + 1e-6)  #                                     [B, C]
+        shift = bias[None] - mean * factor
         return (x * factor[:, None, None] + shift[:, None, None]).astype(self.dtype)
