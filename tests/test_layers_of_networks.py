@@ -93,7 +93,7 @@ def test_the_gradient_in_a_loop_is_as_fast_as_outside():
 
 
 def test_only_training_on_the_cpu_takes_it(monkeypatch):
-    assert convolution(True) is convolve
+    assert convolution(True)() is convolve
     assert convolution(False) is None
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert convolution(True) is None

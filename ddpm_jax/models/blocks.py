@@ -58,7 +58,9 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, embedding: Array, train: bool) -> Array:
         """Map x [B, H, W, C] and embedding [B, E] to [B, H, W, channels]."""
-        conv = dict(kernel_size=(3, 3), dtype=self.dtype, conv_general_dilated=convolution(train))
+        conv = dict(
+            kernel_size=(3, 3), dtype=self.dtype, conv_general_dilated_cls=convolution(train)
+        )
         norm = dict(num_groups=self.num_groups, dtype=self.dtype)
 
         h = nn.swish(GroupNorm(**norm, name="norm_1")(x))

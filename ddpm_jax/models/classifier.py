@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from ddpm_jax.models.attention import AttentionBlock
 from ddpm_jax.models.blocks import ResidualBlock, time_embedding
+from ddpm_jax.models.convolution import convolution
 from ddpm_jax.models.normalisation import GroupNorm
 from ddpm_jax.types import Array
 
@@ -49,7 +50,9 @@ class Classifier(nn.Module):
             residual = nn.remat(ResidualBlock, static_argnums=(3,))
             attention = nn.remat(AttentionBlock)
         dense = dict(features=4 * self.channels, dtype=self.dtype)
-        conv = dict(kernel_size=(3, 3), dtype=self.dtype)
+        conv = dict(
+            kernel_size=(3, 3), dtype=self.dtype, conv_general_dilated_cls=convolution(train)
+        )
 
         embedding = time_embedding(t, self.channels).astype(self.dtype)
         embedding = nn.Dense(**dense, name="time_1")(embedding)

@@ -25,13 +25,18 @@ Sides = tuple[int, int]
 _conv = functools.partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def convolution(train: bool) -> Callable[..., Array] | None:
-    """Return what `nn.Conv(conv_general_dilated=...)` takes: JAX's own, or one of these gradients.
+def convolution(train: bool) -> Callable[[], Callable[..., Array]] | None:
+    """Return what `nn.Conv(conv_general_dilated_cls=...)` takes.
 
-    In training on the CPU, `convolve`. Otherwise JAX's, whose derivative in forward mode is the one
-    that is fast in a loop (the likelihood by the ODE), and which cuDNN and TPUs are made for.
+    In training on the CPU, a function that returns `convolve`. Otherwise None, JAX's own, whose
+    forward mode is the one that is fast in a loop (the likelihood by the ODE), and which cuDNN and
+    TPUs are made for.
     """
-    return convolve if train and jax.default_backend() == "cpu" else None
+    return _returns_convolve if train and jax.default_backend() == "cpu" else None
+
+
+def _returns_convolve() -> Callable[..., Array]:
+    return convolve
 
 
 def convolve(x: Array, kernel: Array, strides: Sides, padding: str, **others: Any) -> Array:

@@ -29,11 +29,11 @@ class GroupNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         x = x.astype(jnp.float32)
-        moments = jnp.stack([x.mean((1, 2)), (x * x).mean((1, 2))])  #                     [2, B, C]
+        moments = jnp.stack([x.mean((1, 2)), (x * x).mean((1, 2))])  #  [2, B, C]
         groups = moments.reshape(2, batch, self.num_groups, -1).mean(-1, keepdims=True)
         groups = jnp.broadcast_to(groups, (2, batch, self.num_groups, channels // self.num_groups))
         mean, square = groups.reshape(2, batch, channels)
         variance = jnp.maximum(0.0, square - mean * mean)
-        factor = scale[None] * lax.rsqrt(variance + 1e-6)  #                                     [B, C]
+        factor = scale[None] * lax.rsqrt(variance + 1e-6)  #  [B, C]
         shift = bias[None] - mean * factor
         return (x * factor[:, None, None] + shift[:, None, None]).astype(self.dtype)

@@ -121,11 +121,11 @@ class UNet(nn.Module):
                     h = attention(*settings, name=f"{name}_to_context")(h, *context)
             return h
 
-        lax_conv = convolution(train)
+        how = dict(conv_general_dilated_cls=convolution(train))
 
         def conv(features: int, name: str, strides: int = 1) -> nn.Conv:
-            plain = dict(dtype=self.dtype, kernel_init=fan_avg, name=name)
-            return nn.Conv(features, (3, 3), strides, conv_general_dilated=lax_conv, **plain)
+            own = dict(dtype=self.dtype, kernel_init=fan_avg, name=name)
+            return nn.Conv(features, (3, 3), strides, **own, **how)
 
         widths = [self.channels * multiplier for multiplier in self.channel_multipliers]
         last = len(widths) - 1
@@ -153,8 +153,7 @@ class UNet(nn.Module):
                 h = conv(width, f"up_{level}_conv")(h)
 
         h = nn.swish(GroupNorm(self.num_groups, self.dtype, name="norm_out")(h))
-        plain = dict(kernel_init=zeros, name="conv_out")
-        out = nn.Conv(self.out_channels, (3, 3), conv_general_dilated=lax_conv, **plain)
+        out = nn.Conv(self.out_channels, (3, 3), kernel_init=zeros, name="conv_out", **how)
         return out(h.astype(jnp.float32))  #                                      [B, H, W, C]
 
     def _embed(self, t: Array, cond: Mapping[str, Array]) -> Array:
