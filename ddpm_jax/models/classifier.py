@@ -12,6 +12,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from ddpm_jax.models.blocks import time_embedding
+from ddpm_jax.models.convolution import convolution
+from ddpm_jax.models.normalisation import GroupNorm
 from ddpm_jax.models.recomputation import recomputed
 from ddpm_jax.types import Array
 
@@ -46,7 +48,9 @@ class Classifier(nn.Module):
         """
         residual, attention = recomputed(self.remat, self.remat_keep)
         dense = dict(features=4 * self.channels, dtype=self.dtype)
-        conv = dict(kernel_size=(3, 3), dtype=self.dtype)
+        conv = dict(
+            kernel_size=(3, 3), dtype=self.dtype, conv_general_dilated_cls=convolution(train)
+        )
 
         embedding = time_embedding(t, self.channels).astype(self.dtype)
         embedding = nn.Dense(**dense, name="time_1")(embedding)
@@ -72,6 +76,6 @@ class Classifier(nn.Module):
         h = block(h, widths[-1], "middle_0", attend=True)
         h = block(h, widths[-1], "middle_1", attend=False)
 
-        h = nn.swish(nn.GroupNorm(self.num_groups, dtype=self.dtype, name="norm_out")(h))
+        h = nn.swish(GroupNorm(self.num_groups, self.dtype, name="norm_out")(h))
         h = h.astype(jnp.float32).mean(axis=(1, 2))  #                            [B, width]
         return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name="logits")(h)

@@ -28,6 +28,8 @@ from ddpm_jax.models.conditioning import (
     check_cond,
     concatenate_image,
 )
+from ddpm_jax.models.convolution import convolution
+from ddpm_jax.models.normalisation import GroupNorm
 from ddpm_jax.models.recomputation import recomputed
 from ddpm_jax.types import Array
 
@@ -119,10 +121,11 @@ class UNet(nn.Module):
                     h = attention(*settings, name=f"{name}_to_context")(h, *context)
             return h
 
+        how = dict(conv_general_dilated_cls=convolution(train))
+
         def conv(features: int, name: str, strides: int = 1) -> nn.Conv:
-            return nn.Conv(
-                features, (3, 3), strides, dtype=self.dtype, kernel_init=fan_avg, name=name
-            )
+            own = dict(dtype=self.dtype, kernel_init=fan_avg, name=name)
+            return nn.Conv(features, (3, 3), strides, **own, **how)
 
         widths = [self.channels * multiplier for multiplier in self.channel_multipliers]
         last = len(widths) - 1
@@ -149,8 +152,8 @@ class UNet(nn.Module):
                 h = h.repeat(2, axis=1).repeat(2, axis=2)  # nearest neighbour    [B, 2H, 2W, width]
                 h = conv(width, f"up_{level}_conv")(h)
 
-        h = nn.swish(nn.GroupNorm(self.num_groups, dtype=self.dtype, name="norm_out")(h))
-        out = nn.Conv(self.out_channels, (3, 3), kernel_init=zeros, name="conv_out")
+        h = nn.swish(GroupNorm(self.num_groups, self.dtype, name="norm_out")(h))
+        out = nn.Conv(self.out_channels, (3, 3), kernel_init=zeros, name="conv_out", **how)
         return out(h.astype(jnp.float32))  #                                      [B, H, W, C]
 
     def _embed(self, t: Array, cond: Mapping[str, Array]) -> Array:

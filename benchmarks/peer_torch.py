@@ -1,0 +1,216 @@
+"""Ours against torch on two CPU cores: python -m benchmarks.peer_torch --config=FILE
+
+The same network in both (diffusers' UNet2DModel, set up as Ho et al.'s; equal numbers of parameters
+are asserted) does the same work in float32 on the same number of threads:
+
+  train   the train step of the config: loss, gradient, clip, Adam, EMA
+  sample  ancestral sampling of a batch, time of one of its steps
+
+Contenders are processes that live through the whole run and take their turns, A B C A B C ...;
+a ratio is of two turns of one round, and the table has their median [min, max]. Torch's settings:
+"eager"; "last", with channels_last; "compile", with channels_last and torch.compile (a minute or
+two; needs a C++ compiler). Its Adam is fused, its EMA by foreach, its sampling loop without
+bookkeeping and under no_grad. All keep freed memory in the process, as our mains do. Needs the
+`peers` extra.
+"""
+
+import dataclasses
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+from ddpm_jax import build, compiler
+from ddpm_jax.config import Config, from_dict
+from ddpm_jax.models import count_parameters
+from ddpm_jax.timesteps import uniform
+from ddpm_jax.training.parts import build_parts
+from experiments import command
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
+WHAT = flags.DEFINE_enum("what", "train", ["train", "sample"], "What is timed.")
+SHAPE = flags.DEFINE_list("shape", ["8", "8", "1"], "H,W,C of the images.")
+STEPS = flags.DEFINE_integer("steps", 20, "Steps a turn; of sampling, the length of the chain.")
+ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns that every contender takes.")
+CONTENDERS = flags.DEFINE_list("contenders", ["ours", "eager", "last", "compile"], "Who runs.")
+WORKER = flags.DEFINE_string("worker", None, "Be this contender; the script starts it itself.")
+flags.mark_flag_as_required("config")
+
+THREADS = 2
+
+Turn = Callable[[int], object]  # number of steps -> done when it returns
+
+
+def ours(config: Config, shape: tuple[int, int, int], what: str, steps: int) -> tuple[Turn, int]:
+    """Return our turn, and the number of parameters."""
+    parts = build_parts(config, shape, 10, unroll=True)
+    once, options = compiler.options(compiler.ONCE), compiler.options(compiler.NETWORK)
+    state = jax.jit(parts.init, compiler_options=once)()
+    size, number = config.train.batch_size, count_parameters(state.params)
+    if what == "sample":
+        config = dataclasses.replace(
+            config, sample=dataclasses.replace(config.sample, num_steps=steps)
+        )
+        sample = build.sample_fn(config, build.process(config.process), parts.model, shape)
+        # what starts at zero does not stay so
+        params = jax.tree.map(lambda p: np.asarray(p) + np.float32(0.01), state.params)
+        params = jax.device_put(params)
+        return lambda _: jax.block_until_ready(sample(params, jax.random.key(0), size)), number
+
+    step = jax.jit(parts.train_step, donate_argnums=0, compiler_options=options)
+    images = np.random.default_rng(0).integers(0, 256, (size, *shape), np.uint8)
+    batch = {"image": images, "label": np.zeros(size, np.int32)}
+
+    def turn(steps: int) -> None:
+        nonlocal state
+        for _ in range(steps):
+            state, metrics = step(state, batch)
+        jax.block_until_ready((state, metrics))
+
+    return turn, number
+
+
+def theirs(
+    config: Config, shape: tuple[int, int, int], what: str, steps: int, setting: str
+) -> tuple[Turn, int]:
+    """Return torch's turn, and the number of parameters."""
+    import diffusers
+    import torch
+
+    torch.set_num_threads(THREADS)
+    height, width, channels = shape
+    model, optim = config.model, config.optim
+    levels = range(len(model.channel_multipliers))
+    attends = [height >> level in model.attention_resolutions for level in levels]
+    net = diffusers.UNet2DModel(
+        sample_size=(height, width),
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=tuple(model.channels * m for m in model.channel_multipliers),
+        layers_per_block=model.num_res_blocks,
+        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in attends[::-1]),
+        attention_head_dim=None,  # one head
+        norm_num_groups=model.num_groups,
+        norm_eps=1e-6,
+        dropout=model.dropout,
+        downsample_padding=0,
+        flip_sin_to_cos=False,
+        freq_shift=1,
+    )
+    number = sum(p.numel() for p in net.parameters())
+    layout = torch.contiguous_format if setting == "eager" else torch.channels_last
+    net = net.to(memory_format=layout).train(what == "train")
+    network = torch.compile(net) if setting == "compile" else net
+    process = build.process(config.process)
+    T, size = process.num_timesteps, config.train.batch_size
+    alpha_bar = torch.from_numpy(np.asarray(process.alphas_cumprod))  # [T+1], of t = 0 too
+
+    def noise() -> torch.Tensor:
+        return torch.randn(size, channels, height, width).to(memory_format=layout)
+
+    if what == "sample":
+        grid = [int(t) for t in uniform(T, steps)]
+        table = [float(a) for a in alpha_bar]
+
+        @torch.no_grad()
+        def sample(_: int) -> None:
+            x = noise()
+            for t, s in zip(grid[:-1], grid[1:], strict=True):
+                eps = network(x, torch.full((size,), t - 1)).sample
+                at, ats, as_ = table[t], table[t] / table[s], table[s]
+                x_0 = ((x - (1 - at) ** 0.5 * eps) / at**0.5).clamp_(-1, 1)
+                x = x_0 * (as_**0.5 * (1 - ats) / (1 - at)) + x * (ats**0.5 * (1 - as_) / (1 - at))
+                if s:
+                    x = x + (1 - ats) ** 0.5 * noise()
+
+        return sample, number
+
+    params = list(net.parameters())
+    averages = [p.detach().clone() for p in params]
+    adam = torch.optim.Adam(params, lr=optim.learning_rate, fused=True)
+    images = torch.randint(0, 256, (size, channels, height, width), dtype=torch.uint8)
+
+    def train(steps: int) -> None:
+        for _ in range(steps):
+            x_0 = (images.float() / 127.5 - 1).to(memory_format=layout)
+            t = torch.randint(1, T + 1, (size,))
+            eps, a = noise(), alpha_bar[t][:, None, None, None]
+            out = network(a.sqrt() * x_0 + (1 - a).sqrt() * eps, t - 1).sample
+            torch.nn.functional.mse_loss(out, eps).backward()
+            torch.nn.utils.clip_grad_norm_(params, optim.clip_norm)
+            adam.step()
+            adam.zero_grad()
+            with torch.no_grad():
+                torch._foreach_lerp_(averages, params, 1 - optim.ema_decay)
+
+    return train, number
+
+
+def work(config: Config, shape: tuple[int, int, int]) -> None:
+    """Be a contender: for every line of stdin take a turn, answer with its seconds a step."""
+    args = (config, shape, WHAT.value, STEPS.value)
+    turn, number = ours(*args) if WORKER.value == "ours" else theirs(*args, WORKER.value)
+    turn(2)  # compilation, and what torch allocates at its first step
+    print(number, flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        turn(STEPS.value)
+        print((time.perf_counter() - start) / STEPS.value, flush=True)
+
+
+def compare(workers: dict[str, subprocess.Popen], rounds: int) -> dict[str, list[float]]:
+    """Let the workers take their turns; return the seconds a step of each turn of each."""
+    numbers = {name: int(worker.stdout.readline()) for name, worker in workers.items()}
+    assert len(set(numbers.values())) == 1, f"networks of different sizes: {numbers}"
+    print(f"{next(iter(numbers.values())):,} parameters in each")
+    seconds: dict[str, list[float]] = {name: [] for name in workers}
+    for _ in range(rounds):
+        for name, worker in workers.items():
+            worker.stdin.write("go\n")
+            worker.stdin.flush()
+            seconds[name].append(float(worker.stdout.readline()))
+    for worker in workers.values():
+        worker.stdin.close()
+        worker.wait()
+    return seconds
+
+
+def report(seconds: dict[str, list[float]]) -> None:
+    """Print the times of each, and the ratios to the first."""
+    first = next(iter(seconds))
+    for name, times in seconds.items():
+        ratios = [b / a for a, b in zip(seconds[first], times, strict=True)]
+        ms, r = (
+            f"{statistics.median(v):.4g} [{min(v):.4g}, {max(v):.4g}]"
+            for v in ([1e3 * t for t in times], ratios)
+        )
+        print(f"{name:10s} {ms} ms a step; over {first} {r}")
+
+
+def main() -> None:
+    config = from_dict(CONFIG.value)
+    shape = tuple(int(side) for side in SHAPE.value)
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
+    if WORKER.value:
+        work(config, shape)
+        return
+    print(f"{WHAT.value}, batch {config.train.batch_size}, images {shape}, {STEPS.value} steps")
+    command_line = [sys.executable, "-m", "benchmarks.peer_torch", *sys.argv[1:]]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    workers = {
+        name: subprocess.Popen([*command_line, f"--worker={name}"], **pipes)
+        for name in CONTENDERS.value
+    }
+    report(compare(workers, ROUNDS.value))
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,98 @@
+"""The 3x3 convolution of the networks, with gradients that XLA's CPU backend is fast at everywhere.
+
+That backend gives a convolution to a library if its operands lie as [B, H, W, C] and [h, w, C, C'].
+Those of the gradients that JAX derives do not: outside of loops XLA transposes them, inside it runs
+plain loops over them. Here the gradients are convolutions of transposed operands themselves,
+
+    dL/dx = conv(g, k reversed, C and C' swapped)      dL/dk = conv(x, g), with C as B and B as C
+
+MEASURED
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+
+from ddpm_jax.types import Array
+
+Sides = tuple[int, int]
+
+_conv = functools.partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def convolution(train: bool) -> Callable[[], Callable[..., Array]] | None:
+    """Return what `nn.Conv(conv_general_dilated_cls=...)` takes.
+
+    In training on the CPU, a function that returns `convolve`. Otherwise None, JAX's own, whose
+    forward mode is the one that is fast in a loop (the likelihood by the ODE), and which cuDNN and
+    TPUs are made for.
+    """
+    return _returns_convolve if train and jax.default_backend() == "cpu" else None
+
+
+def _returns_convolve() -> Callable[..., Array]:
+    return convolve
+
+
+def convolve(x: Array, kernel: Array, strides: Sides, padding: str, **others: Any) -> Array:
+    """Convolve as `nn.Conv` does by default.
+
+    Args:
+      x: [B, H, W, C].
+      kernel: [h, w, C, C'].
+      strides: of H and W.
+      padding: "SAME".
+      **others: what `nn.Conv` says besides; its defaults.
+
+    Returns:
+      [B, ceil(H / strides[0]), ceil(W / strides[1]), C'].
+    """
+    del padding, others
+    return _convolve(strides, x, kernel)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _convolve(strides: Sides, x: Array, kernel: Array) -> Array:
+    return _conv(x, kernel, strides, "SAME")
+
+
+@functools.partial(_convolve.defjvp, symbolic_zeros=True)
+def _convolve_jvp(strides: Sides, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    """Say the derivative as the transpose of the gradient, of which JAX takes the transpose."""
+    (x, kernel), (x_dot, kernel_dot) = primals, tangents
+    out = _conv(x, kernel, strides, "SAME")
+    dot = jnp.zeros_like(out)
+    if not isinstance(x_dot, SymbolicZero):
+        gradient = functools.partial(_gradient_of_x, strides, x.shape, kernel)
+        dot += jax.linear_transpose(gradient, out)(x_dot)[0]
+    if not isinstance(kernel_dot, SymbolicZero):
+        gradient = functools.partial(_gradient_of_kernel, strides, kernel.shape, x)
+        dot += jax.linear_transpose(gradient, out)(kernel_dot)[0]
+    return out, dot
+
+
+def _gradient_of_x(strides: Sides, shape: tuple[int, ...], kernel: Array, g: Array) -> Array:
+    """Return the gradient [B, H, W, C] of sum(g * conv(x, kernel)), for x of `shape`."""
+    sizes = kernel.shape[:2]
+    padding = []
+    for axis, (low, _) in enumerate(lax.padtype_to_pads(shape[1:3], sizes, strides, "SAME")):
+        before = sizes[axis] - 1 - low
+        spread = (g.shape[1 + axis] - 1) * strides[axis] + 1  # of g with zeros between
+        padding.append((before, shape[1 + axis] + sizes[axis] - 1 - spread - before))
+    swapped = kernel[::-1, ::-1].swapaxes(2, 3)
+    return _conv(g, swapped, (1, 1), padding, lhs_dilation=strides)
+
+
+def _gradient_of_kernel(strides: Sides, shape: tuple[int, ...], x: Array, g: Array) -> Array:
+    """Return the gradient [h, w, C, C'] of sum(g * conv(x, kernel)), for a kernel of `shape`."""
+    padding = []
+    for axis, (low, _) in enumerate(lax.padtype_to_pads(x.shape[1:3], shape[:2], strides, "SAME")):
+        spread = (g.shape[1 + axis] - 1) * strides[axis] + 1
+        padding.append((low, shape[axis] + spread - 1 - x.shape[1 + axis] - low))
+    x, g = x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3)  #  [C, H, W, B], [H', W', B, C']
+    return _conv(x, g, (1, 1), padding, rhs_dilation=strides).transpose(1, 2, 0, 3)
