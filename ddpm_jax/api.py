@@ -121,7 +121,7 @@ def sample_in_chunks(
     """Draw the images of `sample(params, key, n, cond)` in chunks that fit on the device.
 
     The next chunk is computed while the last one is fetched, so at most two are on the device.
-    The last chunk is drawn at full size and cut, so that nothing compiles twice. Several processes
+    All are of one size, so that nothing compiles twice; the last is cut. Several processes
     share the chunks, and each yields them all; then `params` are the process's own copy.
 
     Args:
@@ -129,7 +129,7 @@ def sample_in_chunks(
       params: the network's parameters.
       key: one key.
       n: number of images.
-      chunk_size: images drawn at once, by each process.
+      chunk_size: the most images drawn at once, by each process.
       cond: None, or arrays with leading axis n.
 
     Yields:
@@ -142,7 +142,8 @@ def sample_in_chunks(
         raise UserError(f"n and chunk_size must be at least 1, found {n} and {chunk_size}")
     cond = check_cond(cond, n)
     count, index = jax.process_count(), jax.process_index()
-    size = min(chunk_size, math.ceil(n / count))  # of the chunk that each process draws at a time
+    rounds = math.ceil(n / (count * chunk_size))
+    size = math.ceil(n / (count * rounds))  # of the chunk that each process draws in a round
 
     def draw(start: int) -> Array:
         mine = start + index * size  # of several processes, the last may draw what nobody wants

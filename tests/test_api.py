@@ -125,7 +125,7 @@ def test_chunks_are_the_whole_on_the_host(n, chunk_size):
 
 
 @pytest.mark.parametrize(
-    ("n", "chunk_size", "draws"), [(20, 8, [8, 8, 8]), (16, 8, [8, 8]), (5, 8, [5])]
+    ("n", "chunk_size", "draws"), [(20, 8, [7, 7, 7]), (16, 8, [8, 8]), (9, 8, [5, 5]), (5, 8, [5])]
 )
 def test_chunks_are_all_drawn_at_one_size_and_at_no_more_than_n(n, chunk_size, draws):
     sizes = []
