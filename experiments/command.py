@@ -115,17 +115,12 @@ def _keep_freed_memory() -> None:
 
     XLA takes its temporary buffers anew at every call, and glibc would return and zero them each
     time: with the digits' network a train step takes 98 ms instead of 119 (medians of 60 steps,
-    A B A B, two cores, 2026-11-23). Only the heap that grows by `brk` can be kept, so all threads
-    share it: the heaps that other threads get are unmapped whenever they are empty (48,000 page
-    faults a step of CIFAR-10's U-Net with 32 channels and batch 16, and 13 % of its CPU time).
+    A B A B, two cores, 2026-11-23).
     """
+    if not sys.platform.startswith("linux") or jax.default_backend() != "cpu":
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's
-    if not sys.platform.startswith("linux") or mallopt is None:
-        return
-    m_trim_threshold, m_mmap_threshold, m_arena_max, largest = -1, -3, -8, 2**31 - 1
-    mallopt(m_arena_max, 1)  # before JAX starts its threads
-    if jax.default_backend() != "cpu":
-        mallopt(m_arena_max, 0)  # as many as it likes
-        return
-    mallopt(m_mmap_threshold, largest)
-    mallopt(m_trim_threshold, largest)
+    if mallopt is not None:
+        m_trim_threshold, m_mmap_threshold, largest = -1, -3, 2**31 - 1
+        mallopt(m_mmap_threshold, largest)
+        mallopt(m_trim_threshold, largest)
