@@ -81,7 +81,7 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
         train_rows,
     )
     steps_per_call = config.train.steps_per_call or (1 if on_cpu else 10)
-    for_network = compiler.options(compiler.NETWORK)
+    for_network = compiler.options(compiler.training(config.model.channels))
     compiled = functools.partial(jax.jit, donate_argnums=0, compiler_options=for_network)
     single = compiled(parts.train_step)
     fused = compiled(fuse_steps(parts.train_step, steps_per_call))
