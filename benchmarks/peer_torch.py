@@ -51,7 +51,8 @@ Turn = Callable[[int], object]  # number of steps -> done when it returns
 def ours(config: Config, shape: tuple[int, int, int], what: str, steps: int) -> tuple[Turn, int]:
     """Return our turn, and the number of parameters."""
     parts = build_parts(config, shape, 10, unroll=True)
-    once, options = compiler.options(compiler.ONCE), compiler.options(compiler.NETWORK)
+    once = compiler.options(compiler.ONCE)
+    options = compiler.options(compiler.training(config.model.channels))
     state = jax.jit(parts.init, compiler_options=once)()
     size, number = config.train.batch_size, count_parameters(state.params)
     if what == "sample":

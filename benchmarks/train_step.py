@@ -33,7 +33,7 @@ def main() -> None:
     mesh = devices.make_mesh(config)
     on_cpu = jax.default_backend() == "cpu"
     parts = build_parts(config, shape, CLASSES.value, unroll=on_cpu)
-    options = compiler.options(compiler.NETWORK)
+    options = compiler.options(compiler.training(config.model.channels))
     step = jax.jit(parts.train_step, donate_argnums=0, compiler_options=options)
     state = jax.jit(parts.init, out_shardings=sharding.replicated(mesh))()
     rng = np.random.default_rng(0)

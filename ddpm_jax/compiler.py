@@ -8,25 +8,37 @@ import functools
 
 import jax
 
-# Convolutions by Eigen and not by YNNPACK: with the digits' network a train step takes 133 ms
-# instead of 254, and a step of sampling 64 images 33 ms instead of 71.
-NETWORK = "xla_cpu_experimental_ynn_fusion_type"
-# Little optimisation of what runs once: a tiny network's initial weights compiled in 3 s, not 12
-# (one run of each, on busy cores).
-ONCE = "xla_backend_optimization_level"
+# Kinds of programs: of a network, of a wide network's training, of what runs once.
+NETWORK, WIDE, ONCE = "network", "wide", "once"
 
-_VALUES = {NETWORK: "", ONCE: 1}
+_LIBRARY = "xla_cpu_experimental_ynn_fusion_type"  # what YNNPACK does in place of Eigen and loops
+_OPTIONS: dict[str, dict[str, str | int]] = {
+    # Nothing: with convolutions by YNNPACK the digits' train step takes 254 ms instead of 133, and
+    # a step of sampling 64 images 71 instead of 33.
+    NETWORK: {_LIBRARY: ""},
+    # All but convolutions: CIFAR-10's train step takes 0.83 of its time (median of 10 rounds,
+    # 2026-11-25); sums alone, which are most of it, cost the digits' step 1.1.
+    WIDE: {_LIBRARY: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"},
+    # Little optimisation: a tiny network's initial weights compiled in 3 s, not 12 (one run of
+    # each, on busy cores).
+    ONCE: {"xla_backend_optimization_level": 1},
+}
+
+
+def training(channels: int) -> str:
+    """Return the kind of a train step: WIDE from 128 channels on (32 and 128 were measured)."""
+    return WIDE if channels >= 128 else NETWORK
 
 
 @functools.cache
 def options(name: str) -> dict[str, str | int]:
-    """Return `compiler_options` for a kind of program, NETWORK or ONCE.
+    """Return `compiler_options` for a kind of program.
 
     Empty where the default backend is not the CPU, and where this XLA does not know the option.
     """
     if jax.default_backend() != "cpu":
         return {}
-    found = {name: _VALUES[name]}
+    found = _OPTIONS[name]
     try:
         jax.jit(lambda: 0, compiler_options=found).lower().compile()
     except jax.errors.JaxRuntimeError:

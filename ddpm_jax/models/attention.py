@@ -11,7 +11,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.models.normalisation import GroupNorm
 from ddpm_jax.types import Array
 
 # Deviates from Ho's code in name only: its init_scale=0 meant a scale of 1e-10.
@@ -36,7 +35,7 @@ class AttentionBlock(nn.Module):
           mask: with context, bool [B, L]: which positions can be seen, at least one a row.
         """
         batch, height, width, channels = x.shape
-        h = GroupNorm(self.num_groups, self.dtype, name="norm")(x)
+        h = nn.GroupNorm(num_groups=self.num_groups, dtype=self.dtype, name="norm")(x)
         h = h.reshape(batch, height * width, channels)  #                         [B, HW, C]
         heads = (self.num_heads, channels // self.num_heads)
         seen = h if context is None else context.astype(self.dtype)  #            [B, L, D]

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 
 from ddpm_jax.models.attention import fan_avg, zeros
 from ddpm_jax.models.convolution import convolution
-from ddpm_jax.models.normalisation import GroupNorm
 from ddpm_jax.types import Array
 
 
@@ -63,13 +62,13 @@ class ResidualBlock(nn.Module):
         )
         norm = dict(num_groups=self.num_groups, dtype=self.dtype)
 
-        h = nn.swish(GroupNorm(**norm, name="norm_1")(x))
+        h = nn.swish(nn.GroupNorm(**norm, name="norm_1")(x))
         h = nn.Conv(self.channels, **conv, kernel_init=fan_avg, name="conv_1")(h)  # [B, H, W, C']
         width = 2 * self.channels if self.scale_shift else self.channels
         shift = nn.Dense(width, dtype=self.dtype, kernel_init=fan_avg, name="dense")
         shift = shift(nn.swish(embedding))  #                                      [B, C' or 2C']
         shift = shift[:, None, None, :]
-        normalise = GroupNorm(**norm, name="norm_2")
+        normalise = nn.GroupNorm(**norm, name="norm_2")
         if self.scale_shift:  # FiLM (Perez et al. 2018; Dhariwal & Nichol 2021, eq. 3: AdaGN)
             scale, shift = jnp.split(shift, 2, axis=-1)
             h = normalise(h) * (1 + scale) + shift

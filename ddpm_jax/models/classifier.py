@@ -13,7 +13,6 @@ import jax.numpy as jnp
 
 from ddpm_jax.models.blocks import time_embedding
 from ddpm_jax.models.convolution import convolution
-from ddpm_jax.models.normalisation import GroupNorm
 from ddpm_jax.models.recomputation import recomputed
 from ddpm_jax.types import Array
 
@@ -76,6 +75,6 @@ class Classifier(nn.Module):
         h = block(h, widths[-1], "middle_0", attend=True)
         h = block(h, widths[-1], "middle_1", attend=False)
 
-        h = nn.swish(GroupNorm(self.num_groups, self.dtype, name="norm_out")(h))
+        h = nn.swish(nn.GroupNorm(self.num_groups, dtype=self.dtype, name="norm_out")(h))
         h = h.astype(jnp.float32).mean(axis=(1, 2))  #                            [B, width]
         return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name="logits")(h)

@@ -29,7 +29,6 @@ from ddpm_jax.models.conditioning import (
     concatenate_image,
 )
 from ddpm_jax.models.convolution import convolution
-from ddpm_jax.models.normalisation import GroupNorm
 from ddpm_jax.models.recomputation import recomputed
 from ddpm_jax.types import Array
 
@@ -152,7 +151,7 @@ class UNet(nn.Module):
                 h = h.repeat(2, axis=1).repeat(2, axis=2)  # nearest neighbour    [B, 2H, 2W, width]
                 h = conv(width, f"up_{level}_conv")(h)
 
-        h = nn.swish(GroupNorm(self.num_groups, self.dtype, name="norm_out")(h))
+        h = nn.swish(nn.GroupNorm(self.num_groups, dtype=self.dtype, name="norm_out")(h))
         out = nn.Conv(self.out_channels, (3, 3), kernel_init=zeros, name="conv_out", **how)
         return out(h.astype(jnp.float32))  #                                      [B, H, W, C]
 

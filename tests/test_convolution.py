@@ -1,9 +1,8 @@
-"""Our convolution and GroupNorm against JAX's and Flax's own, in value and in every derivative."""
+"""The convolution of the networks against JAX's own, in value and in every derivative."""
 
 import functools
 import time
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +10,6 @@ import pytest
 from jax import lax
 
 from ddpm_jax.models.convolution import convolution, convolve
-from ddpm_jax.models.normalisation import GroupNorm
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -97,19 +95,3 @@ def test_only_training_on_the_cpu_takes_it(monkeypatch):
     assert convolution(False) is None
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert convolution(True) is None
-
-
-@pytest.mark.loose_promotion(reason="Flax's GroupNorm multiplies bfloat16 by float32")
-@pytest.mark.parametrize("mean", [0.0, 5.0])
-@pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 5e-6), (jnp.bfloat16, 2e-2)])
-def test_group_norm_is_that_of_flax(mean, dtype, tolerance):
-    x = (1.5 * normal(0, 4, 8, 8, 32) + mean).astype(dtype)
-    theirs, ours = nn.GroupNorm(8, dtype=dtype), GroupNorm(8, dtype)
-    params = {"params": {"scale": normal(1, 32), "bias": normal(2, 32)}}
-    shapes = [jax.eval_shape(m.init, jax.random.key(0), x) for m in (ours, theirs)]
-    assert shapes[0] == shapes[1]
-    expected, their_vjp = jax.vjp(theirs.apply, params, x)
-    found, our_vjp = jax.vjp(ours.apply, params, x)
-    assert_close(found, expected, tolerance)
-    g = normal(3, *x.shape, dtype=dtype)
-    assert_close(our_vjp(g), their_vjp(g), tolerance)
