@@ -171,7 +171,7 @@ def _config(
 def _step_seconds(config: Config, side: int) -> float:
     """Time the real train step (loss, gradient, clip, Adam, EMA) on random images."""
     shape = (side, side, 3)
-    parts = build_parts(config, shape, 0, unroll=jax.default_backend() == "cpu")
+    parts = build_parts(config, shape, 0)
     for_network = compiler.options(compiler.NETWORK)
     step = jax.jit(parts.train_step, donate_argnums=0, compiler_options=for_network)
     state = jax.jit(parts.init, compiler_options=compiler.options(compiler.ONCE))()

@@ -60,8 +60,7 @@ def main() -> None:
     if TRACE.value:
         return
     mesh = devices.make_mesh(config)
-    on_cpu = jax.default_backend() == "cpu"
-    parts = build_parts(config, shape, CLASSES.value, unroll=on_cpu, mesh=mesh)
+    parts = build_parts(config, shape, CLASSES.value, mesh=mesh)
     programs = Programs(config, parts, mesh, shape, {})
     start = time.perf_counter()
     planned = memory.of_step(programs.step(None))

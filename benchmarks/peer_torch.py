@@ -50,7 +50,7 @@ Turn = Callable[[int], object]  # number of steps -> done when it returns
 
 def ours(config: Config, shape: tuple[int, int, int], what: str, steps: int) -> tuple[Turn, int]:
     """Return our turn, and the number of parameters."""
-    parts = build_parts(config, shape, 10, unroll=True)
+    parts = build_parts(config, shape, 10)
     once = compiler.options(compiler.ONCE)
     options = compiler.options(compiler.training(config.model.channels))
     state = jax.jit(parts.init, compiler_options=once)()

@@ -59,7 +59,7 @@ def operations(config, shape: tuple[int, int, int]) -> tuple[float, int]:
     Counted without recomputation, which spends operations and does no more work.
     """
     n = 2
-    parts = build_parts(config, shape, 0, unroll=False)
+    parts = build_parts(config, shape, 0)
     state = jax.eval_shape(parts.init)
     batch = {
         "image": jax.ShapeDtypeStruct((n, *shape), jnp.uint8),

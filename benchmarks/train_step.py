@@ -31,8 +31,7 @@ def main() -> None:
     config = from_dict(CONFIG.value)
     shape = tuple(int(side) for side in SHAPE.value)
     mesh = devices.make_mesh(config)
-    on_cpu = jax.default_backend() == "cpu"
-    parts = build_parts(config, shape, CLASSES.value, unroll=on_cpu)
+    parts = build_parts(config, shape, CLASSES.value)
     options = compiler.options(compiler.training(config.model.channels))
     step = jax.jit(parts.train_step, donate_argnums=0, compiler_options=options)
     state = jax.jit(parts.init, out_shardings=sharding.replicated(mesh))()

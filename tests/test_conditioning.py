@@ -86,7 +86,6 @@ def told():
         optim_config=config.optim,
         cond_fn=cond_fn,
         accumulate=1,
-        unroll=True,
         key=jax.random.key(0),
     )
     batch = {"image": np.zeros((n, 1, 1, 1), np.uint8), "cond": rows(n)}
@@ -131,7 +130,7 @@ def test_the_network_takes_what_the_config_says():
     }
     cond = make_cond_fn(everything)(batch)
     assert tuple(cond) == names and cond["image"].shape == (2, 8, 8, 1)
-    parts = build_parts(everything, (8, 8, 1), 10, unroll=True)
+    parts = build_parts(everything, (8, 8, 1), 10)
     params = jax.eval_shape(parts.init).params
     assert jax.eval_shape(parts.eval_step, params, batch, 0).shape == (2,)
     assert make_cond_fn(make_config())(batch) is None
@@ -158,7 +157,7 @@ def test_the_coarse_image_has_the_means_of_the_blocks():
 )
 def test_a_config_whose_conditioning_cannot_be_is_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        build_parts(make_config(**changes), (8, 8, 1), 10, unroll=True)
+        build_parts(make_config(**changes), (8, 8, 1), 10)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_a_step_of_every_config_can_be_traced(name, variant):
         model = build.classifier(config.model, shape, num_classes)
         jax.eval_shape(model.init, jax.random.key(0))
         return
-    parts = build_parts(config, shape, num_classes, unroll=False)
+    parts = build_parts(config, shape, num_classes)
     batch = {
         "image": jax.ShapeDtypeStruct((n, *shape), jnp.uint8),
         "label": jax.ShapeDtypeStruct((n,), jnp.int32),

@@ -60,7 +60,7 @@ def run(tmp_path_factory):
 
 def test_network_and_schedule_are_trained_together(run):
     _, state = run
-    initial = build_parts(config_of(), (8, 8, 1), 10, unroll=True).init()
+    initial = build_parts(config_of(), (8, 8, 1), 10).init()
     assert state.step == 4
     for part in ("model", "schedule"):
         assert any(
@@ -130,7 +130,7 @@ def test_what_a_learned_schedule_does_not_use_is_refused(sections, message):
     base = TINY | {"loss": {}, "sample": {}}
     config = from_dict({k: v | sections.get(k, {}) for k, v in base.items()})
     with pytest.raises(UserError, match=message):
-        build_parts(config, (8, 8, 1), 10, unroll=True)
+        build_parts(config, (8, 8, 1), 10)
 
 
 def test_what_has_no_run_has_no_learned_chain():

@@ -40,7 +40,7 @@ TINY = {
 def test_the_state_of_the_plan_is_the_state_and_a_batch():
     config = config_lib.from_dict(TINY | {"mesh": {"data": 1}})
     mesh = devices.make_mesh(config)
-    parts = build_parts(config, SHAPE, 0, unroll=True, mesh=mesh)
+    parts = build_parts(config, SHAPE, 0, mesh=mesh)
     run = Programs(config, parts, mesh, SHAPE, {})
     leaves = [math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(run.state)]
     batch = 16 * (math.prod(SHAPE) + 4)

@@ -42,7 +42,7 @@ CONFIG = {
 def programs(data: int, fsdp: int) -> Programs:
     config = config_lib.from_dict(CONFIG | {"mesh": {"data": data, "fsdp": fsdp}})
     mesh = devices.make_mesh(config)
-    parts = build_parts(config, SHAPE, 10, unroll=True, mesh=mesh)
+    parts = build_parts(config, SHAPE, 10, mesh=mesh)
     return Programs(config, parts, mesh, SHAPE, {})
 
 

@@ -58,7 +58,7 @@ def make_config(**changes) -> Config:
 
 @functools.cache
 def make_parts(config: Config):
-    parts = build_parts(config, (8, 8, 1), 10, unroll=True)
+    parts = build_parts(config, (8, 8, 1), 10)
     return parts, jax.jit(parts.train_step)
 
 

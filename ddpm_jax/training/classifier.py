@@ -86,7 +86,6 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
         optim_config=config.optim,
         cond_fn=lambda batch: {"label": batch["label"]},
         accumulate=config.train.accumulate,
-        unroll=jax.default_backend() == "cpu",
         key=train_key,
     )
     for_network = compiler.options(compiler.NETWORK)

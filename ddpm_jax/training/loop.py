@@ -69,8 +69,7 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
     distributed.check_same("config", str(to_dict(config)))
     mesh = devices.make_mesh(config)
     dataset = distributed.leader_first(lambda: data.open_dataset(config.data))
-    on_cpu = jax.default_backend() == "cpu"
-    parts = build_parts(config, dataset.image_shape, dataset.num_classes, unroll=on_cpu, mesh=mesh)
+    parts = build_parts(config, dataset.image_shape, dataset.num_classes, mesh=mesh)
     train_rows, test_rows = conditioning.text_rows(config, dataset)
     batches = data.Batches(
         dataset.train,
@@ -87,6 +86,7 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
     # Of the compiler's plan: does it fit on the devices?
     programs = Programs(config, parts, mesh, dataset.image_shape, train_rows)
     last = config.train.num_steps
+    on_cpu = jax.default_backend() == "cpu"
     steps_per_call = config.train.steps_per_call or (1 if on_cpu else 10)
     every = {
         "log": config.train.log_every,

@@ -45,7 +45,6 @@ def build_parts(
     image_shape: tuple[int, int, int],
     num_classes: int,
     *,
-    unroll: bool,
     mesh: Mesh | None = None,
 ) -> Parts:
     """Build the parts of a run.
@@ -54,7 +53,6 @@ def build_parts(
       config: the run's.
       image_shape: (H, W, C).
       num_classes: of the data; 0 is none.
-      unroll: whether the loop over micro-batches is unrolled (`make_train_step`).
       mesh: where a state that is cut over its devices will lie; None is for a whole one.
 
     Raises:
@@ -87,7 +85,6 @@ def build_parts(
         optim_config=config.optim,
         cond_fn=cond_fn,
         accumulate=config.train.accumulate,
-        unroll=unroll,
         key=train_key,
     )
     return Parts(

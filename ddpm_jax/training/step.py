@@ -50,7 +50,6 @@ def make_train_step(
     optim_config: OptimConfig,
     cond_fn: CondFn,
     accumulate: int,
-    unroll: bool,
     key: PRNGKey,
 ) -> Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict[str, Array]]]:
     """Return train_step(state, batch) -> (state, metrics).
@@ -64,8 +63,6 @@ def make_train_step(
       optim_config: of it, the EMA's decay.
       cond_fn: batch -> what of it is given to the network.
       accumulate: micro-batches that the batch is cut into; t and ε are those of the whole batch.
-      unroll: whether to unroll the loop over micro-batches (XLA's CPU backend runs backward
-        convolutions inside a loop 25 times slower).
       key: of the run.
 
     `batch` is {"image": uint8 [B, H, W, C], "label": int32 [B]} and what else `cond_fn` reads. The
@@ -106,7 +103,6 @@ def make_train_step(
                 micro_step,
                 optax.tree.zeros_like(state.params),
                 (parts, jax.random.split(dropout_key, accumulate)),
-                unroll=accumulate if unroll else 1,
             )  #                                                                   loss [A, B / A]
             gradient = jax.tree.map(lambda g: g / accumulate, gradient)
             loss = loss.swapaxes(0, 1).reshape(-1)
