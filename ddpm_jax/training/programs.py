@@ -4,6 +4,7 @@ A program that is compiled ahead of time takes arrays of the shapes and places t
 for, and refuses others: nothing compiles a second time in mid-run.
 """
 
+import ctypes
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -88,6 +89,7 @@ class Programs:
                     f"a train step does not fit: {str(error).splitlines()[0][:200]}; "
                     f"{memory.advice(self._config, None, available, self._mesh.size)}"
                 ) from error
+            _give_back_memory()
             self.seconds += time.perf_counter() - start
         return self._compiled[n]
 
@@ -116,3 +118,12 @@ class Programs:
             name: jax.ShapeDtypeStruct((*front, *shape), dtype, sharding=place)
             for name, (shape, dtype) in leaves.items()
         }
+
+
+def _give_back_memory() -> None:
+    """Give what the compiler has freed back to the system, where the C library (glibc) keeps it.
+
+    In a tiny run compiled anew that was more than half of the process (719 to 328 MiB, 2026-11-25).
+    """
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
