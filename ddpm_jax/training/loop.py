@@ -25,7 +25,7 @@ from ddpm_jax.training.metrics import Interval, MetricsWriter
 from ddpm_jax.training.monitor import make_monitor
 from ddpm_jax.training.parts import build_parts
 from ddpm_jax.training.pictures import Pictures
-from ddpm_jax.training.programs import Programs
+from ddpm_jax.training.programs import Programs, give_back_memory
 from ddpm_jax.training.progress import ProgressLine
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.workdir import DatasetFacts, locked, open_for_training, write_facts
@@ -176,6 +176,7 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
                     good = due & {"checkpoint", "score"} and not skipped  # else the last one stays
                     if ending or good:
                         checkpoints.save(state, score=score, wait=ending)
+                        give_back_memory()
                     progress.restart_clock(step)
                 if stopping:
                     break

@@ -89,7 +89,7 @@ class Programs:
                     f"a train step does not fit: {str(error).splitlines()[0][:200]}; "
                     f"{memory.advice(self._config, None, available, self._mesh.size)}"
                 ) from error
-            _give_back_memory()
+            give_back_memory()
             self.seconds += time.perf_counter() - start
         return self._compiled[n]
 
@@ -120,7 +120,7 @@ class Programs:
         }
 
 
-def _give_back_memory() -> None:
+def give_back_memory() -> None:
     """Give what the compiler has freed back to the system, where the C library (glibc) keeps it.
 
     In a tiny run compiled anew that was more than half of the process (719 to 328 MiB, 2026-11-25).
