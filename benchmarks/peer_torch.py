@@ -52,8 +52,8 @@ def ours(config: Config, shape: tuple[int, int, int], what: str, steps: int) -> 
     """Return our turn, and the number of parameters."""
     parts = build_parts(config, shape, 10)
     once = compiler.options(compiler.ONCE)
-    options = compiler.options(compiler.training(config.model.channels))
     state = jax.jit(parts.init, compiler_options=once)()
+    options = compiler.options(compiler.of_network(state.params))
     size, number = config.train.batch_size, count_parameters(state.params)
     if what == "sample":
         config = dataclasses.replace(

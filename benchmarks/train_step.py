@@ -32,9 +32,9 @@ def main() -> None:
     shape = tuple(int(side) for side in SHAPE.value)
     mesh = devices.make_mesh(config)
     parts = build_parts(config, shape, CLASSES.value)
-    options = compiler.options(compiler.training(config.model.channels))
-    step = jax.jit(parts.train_step, donate_argnums=0, compiler_options=options)
     state = jax.jit(parts.init, out_shardings=sharding.replicated(mesh))()
+    options = compiler.options(compiler.of_network(state.params))
+    step = jax.jit(parts.train_step, donate_argnums=0, compiler_options=options)
     rng = np.random.default_rng(0)
     size = config.train.batch_size
     batch = {

@@ -74,7 +74,6 @@ def make_sample(
 
     num_devices, replicated, sharded = local_devices()
 
-    @functools.partial(jax.jit, compiler_options=compiler.options(compiler.NETWORK))
     def run(params: Params, key: PRNGKey, index: Array, cond: Conditioning | None) -> Any:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
         x_T = draw_x_T(keys, tuple(shape))  # sharded as `index` is, and so is all that follows
@@ -90,6 +89,10 @@ def make_sample(
         )
         return sample_loop(sampler, denoise_fn, keys, grid, x_T, collect, num_frames)
 
+    @functools.cache
+    def compiled(kind: str) -> Callable[..., Any]:
+        return jax.jit(run, compiler_options=compiler.options(kind))
+
     def sample(
         params: Params, key: PRNGKey, n: int, cond: Conditioning | None = None, *, start: int = 0
     ) -> Any:
@@ -99,7 +102,7 @@ def make_sample(
         index = np.arange(start, start + padded, dtype=np.uint32)
         params, key = jax.device_put((params, key), replicated)
         index, cond = jax.device_put((index, pad(check_cond(cond, n), padded)), sharded)
-        result = run(params, key, index, cond)
+        result = compiled(compiler.of_network(params))(params, key, index, cond)
         if padded == n:
             return result
         if collect is None:

@@ -5,10 +5,12 @@ flag of the process. Measured on two cores with jax 0.10.2, 2026-11-23.
 """
 
 import functools
+from typing import Any
 
 import jax
+import numpy as np
 
-# Kinds of programs: of a network, of a wide network's training, of what runs once.
+# Kinds of programs: of a network, of a wide network, of what runs once.
 NETWORK, WIDE, ONCE = "network", "wide", "once"
 
 _LIBRARY = "xla_cpu_experimental_ynn_fusion_type"  # what YNNPACK does in place of Eigen and loops
@@ -25,9 +27,12 @@ _OPTIONS: dict[str, dict[str, str | int]] = {
 }
 
 
-def training(channels: int) -> str:
-    """Return the kind of a train step: WIDE from 128 channels on (32 and 128 were measured)."""
-    return WIDE if channels >= 128 else NETWORK
+def of_network(params: Any) -> str:
+    """Return the kind of a network's train step and sampler, WIDE or NETWORK, by its parameters.
+
+    The line lies somewhere between the two that were measured, of 1.0 and 35.7 million.
+    """
+    return WIDE if sum(map(np.size, jax.tree.leaves(params))) > 10_000_000 else NETWORK
 
 
 @functools.cache

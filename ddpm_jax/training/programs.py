@@ -77,7 +77,7 @@ class Programs:
                 step if n is None else fuse_steps(step, n),
                 donate_argnums=0,
                 out_shardings=(self._places, sharding.replicated(self._mesh)),
-                compiler_options=compiler.options(compiler.training(self._config.model.channels)),
+                compiler_options=compiler.options(compiler.of_network(self.state.params)),
             )
             try:
                 self._compiled[n] = function.lower(self.state, self._batch(n)).compile()
