@@ -4,7 +4,7 @@ Trains a tiny network on the digits in a process of its own, with checkpoints, h
 logs all along, and reads that process's memory and open files from /proc (Linux). Its own memory
 is the anonymous pages, resident or swapped out; the resident ones also hold pages of files, such as
 libraries, which the kernel takes back where memory is short. Prints the medians of every tenth of
-the run and their ratio to the one before the last, the most, and the sizes of what was written.
+the run, the most, and the sizes of what was written.
 """
 
 import os
