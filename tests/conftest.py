@@ -33,11 +33,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Dealt first, the longest in front; what is short then keeps the workers busy to the end.
 LONGEST = (
     "test_end_to_end.py",
+    "test_distributed.py",
     "test_resume.py",
     "test_training.py",
     "test_classifier.py",
     "test_bad_input.py",
     "test_monitor.py",
+    "test_sharding.py",
     "test_notebooks.py",
     "test_learned_runs.py",
     "test_vdm.py",
