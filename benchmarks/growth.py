@@ -86,11 +86,12 @@ def _attention() -> None:
 
 def _steps() -> None:
     """Real commands, from start to end."""
+    _run_seconds(1)  # compiles
     fixed = _run_seconds(1)
     print(f"a run of one step: {fixed:.1f} s")
     _table(
         "steps",
-        (250, 500, 1000, 2000),
+        (1000, 2000, 4000, 8000),
         lambda n: _run_seconds(n) - fixed,
         "ms a step",
         lambda n, s: 1e3 * s / n,
