@@ -2,8 +2,8 @@
 
 Data:     scikit-learn's 1,797 digits; nothing is downloaded.
 Command:  python -m experiments.train --config=experiments/digits.py --workdir=runs/digits
-Measured: loss 0.082 at 1,200 steps; 3 min 21 s with compilation and 64 samples, on two idle x86-64
-          cores; train step 106 ms and 1.0 GiB (2026-11-23, jax 0.10.2). Fréchet distance of 200
+Measured: loss 0.082 at 1,200 steps; 2 min 51 s with compilation and 64 samples, on two idle x86-64
+          cores; train step 88 ms (2026-11-25, jax 0.10.2) and 1.0 GiB. Fréchet distance of 200
           samples 1.7 and 2.2 (two seeds; `benchmarks/digits_quality.py`). Most read as digits.
 """
 
