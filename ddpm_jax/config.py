@@ -72,9 +72,7 @@ class ModelConfig:
     super_resolution: int = 0  # factor: the network sees the image that much coarser; 0 is off
     dtype: str = "float32"  # of the computation: float32 or bfloat16; parameters are float32
     remat: bool = False  # recompute the blocks' activations in the backward pass to save memory ...
-    remat_keep: str = (
-        "nothing"  # ... but keep: nothing, or the outputs of convolutions (and products)
-    )
+    remat_keep: str = "nothing"  # ... but keep: nothing, convolutions (and products)
     fourier_features: tuple[int, ...] = ()  # n of sin and cos(2^n pi x_t) shown to the network
     learn_variance: bool = False  # twice the output channels; see sample.variance, loss.objective
 

@@ -4,23 +4,21 @@ They talk over this machine's loopback. The run goes through every hand: two pro
 killed; the same two again, told to stop; one alone; two to its end.
 """
 
-import os
 import pathlib
 import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 from PIL import Image
+from trainings import start, wait_for_step
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.training import distributed, metrics
 
-ROOT = pathlib.Path(__file__).parents[1]
 HEARTBEAT = 10
 OVERRIDES = {
     "train.num_steps": 100,
@@ -38,47 +36,17 @@ OVERRIDES = {
 }
 
 
-def start(workdir: pathlib.Path, cache: pathlib.Path, num_devices: int, *flags: str):
-    """Start a training as a user would."""
-    environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # what is tested runs in a second, once compiled
-        "PYTHONUNBUFFERED": "1",
-    }
-    settings = [f"--config.{key}={value}" for key, value in OVERRIDES.items()]
-    return subprocess.Popen(
-        [sys.executable, "-m", "experiments.train", "--config=experiments/digits.py"]
-        + [f"--workdir={workdir}", *settings, *flags],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
 def start_two(workdir: pathlib.Path, cache: pathlib.Path, *of_second: str):
     """Start two processes of one device each, whose state is cut in two; the second may differ."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     settings = ["--config.mesh.fsdp=2", f"--heartbeat={HEARTBEAT}"]
     return [
-        start(workdir, cache, 1, f"--distributed=127.0.0.1:{port},2,{i}", *settings, *flags)
+        start(
+            workdir, cache, 1, OVERRIDES, f"--distributed=127.0.0.1:{port},2,{i}", *settings, *flags
+        )
         for i, flags in enumerate([(), of_second])
     ]
-
-
-def wait_for_step(process: subprocess.Popen, step: int) -> str:
-    """Read the output until it has passed a step; return what it said."""
-    said = []
-    for line in process.stdout:
-        said.append(line)
-        match = re.match(r"step (\d+)/", line)
-        if match and int(match[1]) >= step:
-            return "".join(said)
-    raise AssertionError("the training ended early:\n" + "".join(said))
 
 
 def end(processes: list[subprocess.Popen], *codes: int) -> list[str]:
@@ -106,7 +74,7 @@ def resumed_at(said: str) -> int:
 
 def test_two_processes_train_as_one_does_and_end_together(tmp_path):
     cache, one, two = tmp_path / "cache", tmp_path / "one", tmp_path / "two"
-    end([start(one, cache, 2)], 0)
+    end([start(one, cache, 2, OVERRIDES)], 0)
 
     # kill -9 of one ends the other within the heartbeat, and it says why
     processes = start_two(two, cache)
@@ -129,7 +97,7 @@ def test_two_processes_train_as_one_does_and_end_together(tmp_path):
     assert "step" not in re.sub(r"\[Gloo\].*|.*preemption_notifier.*", "", other), "it logs too"
 
     # one process reads what two have saved ...
-    process = start(two, cache, 2)
+    process = start(two, cache, 2, OVERRIDES)
     said = wait_for_step(process, saved + 5)
     assert resumed_at(said) == saved
     process.send_signal(signal.SIGTERM)

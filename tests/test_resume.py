@@ -5,23 +5,21 @@ Ctrl-C on one.
 """
 
 import json
-import os
 import pathlib
 import random
 import re
 import signal
 import subprocess
-import sys
 import time
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from trainings import start, wait_for_step
 
 from ddpm_jax.training import metrics
 
-ROOT = pathlib.Path(__file__).parent.parent
 STEPS = 160
 OVERRIDES = {
     "train.num_steps": STEPS,
@@ -41,43 +39,11 @@ OVERRIDES = {
 }
 
 
-def start(workdir: pathlib.Path, cache: pathlib.Path, num_devices: int) -> subprocess.Popen:
-    """Start a training, as a user would from a shell."""
-    flags = [f"--config.{key}={value}" for key, value in OVERRIDES.items()]
-    environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # what is tested runs in a second, once compiled
-        "PYTHONUNBUFFERED": "1",
-    }
-    command = [sys.executable, "-m", "experiments.train", "--config=experiments/digits.py"]
-    return subprocess.Popen(
-        [*command, f"--workdir={workdir}", *flags],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
 def finish(process: subprocess.Popen) -> str:
     """Wait for the end of a training that must succeed; return its output."""
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     return output
-
-
-def wait_for_step(process: subprocess.Popen, step: int) -> str:
-    """Read the training's output until it has passed a step; return what it said."""
-    said = []
-    for line in process.stdout:
-        said.append(line)
-        match = re.match(r"step (\d+)/", line)
-        if match and int(match[1]) >= step:
-            return "".join(said)
-    raise AssertionError("the training ended early:\n" + "".join(said))
 
 
 def final_state(workdir: pathlib.Path) -> dict[str, np.ndarray]:
@@ -102,14 +68,14 @@ def logged(workdir: pathlib.Path) -> list[dict[str, float]]:
 def test_interrupted_runs_end_bit_for_bit_like_the_uninterrupted_one(tmp_path, num_devices):
     cache = tmp_path / "cache"
     whole = tmp_path / "whole"
-    finish(start(whole, cache, num_devices))
+    finish(start(whole, cache, num_devices, OVERRIDES))
     expected, expected_rows = final_state(whole), logged(whole)
     assert len(expected) > 50 and all(np.isfinite(a).all() for a in expected.values())
 
     # kill -9 at a random moment after some checkpoint
     step = 20 * random.randint(1, 6)
     killed = tmp_path / "killed"
-    process = start(killed, cache, num_devices)
+    process = start(killed, cache, num_devices, OVERRIDES)
     while not (killed / "checkpoints" / str(step)).exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
@@ -117,14 +83,14 @@ def test_interrupted_runs_end_bit_for_bit_like_the_uninterrupted_one(tmp_path, n
     process.kill()
     process.stdout.close()
     process.wait(timeout=60)
-    output = finish(start(killed, cache, num_devices))
+    output = finish(start(killed, cache, num_devices, OVERRIDES))
     resumed = re.search(r"resumed at step (\d+)", output)
     assert resumed and int(resumed[1]) > 0, (step, output)
 
     # SIGTERM and Ctrl-C save at once, say so, and exit as schedulers expect
     stopped = tmp_path / "stopped"
     for number, at in ((signal.SIGTERM, 10), (signal.SIGINT, 30)) if num_devices == 1 else ():
-        process = start(stopped, cache, num_devices)
+        process = start(stopped, cache, num_devices, OVERRIDES)
         said = wait_for_step(process, at)
         process.send_signal(number)
         said += process.communicate(timeout=120)[0]
@@ -132,7 +98,9 @@ def test_interrupted_runs_end_bit_for_bit_like_the_uninterrupted_one(tmp_path, n
         saved = re.search(rf"stopped by signal {number} at step (\d+)", said)
         assert saved and (stopped / "checkpoints" / saved[1]).is_dir(), said
     if num_devices == 1:
-        assert "resumed at step " + saved[1] in finish(start(stopped, cache, num_devices))
+        assert "resumed at step " + saved[1] in finish(
+            start(stopped, cache, num_devices, OVERRIDES)
+        )
 
     for workdir in (killed, stopped) if num_devices == 1 else (killed,):
         state = final_state(workdir)
