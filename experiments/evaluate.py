@@ -66,8 +66,8 @@ FEATURES = flags.DEFINE_enum(
     "features",
     "classifier",
     ["classifier", "inception", "none"],
-    "Features in which samples and images are compared: those of a small classifier, trained on the "
-    "run's data set, or those of Inception (FID). none: do not draw samples.",
+    "Features in which samples and images are compared. classifier: of a small network, trained on "
+    "the run's data set. inception: of Inception-v3 (FID). none: do not draw samples.",
 )
 INCEPTION_WEIGHTS = flags.DEFINE_string(
     "inception_weights",

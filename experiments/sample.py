@@ -3,8 +3,8 @@
     python -m experiments.sample --workdir=runs/digits --n=64
 
 The program uses the EMA weights and, by default, the sampler of the run's config. It writes a grid
-of the images (PNG) and an .npz file. The .npz has `images`, uint8 [n, H, W, C]. It also has `labels`
-if the model is class-conditional, and `lowres` if the model does super-resolution.
+of the images (PNG) and an .npz file. The .npz has `images`, uint8 [n, H, W, C]. It also has
+`labels` if the model is class-conditional, and `lowres` if the model does super-resolution.
 
 Other flags:
 
