@@ -2,8 +2,8 @@
 
     python -m benchmarks.kills --kills=20 --seed=0
 
-The script trains a tiny network on the digits. The run saves a checkpoint every fifth step. It
-kills the training at a random moment, starts it again, and so on. Every other kill waits until a
+The script trains a tiny network on the digits. The run saves a checkpoint every fifth step. The
+script kills the run at a random moment, starts it again, and so on. Every other kill waits until a
 save is in progress. Each start must resume from a whole checkpoint, never from an earlier one than
 the previous start found. At the end, the state and the log must equal those of an undisturbed run
 bit for bit.

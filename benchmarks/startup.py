@@ -53,10 +53,21 @@ runpy.run_module("experiments.train", run_name="__main__", alter_sys=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--config", required=True)
-    parser.add_argument("--images", type=int, default=0)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, help="Config file of the training.")
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=0,
+        help="Number of random 32x32 images to train on. Default: the config's own data.",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=2, help="Number of cold and warm starts. Default: 2."
+    )
     options, extra = parser.parse_known_args()
     starts = {"cold": [], "warm": []}
     for _ in range(options.rounds):
