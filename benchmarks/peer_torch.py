@@ -27,9 +27,10 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from ddpm_jax import build, compiler
+from ddpm_jax import build
 from ddpm_jax.config import Config, from_dict
 from ddpm_jax.models import count_parameters
+from ddpm_jax.runtime import compiler
 from ddpm_jax.timesteps import uniform
 from ddpm_jax.training.parts import build_parts
 from experiments import command

@@ -14,9 +14,8 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from ddpm_jax import compiler
 from ddpm_jax.config import from_dict
-from ddpm_jax.training import devices, sharding
+from ddpm_jax.runtime import compiler, devices, sharding
 from ddpm_jax.training.parts import build_parts
 from experiments import command
 

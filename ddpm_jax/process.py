@@ -43,7 +43,7 @@ class GaussianProcess:
     posterior_variance: Array
     posterior_log_variance_clipped: Array  # entry 1, whose variance is 0, takes entry 2's
     # [T+1] int32: the index in the chain that the network was trained on; float32 where it knows
-    # the noise by something else (`vdm.process_from_gamma`)
+    # the noise by something else (`likelihood.continuous.process_from_gamma`)
     timesteps: Array
 
     @property

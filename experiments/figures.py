@@ -22,11 +22,11 @@ from ml_collections import config_flags
 from ddpm_jax import build, data, runs
 from ddpm_jax.config import Config, ProcessConfig, from_dict
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import plots
+from ddpm_jax.figures import plots
+from ddpm_jax.pixels import to_x_0
 from ddpm_jax.process import GaussianProcess, q_sample
+from ddpm_jax.runs.workdir import WorkDir, open_for_reading, read_config, read_facts
 from ddpm_jax.samplers.base import draw_x_T
-from ddpm_jax.training.step import to_x_0
-from ddpm_jax.training.workdir import WorkDir, open_for_reading, read_config, read_facts
 from experiments import command
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")

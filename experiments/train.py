@@ -11,7 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from ddpm_jax.config import from_dict
-from ddpm_jax.training import distributed
+from ddpm_jax.runtime import distributed
 from ddpm_jax.training.loop import train
 from experiments import command
 

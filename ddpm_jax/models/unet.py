@@ -22,13 +22,8 @@ import jax.numpy as jnp
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.attention import fan_avg, zeros
 from ddpm_jax.models.blocks import time_embedding, with_fourier_features
-from ddpm_jax.models.conditioning import (
-    ContextOrNull,
-    EmbeddedVector,
-    check_cond,
-    concatenate_image,
-)
 from ddpm_jax.models.convolution import convolution
+from ddpm_jax.models.inputs import ContextOrNull, EmbeddedVector, check_cond, concatenate_image
 from ddpm_jax.models.recomputation import recomputed
 from ddpm_jax.types import Array
 
@@ -86,7 +81,7 @@ class UNet(nn.Module):
           t: [B] times to embed.
           cond: any of "label" [B] int32 in {0..num_classes-1} (negative: the null class),
             "embedding" [B, D], "context" [B, L, D] with "context_mask" bool [B, L], "image"
-            [B, H, W, C']; see `models.conditioning` for what is null. All but "image" may be
+            [B, H, W, C']; see `models.inputs` for what is null. All but "image" may be
             absent.
           train: whether dropout is on (needs the "dropout" rng).
 

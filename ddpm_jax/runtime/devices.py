@@ -9,7 +9,7 @@ from jax.sharding import AxisType, Mesh
 
 from ddpm_jax.config import Config
 from ddpm_jax.errors import UserError
-from ddpm_jax.training.sharding import DATA, FSDP
+from ddpm_jax.runtime.sharding import DATA, FSDP
 
 ACCELERATORS = {
     "/dev/nvidia[0-9]*": ("NVIDIA GPU", 'pip install "jax[cuda13]"'),

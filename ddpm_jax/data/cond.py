@@ -8,18 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import data, text
 from ddpm_jax.config import Config
+from ddpm_jax.data.datasets import Dataset
 from ddpm_jax.data.prepared import data_directory
+from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import UserError
+from ddpm_jax.pixels import to_x_0
+from ddpm_jax.pretrained import text_encoder
 from ddpm_jax.types import Array, Conditioning
 
 CHUNK = 512  # images read at once
-
-
-def to_x_0(image: Array) -> Array:
-    """Scale uint8 pixels {0..255} to float32 in [-1, 1] (Ho et al. 2020, section 3.3)."""
-    return image.astype(jnp.float32) / 127.5 - 1.0
 
 
 def coarse(x_0: Array, factor: int) -> Array:
@@ -64,7 +62,7 @@ def make_cond_fn(config: Config):
 
 
 def text_rows(
-    config: Config, dataset: data.Dataset
+    config: Config, dataset: Dataset
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Return the encoded texts of the training and of the held-out images, a row for each.
 
@@ -74,14 +72,14 @@ def text_rows(
     names = cond_names(config)
 
     def rows(texts: tuple[str, ...]) -> dict[str, np.ndarray]:
-        encoded = text.cached_conditioning(texts, directory) if texts else {}
+        encoded = text_encoder.cached_conditioning(texts, directory) if texts else {}
         return {name: value for name, value in encoded.items() if name in names}
 
     return rows(dataset.train_texts), rows(dataset.test_texts)
 
 
 def cond_of(
-    config: Config, source: data.Source, rows: Mapping[str, np.ndarray], indices: np.ndarray
+    config: Config, source: Source, rows: Mapping[str, np.ndarray], indices: np.ndarray
 ) -> Conditioning | None:
     """Return what the network is told of some images of a source; None where it is told nothing.
 
@@ -98,7 +96,7 @@ def cond_of(
 
 def grid_cond(
     config: Config,
-    dataset: data.Dataset,
+    dataset: Dataset,
     train_rows: Mapping[str, np.ndarray],
     test_rows: Mapping[str, np.ndarray],
 ) -> dict[str, np.ndarray] | None:
@@ -115,7 +113,7 @@ def grid_cond(
 
 def drawn_cond(
     config: Config,
-    source: data.Source,
+    source: Source,
     rows: Mapping[str, np.ndarray],
     n: int,
     seed: int,
@@ -146,12 +144,12 @@ def drawn_cond(
 
 def check(config: Config, image_shape: tuple[int, int, int]) -> None:
     """Raise `UserError` where the config asks for a conditioning that the data do not give."""
-    model, (height, width, _) = config.model, image_shape
+    model, width = config.model, text_encoder.WIDTH
     dims = {"model.embedding_dim": model.embedding_dim, "model.context_dim": model.context_dim}
     if config.data.text and not any(dims.values()):
         raise UserError(
-            f"data.text is True, but the model takes no text; set model.embedding_dim={text.WIDTH} "
-            f"or model.context_dim={text.WIDTH}, or data.text=False"
+            f"data.text is True, but the model takes no text; set model.embedding_dim={width} "
+            f"or model.context_dim={width}, or data.text=False"
         )
     for key, dim in dims.items():
         if dim and not config.data.text:
@@ -159,11 +157,11 @@ def check(config: Config, image_shape: tuple[int, int, int]) -> None:
                 f"{key} is {dim}, but data.text is False, so there is nothing to feed it; set "
                 f"data.text=True (emoji), or {key}=0"
             )
-        if dim not in (0, text.WIDTH):
-            raise UserError(f"{key} is {dim}, but texts are {text.WIDTH} wide; set {key} to that")
-    factor = model.super_resolution
-    if factor and (factor < 2 or height % factor or width % factor):
+        if dim not in (0, width):
+            raise UserError(f"{key} is {dim}, but texts are {width} wide; set {key} to that")
+    factor, (rows, columns, _) = model.super_resolution, image_shape
+    if factor and (factor < 2 or rows % factor or columns % factor):
         raise UserError(
             f"model.super_resolution must be a factor of at least 2 that divides the images' "
-            f"{height}x{width}, or 0, found {factor}"
+            f"{rows}x{columns}, or 0, found {factor}"
         )

@@ -5,10 +5,10 @@ import os
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.download import Archive, fetch, sha256
 from ddpm_jax.evaluation.features import FeatureNetwork
-from ddpm_jax.evaluation.torch_file import read_tensors
-from ddpm_jax.models import inception
+from ddpm_jax.pretrained import inception
+from ddpm_jax.pretrained.torch_file import read_tensors
+from ddpm_jax.runtime.files import Archive, fetch, sha256
 from ddpm_jax.types import Array, Params
 
 # The release of torch-fidelity; pytorch-fid's pt_inception-2015-12-05-6726825d.pth is the same file

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib
 from matplotlib.figure import Figure
 
-from ddpm_jax.evaluation.plots import COLOURS, DASHES, STYLE
+from ddpm_jax.figures.plots import COLOURS, DASHES, STYLE
 
 
 def rate_distortion(curves: Mapping[str, Sequence[tuple[float, float, float]]], T: int) -> Figure:

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation.torch_pickle import Refused, Storage, Tensor, follow
+from ddpm_jax.pretrained.torch_pickle import Refused, Storage, Tensor, follow
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.errors import UserError, unknown
-from ddpm_jax.likelihood import bits_per_dim, discretized_gaussian_log_prob
+from ddpm_jax.likelihood.terms import bits_per_dim, discretized_gaussian_log_prob
 from ddpm_jax.predictions import KINDS
 from ddpm_jax.process import GaussianProcess, expand, from_log_alphas_cumprod
 from ddpm_jax.types import ApplyFn, Array, Conditioning, Params, PRNGKey

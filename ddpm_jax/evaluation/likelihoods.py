@@ -13,17 +13,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import bound as bounds
-from ddpm_jax import compiler, data, references, timesteps
-from ddpm_jax.bound import Part
+from ddpm_jax import data, timesteps
 from ddpm_jax.config import Config
+from ddpm_jax.data.cond import cond_of, text_rows
 from ddpm_jax.denoise import make_denoise_fn
-from ddpm_jax.evaluation import grids
-from ddpm_jax.evaluation.rows import Row
-from ddpm_jax.ode_likelihood import make_bits_per_dim
+from ddpm_jax.evaluation import references
+from ddpm_jax.evaluation.table import Row
+from ddpm_jax.figures import grids
+from ddpm_jax.likelihood import bound
+from ddpm_jax.likelihood.bound import Part
+from ddpm_jax.likelihood.ode import make_bits_per_dim
+from ddpm_jax.pixels import to_x_0
 from ddpm_jax.process import q_sample
 from ddpm_jax.runs import Run
-from ddpm_jax.training.conditioning import cond_of, text_rows, to_x_0
+from ddpm_jax.runtime import compiler
 from ddpm_jax.types import Array, Conditioning, Params, PRNGKey
 
 
@@ -64,43 +67,43 @@ def evaluate(
       split: "train" or "test".
       variance: of p(x_{t-1} | x_t), such as `variance_of` the run's config.
       num_images: at most so many, drawn at random, always the same ones.
-      num_terms: of the T terms that are computed for each image (`ddpm_jax.bound`); at most T.
+      num_terms: of the T terms that are computed for each image (`likelihood.bound`); at most T.
 
     Raises:
       UserError: no such split.
     """
     T = run.process.num_timesteps
-    bound = bounds.make_bound(
+    bound_fn = bound.make_bound(
         run.process,
         run.model.apply,
         kind=run.config.loss.kind,
         variance=variance,
-        # a learned schedule is trained to decode from x_1 alone (`ddpm_jax.vdm`)
+        # a learned schedule is trained to decode from x_1 alone (`likelihood.continuous`)
         decoder="flat" if run.config.process.schedule == "learned" else "posterior",
         clip_x_0=run.config.sample.clip_x_0,
         num_terms=min(num_terms, T),
     )
     found = []
     for images, cond, start, n in _batches(run, dataset, split, num_images):
-        part = bound(run.params, jax.random.key(0), images, cond, start=start)
+        part = bound_fn(run.params, jax.random.key(0), images, cond, start=start)
         found.append(part._replace(**_first(part, n)))
-    whole = bounds.concatenate(found)
-    return Coding(_rows(whole, split), bounds.rate_distortion(whole))
+    whole = bound.concatenate(found)
+    return Coding(_rows(whole, split), bound.rate_distortion(whole))
 
 
-def _rows(whole: bounds.Bound, split: str) -> list[Row]:
+def _rows(whole: bound.Bound, split: str) -> list[Row]:
     """Return the bound, and its parts as in Ho et al. 2020, table 4."""
     n, T = whole.prior.size, whole.edges[-1]
     computed = len(whole.edges) - 1
     note = "every term" if computed == T else f"{computed} of {T} terms, drawn anew for each image"
-    total = bounds.total(whole)
-    rows = [Row(f"bits_per_dim_{split}", *bounds.mean_and_error(total), n, note)]
-    rows.append(Row(f"L_T_{split}", *bounds.mean_and_error(whole.prior), n, "bits/dim"))
+    total = bound.total(whole)
+    rows = [Row(f"bits_per_dim_{split}", *bound.mean_and_error(total), n, note)]
+    rows.append(Row(f"L_T_{split}", *bound.mean_and_error(whole.prior), n, "bits/dim"))
     if whole.edges[1] == 1:  # L_0 was computed by itself
         L_0 = whole.terms[0]
         rows += [
-            Row(f"rate_{split}", *bounds.mean_and_error(total - L_0), n, "bits/dim, all but L_0"),
-            Row(f"L_0_{split}", *bounds.mean_and_error(L_0), n, "bits/dim, the distortion"),
+            Row(f"rate_{split}", *bound.mean_and_error(total - L_0), n, "bits/dim, all but L_0"),
+            Row(f"L_0_{split}", *bound.mean_and_error(L_0), n, "bits/dim, the distortion"),
         ]
         rmse = 127.5 * float(np.sqrt(whole.squared_error[0].mean()))
         rows.append(Row(f"rmse_{split}", rmse, None, n, "of x_0 from x_1, of 0..255"))
@@ -127,7 +130,7 @@ def evaluate_by_ode(
         evaluations.append(found[1][:n])
     values = np.concatenate(bits)
     note = f"tolerance {tolerance:g}, {np.concatenate(evaluations).mean():.0f} evaluations an image"
-    return Row(f"bits_per_dim_ode_{split}", *bounds.mean_and_error(values), values.size, note)
+    return Row(f"bits_per_dim_ode_{split}", *bound.mean_and_error(values), values.size, note)
 
 
 def progressive_decoding(
@@ -192,6 +195,6 @@ def _batches(
         yield *_read(run, dataset, split, np.resize(wanted, size)), start, len(wanted)
 
 
-def _first(part: bounds.Bound, n: int) -> dict[str, np.ndarray]:
+def _first(part: bound.Bound, n: int) -> dict[str, np.ndarray]:
     """Return the fields of a bound for its first n images."""
     return {name: getattr(part, name)[..., :n] for name in ("prior", "terms", "squared_error")}

@@ -23,10 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import compiler
 from ddpm_jax.errors import UserError, unknown
 from ddpm_jax.predictions import KINDS, check_kind
 from ddpm_jax.process import GaussianProcess
+from ddpm_jax.runtime import compiler
 from ddpm_jax.types import ApplyFn, Array, Conditioning, Params, PRNGKey
 
 PIXEL_SCALE = 127.5  # pixels {0..255} are x_0 = k / 127.5 - 1

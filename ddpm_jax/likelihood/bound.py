@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import compiler, timesteps
-from ddpm_jax.api import check_cond, local_devices, pad
+from ddpm_jax import timesteps
 from ddpm_jax.denoise import make_denoise_fn
 from ddpm_jax.errors import UserError
-from ddpm_jax.likelihood import bound_terms, prior_term
+from ddpm_jax.likelihood.terms import bound_terms, prior_term
 from ddpm_jax.process import GaussianProcess
+from ddpm_jax.runtime import compiler
+from ddpm_jax.sampling import check_cond, local_devices, pad
 from ddpm_jax.types import ApplyFn, Array, Conditioning, Params, PRNGKey
 
 

@@ -4,12 +4,8 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
 
-from ddpm_jax.models import Model
-from ddpm_jax.time_samplers import TimeSampler
-from ddpm_jax.types import Array, Params, PRNGKey
+from ddpm_jax.types import Array, Params
 
 
 @jax.tree_util.register_dataclass
@@ -28,22 +24,5 @@ class TrainState:
     step: Array
     params: Params
     ema_params: Params
-    opt_state: optax.ApplyIfFiniteState
+    opt_state: Any
     time_state: Any = ()
-
-
-def init_state(
-    model: Model,
-    optimizer: optax.GradientTransformation,
-    key: PRNGKey,
-    time_sampler: TimeSampler,
-) -> TrainState:
-    """Return the state before the first step; pure, for `jax.jit` and `jax.eval_shape`."""
-    params = model.init(key)
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        ema_params=jax.tree.map(jnp.copy, params),  # buffers of its own: the step donates both
-        opt_state=optimizer.init(params),
-        time_state=time_sampler.init(),
-    )

@@ -10,12 +10,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from ddpm_jax import compiler
 from ddpm_jax.denoise import check_threshold
 from ddpm_jax.errors import UserError
 from ddpm_jax.guidance import Guide, check, make_guided_denoise_fn
 from ddpm_jax.predictions import check_kind
 from ddpm_jax.process import GaussianProcess
+from ddpm_jax.runtime import compiler
 from ddpm_jax.samplers.base import Collect, Sampler, draw_x_T, sample_loop
 from ddpm_jax.types import ApplyFn, Array, Conditioning, Params, PRNGKey
 

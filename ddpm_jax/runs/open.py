@@ -6,20 +6,15 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ddpm_jax import build, learned
+from ddpm_jax import build
+from ddpm_jax.build import learned
+from ddpm_jax.build.overrides import override
 from ddpm_jax.config import Config
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import Model
-from ddpm_jax.overrides import override
 from ddpm_jax.process import GaussianProcess
-from ddpm_jax.training.checkpoint import restore_ema
-from ddpm_jax.training.workdir import (
-    DatasetFacts,
-    WorkDir,
-    open_for_reading,
-    read_config,
-    read_facts,
-)
+from ddpm_jax.runs.checkpoint import restore_ema
+from ddpm_jax.runs.workdir import DatasetFacts, WorkDir, open_for_reading, read_config, read_facts
 from ddpm_jax.types import Params
 
 
@@ -45,8 +40,9 @@ def load(
       sample: `sample(params, key, n, cond=None) -> [n, H, W, C]` float32 in [-1, 1], with the
         process and sampler of the run's config (`ddpm_jax.make_sample`). A class-conditional model
         takes cond={"label": [n] int32}; without it, it samples its null class, if not guided.
-        A model of texts takes `ddpm_jax.text.conditioning(texts)`, one of super-resolution
-        {"image": [n, H, W, C] in [-1, 1]}, the small images repeated to the model's size.
+        A model of texts takes `pretrained.text_encoder.conditioning(texts)`, one of
+        super-resolution {"image": [n, H, W, C] in [-1, 1]}, the small images repeated to the
+        model's size.
       params: the EMA weights; with a classifier, {"model": ..., "classifier": ...}.
 
     Raises:

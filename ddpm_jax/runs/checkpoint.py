@@ -20,8 +20,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.training.checksums import check, checksums
-from ddpm_jax.training.state import TrainState
+from ddpm_jax.runs.checksums import check, checksums
+from ddpm_jax.runs.state import TrainState
 from ddpm_jax.types import Params
 
 logger = logging.getLogger(__name__)

@@ -4,9 +4,9 @@
   r(u) = (γ̃(u) - γ̃(0)) / (γ̃(1) - γ̃(0)),  the progress, from 0 to 1
   γ(u) = (1 - r(u)) γ_0 + r(u) γ_1
 
-The interior, r, and the ends, γ_0 and γ_1, are parameters of different objectives (`ddpm_jax.vdm`),
-so they come as two functions. Deviates from the paper's appendix, where l_2 reads l_1(u): here, as
-in the paper's code, both read u, and the sum of l_3 is a mean.
+The interior, r, and the ends, γ_0 and γ_1, are parameters of different objectives
+(`likelihood.continuous`), so they come as two functions. Deviates from the paper's appendix, where
+l_2 reads l_1(u): here, as in the paper's code, both read u, and the sum of l_3 is a mean.
 """
 
 import math
@@ -83,7 +83,9 @@ def make_gamma(gamma_0: float, gamma_1: float) -> Gamma:
 
 
 def table(gamma: Gamma, params: Params, num_timesteps: int) -> Array:
-    """Return γ at num_timesteps even u from 0 to 1: [T] float32, for `vdm.process_from_gamma`.
+    """Return γ at num_timesteps even u from 0 to 1: [T] float32.
+
+    `likelihood.continuous.process_from_gamma` makes a process of it.
 
     Raises:
       UserError: num_timesteps is below 2.

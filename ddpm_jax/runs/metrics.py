@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddpm_jax.training.workdir import WorkDir
+from ddpm_jax.runs.workdir import WorkDir
 
 
 class Interval:

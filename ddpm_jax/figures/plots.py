@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from ddpm_jax.evaluation import grids
+from ddpm_jax.figures import grids
 
 # Okabe and Ito's colours, apart for every common kind of colour blindness; the dashes tell the
 # lines apart in print.

@@ -6,14 +6,15 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ddpm_jax import build, data, references
-from ddpm_jax.api import sample_in_chunks
-from ddpm_jax.evaluation import grids, memorisation, rows
+from ddpm_jax import build, data
+from ddpm_jax.data.cond import drawn_cond, text_rows
+from ddpm_jax.evaluation import memorisation, references, table
 from ddpm_jax.evaluation.distances import Estimate
 from ddpm_jax.evaluation.features import FeatureNetwork, make_features
-from ddpm_jax.evaluation.rows import Row, short
+from ddpm_jax.evaluation.table import Row, short
+from ddpm_jax.figures import grids
 from ddpm_jax.runs import Run
-from ddpm_jax.training.conditioning import drawn_cond, text_rows
+from ddpm_jax.sampling import sample_in_chunks
 
 MAX_NEIGHBOURS = 1000  # samples of each seed, and held-out images, whose neighbours are sought
 SHOWN = 30  # of them in the picture
@@ -83,7 +84,7 @@ def evaluate(
             theirs, _ = dataset.train.read(index[first])
             picture = memorisation.neighbour_grid(some[first], theirs)
         measured.append(
-            rows.compare(
+            table.compare(
                 np.concatenate(found),
                 reference.moments,
                 reference.features,
@@ -94,7 +95,7 @@ def evaluate(
             )
             | near.compare(distance)
         )
-    return Report(rows.over_seeds(measured, n), picture)
+    return Report(table.over_seeds(measured, n), picture)
 
 
 class _Neighbours:

@@ -1,4 +1,4 @@
-"""Runs whose noise schedule is learned with the network (`process.schedule="learned"`; `vdm`).
+"""Runs whose noise schedule is learned with the network (`process.schedule="learned"`; `likelihood.continuous`).
 
 Their parameters are {"model": the network's, "schedule": the schedule's}, trained together by one
 optimiser. What samples needs a fixed chain, which is built on the host from the schedule's
@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import build, vdm
+from ddpm_jax import build
+from ddpm_jax.likelihood import continuous
 from ddpm_jax.config import Config, LossConfig, ProcessConfig
 from ddpm_jax.errors import UserError, unknown
 from ddpm_jax.models import Model
-from ddpm_jax.models.gamma import Gamma, make_gamma, table
+from ddpm_jax.models.noise_schedule import Gamma, make_gamma, table
 from ddpm_jax.predictions import KINDS
 from ddpm_jax.process import GaussianProcess
 from ddpm_jax.time_samplers import TimeSampler
@@ -49,14 +50,14 @@ def split(config: ProcessConfig, params: Params) -> tuple[GaussianProcess, Param
     if config.schedule != "learned":
         return build.process(config), params
     found = table(_gamma(config), jax.device_get(params["schedule"]), config.num_timesteps)
-    return vdm.process_from_gamma(np.asarray(found), _told(config)), params["model"]
+    return continuous.process_from_gamma(np.asarray(found), _told(config)), params["model"]
 
 
 def time_sampler(num_timesteps: int) -> TimeSampler:
     """Build draws of t in 1..T, float32 and evenly spaced in every batch."""
 
     def draw(state: tuple[()], key: PRNGKey, batch_size: int) -> tuple[Array, Array]:
-        return vdm.sample_antithetic(key, batch_size, num_timesteps), jnp.ones(batch_size)
+        return continuous.sample_antithetic(key, batch_size, num_timesteps), jnp.ones(batch_size)
 
     return TimeSampler(tuple, draw, lambda state, t, loss: state)
 
@@ -85,7 +86,7 @@ def loss_fn(config: Config, apply_fn: ApplyFn) -> Callable[..., Array]:
     T = config.process.num_timesteps
 
     def loss(params, x_0, t, eps, cond, train, key):
-        terms = vdm.bound_terms(
+        terms = continuous.bound_terms(
             apply_fn,
             params["model"],
             gamma.ends(params["schedule"]),

@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import compiler
 from ddpm_jax.errors import UserError
-from ddpm_jax.models.bert import Bert, from_state
+from ddpm_jax.pretrained.bert import Bert, from_state
+from ddpm_jax.runtime import compiler
 
 NAME = "all-MiniLM-L6-v2"
 WIDTH = 384
