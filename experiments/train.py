@@ -5,17 +5,14 @@ config can be set on the command line: --config.train.num_steps=10. On several m
 same command on each with --distributed (docs/scaling.md).
 """
 
-import os
-
 from absl import flags
-from ml_collections import config_flags
 
 from ddpm_jax.config import from_dict
 from ddpm_jax.training import distributed
 from ddpm_jax.training.loop import train
-from experiments import command
+from experiments import command, config_flag
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
+CONFIG = config_flag.define("The experiment's config file.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lies; runs/<config's name> if unset.")
 DISTRIBUTED = flags.DEFINE_string(
     "distributed",
@@ -26,7 +23,6 @@ DISTRIBUTED = flags.DEFINE_string(
 HEARTBEAT = flags.DEFINE_integer(
     "heartbeat", 100, "Seconds of silence of one process after which the others end.", lower_bound=1
 )
-flags.mark_flag_as_required("config")
 
 
 def connect() -> None:
@@ -34,8 +30,7 @@ def connect() -> None:
 
 
 def main() -> int:
-    name = os.path.splitext(os.path.basename(flags.FLAGS["config"].config_filename))[0]
-    result = train(from_dict(CONFIG.value), WORKDIR.value or os.path.join("runs", name))
+    result = train(from_dict(CONFIG.value), WORKDIR.value or config_flag.default_workdir())
     return 0 if result.signal is None else 128 + result.signal
 
 
