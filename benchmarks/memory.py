@@ -17,21 +17,19 @@ import time
 import jax
 import jax.numpy as jnp
 from absl import flags
-from ml_collections import config_flags
 
 from ddpm_jax import build
 from ddpm_jax.config import Config, from_dict
 from ddpm_jax.models import count_parameters
-from ddpm_jax.training import devices, memory
+from ddpm_jax.runtime import devices, memory
 from ddpm_jax.training.parts import build_parts
 from ddpm_jax.training.programs import Programs
-from experiments import command
+from experiments import command, config_flag
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
+CONFIG = config_flag.define("The experiment's config file.")
 SHAPE = flags.DEFINE_list("shape", ["32", "32", "3"], "Shape of the images: H,W,C.")
 CLASSES = flags.DEFINE_integer("classes", 10, "Number of classes of the data set.")
 TRACE = flags.DEFINE_bool("trace", False, "Trace only; compile nothing and print no plan.")
-flags.mark_flag_as_required("config")
 
 
 def kept_per_image(config: Config, shape: tuple[int, ...], num_classes: int) -> int:

@@ -34,16 +34,16 @@ from collections.abc import Callable
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
-from ddpm_jax import build, compiler
+from ddpm_jax import build
 from ddpm_jax.config import Config, from_dict
 from ddpm_jax.models import count_parameters
+from ddpm_jax.runtime import compiler
 from ddpm_jax.timesteps import uniform
 from ddpm_jax.training.parts import build_parts
-from experiments import command
+from experiments import command, config_flag
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
+CONFIG = config_flag.define("The experiment's config file.")
 WHAT = flags.DEFINE_enum("what", "train", ["train", "sample"], "Work to time, explained above.")
 SHAPE = flags.DEFINE_list("shape", ["8", "8", "1"], "Shape of the images: H,W,C.")
 STEPS = flags.DEFINE_integer("steps", 20, "Number of train steps, or of sampling steps, per turn.")
@@ -54,7 +54,6 @@ CONTENDERS = flags.DEFINE_list(
 WORKER = flags.DEFINE_string(
     "worker", None, "Internal: name of the contender that this process is."
 )
-flags.mark_flag_as_required("config")
 
 THREADS = 2
 

@@ -13,6 +13,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from ddpm_jax.errors import PassingError, PeerError, UserError
+from experiments import config_flag
 
 
 def run(main: Callable[[], int | None], before: Callable[[], None] = lambda: None) -> None:
@@ -31,18 +32,10 @@ def _parse(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise UserError(f"unexpected argument {rest[1]!r}; flags begin with --")
-        if "config" in flags.FLAGS and flags.FLAGS.config is not None:
-            _ = flags.FLAGS.config.items  # of a file that could not be loaded, this raises
         return rest
-    except (
-        UserError,
-        flags.Error,
-        AttributeError,  # a key that the config does not have
-        KeyError,
-        OSError,  # a config file that is not there
-        TypeError,
-        ValueError,
-    ) as error:
+    except flags.UnrecognizedFlagError as error:
+        _fail(config_flag.explain(error))
+    except (flags.Error, ValueError) as error:  # a UserError is a ValueError
         _fail(error)
 
 

@@ -28,11 +28,12 @@ import numpy as np
 from absl import flags
 from PIL import Image, UnidentifiedImageError
 
-from ddpm_jax import build, compiler, data, editing, runs
+from ddpm_jax import build, data, editing, runs
 from ddpm_jax.data import images as pictures
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import grids
-from ddpm_jax.training.step import to_x_0
+from ddpm_jax.figures import grids
+from ddpm_jax.pixels import to_x_0
+from ddpm_jax.runtime import compiler
 from experiments import command
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the trained run.")

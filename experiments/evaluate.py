@@ -35,18 +35,19 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from ddpm_jax import coding, data, inception, quality, references
-from ddpm_jax.bound import Part
+from ddpm_jax import data
+from ddpm_jax.build.overrides import for_evaluation
 from ddpm_jax.config import Config
 from ddpm_jax.data.prepared import data_directory
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import grids
-from ddpm_jax.evaluation.curves import rate_distortion
+from ddpm_jax.evaluation import inception, likelihoods, references, samples
 from ddpm_jax.evaluation.features import FeatureNetwork
-from ddpm_jax.evaluation.rows import Row
-from ddpm_jax.overrides import for_evaluation
+from ddpm_jax.evaluation.table import Row
+from ddpm_jax.figures import grids
+from ddpm_jax.figures.curves import rate_distortion
+from ddpm_jax.likelihood.bound import Part
 from ddpm_jax.runs import Run, open_run
-from ddpm_jax.training.workdir import WorkDir, open_for_reading, read_config
+from ddpm_jax.runs.workdir import WorkDir, open_for_reading, read_config
 from experiments import command
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the trained run.")
@@ -138,12 +139,12 @@ def main() -> None:
     facts = {"checkpoint": run.step}
     if curves:
         facts["likelihoods"] = "bits/dim; standard errors over images; EMA weights; variance "
-        facts["likelihoods"] += f"{VARIANCE.value or coding.variance_of(config)}"
+        facts["likelihoods"] += f"{VARIANCE.value or likelihoods.variance_of(config)}"
     if FEATURES.value != "none":
         network, about = _network(config, dataset)
         n = N.value or config.eval.num_samples
         num_seeds = SEEDS.value or config.eval.num_seeds
-        report = quality.evaluate(
+        report = samples.evaluate(
             run, dataset, network, n=n, num_seeds=num_seeds, split=SPLIT.value
         )
         rows += report.rows
@@ -178,11 +179,11 @@ def _likelihoods(
     num_images = c.bound_images if BOUND_IMAGES.value is None else BOUND_IMAGES.value
     for split in ("train", "test") if dataset.test else ("train",):
         if num_images:
-            found = coding.evaluate(
+            found = likelihoods.evaluate(
                 run,
                 dataset,
                 split,
-                variance=VARIANCE.value or coding.variance_of(config),
+                variance=VARIANCE.value or likelihoods.variance_of(config),
                 num_images=num_images,
                 num_terms=BOUND_TERMS.value or c.bound_terms,
             )
@@ -190,7 +191,7 @@ def _likelihoods(
             curves[split] = found.curve
         if ODE.value:
             rows.append(
-                coding.evaluate_by_ode(
+                likelihoods.evaluate_by_ode(
                     run, dataset, split, num_images=ODE.value, tolerance=c.ode_tolerance
                 )
             )
@@ -207,7 +208,7 @@ def _draw_coding(
         for split, curve in curves.items()
     }
     plot, picture = (workdir.samples / f"{name}.png" for name in ("rate_distortion", "progressive"))
-    images = coding.progressive_decoding(run, dataset, list(curves)[-1])
+    images = likelihoods.progressive_decoding(run, dataset, list(curves)[-1])
     grids.save_png(picture, images)
     rate_distortion(points, T).savefig(plot)
     print(f"rate and distortion: {plot}{os.linesep}progressive decoding: {picture}")

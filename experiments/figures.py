@@ -19,25 +19,23 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
-from ml_collections import config_flags
 
 from ddpm_jax import build, data, runs
 from ddpm_jax.config import Config, ProcessConfig, from_dict
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import plots
+from ddpm_jax.figures import plots
+from ddpm_jax.pixels import to_x_0
 from ddpm_jax.process import GaussianProcess, q_sample
+from ddpm_jax.runs.workdir import WorkDir, open_for_reading, read_config, read_facts
 from ddpm_jax.samplers.base import draw_x_T
-from ddpm_jax.training.step import to_x_0
-from ddpm_jax.training.workdir import WorkDir, open_for_reading, read_config, read_facts
-from experiments import command
+from experiments import command, config_flag
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
+CONFIG = config_flag.define("The experiment's config file.")
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Work directory of a trained run, for reverse.png. Default: no reverse.png."
 )
 OUT = flags.DEFINE_string("out", "figures", "Directory to which the PNG files are written.")
 SEED = flags.DEFINE_integer("seed", 0, "Random seed of the noise and of the samples.")
-flags.mark_flag_as_required("config")
 
 FORWARD_TIMES = (0.0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # t/T
 SPECTRUM_TIMES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)

@@ -30,16 +30,18 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from ddpm_jax import runs, text
-from ddpm_jax.api import sample_in_chunks
+from ddpm_jax import runs
+from ddpm_jax.build.guidance import guidable
 from ddpm_jax.config import Config
 from ddpm_jax.data import open_dataset
+from ddpm_jax.data.cond import coarse, cond_names
 from ddpm_jax.data.images import decode
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import grids
-from ddpm_jax.guides import guidable
-from ddpm_jax.training.conditioning import coarse, cond_names, to_x_0
-from ddpm_jax.training.workdir import open_for_reading, read_config, read_facts
+from ddpm_jax.figures import grids
+from ddpm_jax.pixels import to_x_0
+from ddpm_jax.pretrained import text_encoder
+from ddpm_jax.runs.workdir import open_for_reading, read_config, read_facts
+from ddpm_jax.sampling import sample_in_chunks
 from experiments import command
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the trained run.")
@@ -161,7 +163,7 @@ def _text(config: Config) -> dict[str, np.ndarray]:
         raise UserError(
             f"--text={TEXT.value!r} is given, but the model takes no text (data.text is False)"
         )
-    rows = text.conditioning([TEXT.value])
+    rows = text_encoder.conditioning([TEXT.value])
     return {k: np.repeat(v, N.value, axis=0) for k, v in rows.items() if k in cond_names(config)}
 
 

@@ -7,17 +7,14 @@ set any field of the config on the command line: --config.train.num_steps=10. To
 machines, start the same command on each with --distributed (docs/scaling.md).
 """
 
-import os
-
 from absl import flags
-from ml_collections import config_flags
 
 from ddpm_jax.config import from_dict
-from ddpm_jax.training import distributed
+from ddpm_jax.runtime import distributed
 from ddpm_jax.training.loop import train
-from experiments import command
+from experiments import command, config_flag
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
+CONFIG = config_flag.define("The experiment's config file.")
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Work directory of the run. Default: runs/<name of the config file>."
 )
@@ -34,7 +31,6 @@ HEARTBEAT = flags.DEFINE_integer(
     "For a run of several processes: seconds without a sign of one process until the others end.",
     lower_bound=1,
 )
-flags.mark_flag_as_required("config")
 
 
 def connect() -> None:
@@ -42,8 +38,7 @@ def connect() -> None:
 
 
 def main() -> int:
-    name = os.path.splitext(os.path.basename(flags.FLAGS["config"].config_filename))[0]
-    result = train(from_dict(CONFIG.value), WORKDIR.value or os.path.join("runs", name))
+    result = train(from_dict(CONFIG.value), WORKDIR.value or config_flag.default_workdir())
     return 0 if result.signal is None else 128 + result.signal
 
 

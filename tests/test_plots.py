@@ -14,12 +14,12 @@ from PIL import Image
 
 from ddpm_jax import build, time_samplers
 from ddpm_jax.config import from_dict
-from ddpm_jax.evaluation import plots
-from ddpm_jax.evaluation.grids import to_uint8
-from ddpm_jax.training import workdir
-from ddpm_jax.training.checkpoint import Checkpoints
+from ddpm_jax.figures import plots
+from ddpm_jax.figures.grids import to_uint8
+from ddpm_jax.runs import workdir
+from ddpm_jax.runs.checkpoint import Checkpoints
 from ddpm_jax.training.optimizer import make_optimizer
-from ddpm_jax.training.state import init_state
+from ddpm_jax.training.step import init_state
 
 ROOT = pathlib.Path(__file__).parents[1]
 TABLES = {
