@@ -27,6 +27,7 @@ from sklearn.neural_network import MLPClassifier
 
 from ddpm_jax import data
 from ddpm_jax.config import DataConfig
+from ddpm_jax.pixels import to_x_0
 
 
 @functools.cache
@@ -34,7 +35,7 @@ def _classifier_and_images() -> tuple[MLPClassifier, np.ndarray]:
     """Return a classifier trained on the training images, and these as [N, 64] in [-1, 1]."""
     train = data.open_dataset(DataConfig(name="digits")).train
     images, labels = train.read(np.arange(len(train)))
-    images = images.reshape(len(images), -1) / 127.5 - 1.0
+    images = to_x_0(images.reshape(len(images), -1))
     mlp = MLPClassifier((64,), alpha=1e-2, max_iter=300, random_state=0)
     return mlp.fit(images, labels), images
 
@@ -66,5 +67,5 @@ def quality(images: np.ndarray) -> float:
 
 if __name__ == "__main__":
     with np.load(pathlib.Path(sys.argv[1])) as file:
-        found = file["images"] / 127.5 - 1.0  # uint8
+        found = to_x_0(file["images"])  # uint8
     print(f"Fréchet distance of {len(found)} images to the training images: {quality(found):.2f}")

@@ -19,7 +19,8 @@ import numpy as np
 
 from ddpm_jax.errors import UserError, unknown
 from ddpm_jax.process import GaussianProcess, expand, jump, q_sample
-from ddpm_jax.samplers.base import Sampler, draw_noise, draw_x_T, sample_loop
+from ddpm_jax.randomness import draw_noise, draw_x_T, fold_in
+from ddpm_jax.samplers.base import Sampler, sample_loop
 from ddpm_jax.types import Array, DenoiseFn, Prediction, PRNGKey
 
 
@@ -227,7 +228,7 @@ def repaint(process: GaussianProcess, sampler: Sampler, x_0: Array, mask: Array)
         return ratio * state.x + jnp.sqrt(beta) * draw_noise(key, x_0.shape[1:]), state.prediction
 
     def step(denoise_fn: DenoiseFn, key: PRNGKey, state: RepaintState, t: Array, s: Array):
-        key = jax.vmap(jax.random.fold_in, (0, None))(key, state.count)
+        key = fold_in(key, state.count)
         x, prediction = jax.lax.cond(
             s < t,
             lambda: down(denoise_fn, key, state, t, s),

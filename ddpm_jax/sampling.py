@@ -1,6 +1,5 @@
 """From a network to a sampling function: one compiled program for the whole chain."""
 
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -8,15 +7,15 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ddpm_jax.denoise import check_threshold
 from ddpm_jax.errors import UserError
 from ddpm_jax.guidance import Guide, check, make_guided_denoise_fn
 from ddpm_jax.predictions import check_kind
 from ddpm_jax.process import GaussianProcess
-from ddpm_jax.runtime import compiler
-from ddpm_jax.samplers.base import Collect, Sampler, draw_x_T, sample_loop
+from ddpm_jax.randomness import draw_x_T, image_keys
+from ddpm_jax.runtime import rows
+from ddpm_jax.samplers.base import Collect, Sampler, sample_loop
 from ddpm_jax.types import ApplyFn, Array, Conditioning, Params, PRNGKey
 
 
@@ -72,10 +71,9 @@ def make_sample(
     if grid.ndim != 1 or [*grid[:1], *grid[-1:]] != [T, 0] or np.any(np.diff(grid) >= 0):
         raise UserError(f"timesteps must descend strictly from T = {T} to 0, found {grid}")
 
-    num_devices, replicated, sharded = local_devices()
-
-    def run(params: Params, key: PRNGKey, index: Array, cond: Conditioning | None) -> Any:
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+    def run(shared: tuple[Params, PRNGKey], each: tuple[Array, Conditioning | None]) -> Any:
+        (params, key), (index, cond) = shared, each
+        keys = image_keys(key, index)
         x_T = draw_x_T(keys, tuple(shape))  # sharded as `index` is, and so is all that follows
         denoise_fn = make_guided_denoise_fn(
             process,
@@ -89,26 +87,15 @@ def make_sample(
         )
         return sample_loop(sampler, denoise_fn, keys, grid, x_T, collect, num_frames)
 
-    @functools.cache
-    def compiled(kind: str) -> Callable[..., Any]:
-        return jax.jit(run, compiler_options=compiler.options(kind))
+    spread_run = rows.over_local_devices(run, out_axes=0 if collect is None else (0, 1))
 
     def sample(
         params: Params, key: PRNGKey, n: int, cond: Conditioning | None = None, *, start: int = 0
     ) -> Any:
         if n < 1:
             raise UserError(f"n, the number of images, must be at least 1, found {n}")
-        padded = math.ceil(n / num_devices) * num_devices
-        index = np.arange(start, start + padded, dtype=np.uint32)
-        params, key = jax.device_put((params, key), replicated)
-        index, cond = jax.device_put((index, pad(check_cond(cond, n), padded)), sharded)
-        result = compiled(compiler.of_network(params))(params, key, index, cond)
-        if padded == n:
-            return result
-        if collect is None:
-            return result[:n]
-        x_0, frames = result
-        return x_0[:n], jax.tree.map(lambda f: f[:, :n] if f.ndim > 1 else f, frames)
+        index = np.arange(start, start + n, dtype=np.uint32)
+        return spread_run((params, key), (index, check_cond(cond, n)))
 
     return sample
 
@@ -151,7 +138,7 @@ def sample_in_chunks(
     def draw(start: int) -> Array:
         mine = start + index * size  # of several processes, the last may draw what nobody wants
         part = jax.tree.map(lambda leaf: leaf[min(mine, n - 1) : mine + size], cond)
-        return sample(params, key, size, pad(part, size), start=mine)
+        return sample(params, key, size, rows.pad(part, size), start=mine)
 
     ahead = draw(0)
     for start in range(0, n, count * size):
@@ -162,18 +149,6 @@ def sample_in_chunks(
         if count > 1:
             host = np.concatenate(multihost_utils.process_allgather(host))
         yield host[: n - start]
-
-
-def local_devices() -> tuple[int, NamedSharding, NamedSharding]:
-    """Return the number of local devices, and how to give them the same, or each its rows."""
-    mesh = jax.make_mesh(
-        (jax.local_device_count(),), ("data",), (AxisType.Auto,), devices=jax.local_devices()
-    )
-    return (
-        mesh.size,
-        NamedSharding(mesh, PartitionSpec()),
-        NamedSharding(mesh, PartitionSpec("data")),
-    )
 
 
 def check_cond(cond: Conditioning | None, n: int) -> dict[str, np.ndarray] | None:
@@ -189,10 +164,3 @@ def check_cond(cond: Conditioning | None, n: int) -> dict[str, np.ndarray] | Non
                 f"found shape {np.shape(value)}"
             )
     return {name: np.asarray(value) for name, value in cond.items()}
-
-
-def pad(cond: dict[str, np.ndarray] | None, size: int) -> dict[str, np.ndarray] | None:
-    """Repeat the last row of each array until there are `size` rows."""
-    return jax.tree.map(
-        lambda leaf: np.concatenate([leaf, np.repeat(leaf[-1:], size - len(leaf), axis=0)]), cond
-    )

@@ -25,8 +25,8 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.figures import plots
 from ddpm_jax.pixels import to_x_0
 from ddpm_jax.process import GaussianProcess, q_sample
+from ddpm_jax.randomness import draw_x_T, image_keys
 from ddpm_jax.runs.workdir import WorkDir, open_for_reading, read_config, read_facts
-from ddpm_jax.samplers.base import draw_x_T
 from experiments import command
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
@@ -104,7 +104,7 @@ def draw_reverse(workdir: WorkDir) -> Figure:
         cond = {"label": np.arange(n, dtype=np.int32) % facts.num_classes}
     _, (s, x_s, x_0_hat) = jax.device_get(sample(params, key, n, cond))
     # Frames are what steps arrive at; where the first one starts, x_T, is each image's first draw.
-    x_T = draw_x_T(jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(n)), facts.image_shape)
+    x_T = draw_x_T(image_keys(key, np.arange(n)), facts.image_shape)
     x_t = np.concatenate([np.asarray(x_T)[None], x_s])
     return plots.plot_reverse(x_t, x_0_hat, [T, *s.tolist()])
 

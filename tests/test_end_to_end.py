@@ -26,11 +26,11 @@ from ddpm_jax import data, schedules, timesteps
 from ddpm_jax.evaluation import references
 from ddpm_jax.evaluation import table as rows
 from ddpm_jax.evaluation.features import make_features
-from ddpm_jax.figures import grids
+from ddpm_jax.pixels import to_uint8
 from ddpm_jax.process import expand, q_posterior
+from ddpm_jax.randomness import draw_noise
 from ddpm_jax.runs import open_run
 from ddpm_jax.samplers.ancestral import AncestralState
-from ddpm_jax.samplers.base import draw_noise
 from ddpm_jax.variance import fixed_small
 
 pytestmark = pytest.mark.loose_promotion(reason="Linen's GroupNorm mixes ranks")
@@ -148,7 +148,7 @@ def test_what_is_broken_ranks_below_what_is_not_and_does_not_pass_the_bar(digits
         images = np.asarray(sample(params, jax.random.key(0), N))
         bar[name] = quality(images)
         found = rows.compare(
-            features(grids.to_uint8(images)),
+            features(to_uint8(images)),
             reference.moments,
             reference.features,
             network=network.name,

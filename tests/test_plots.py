@@ -15,7 +15,7 @@ from PIL import Image
 from ddpm_jax import build, time_samplers
 from ddpm_jax.config import from_dict
 from ddpm_jax.figures import plots
-from ddpm_jax.figures.grids import to_uint8
+from ddpm_jax.pixels import to_uint8
 from ddpm_jax.runs import workdir
 from ddpm_jax.runs.checkpoint import Checkpoints
 from ddpm_jax.training.optimizer import make_optimizer

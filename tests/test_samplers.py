@@ -15,7 +15,7 @@ from ddpm_jax import samplers, timesteps
 from ddpm_jax.denoise import make_denoise_fn
 from ddpm_jax.errors import UserError
 from ddpm_jax.process import alpha_sigma
-from ddpm_jax.samplers.base import draw_noise, draw_x_T
+from ddpm_jax.randomness import draw_noise, draw_x_T
 from ddpm_jax.types import Prediction
 
 chains = pytest.mark.parametrize(("schedule", "T"), oracles.CHAINS)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import data, timesteps
+from ddpm_jax import data, pixels, timesteps
 from ddpm_jax.config import Config
 from ddpm_jax.data.cond import cond_of, text_rows
 from ddpm_jax.denoise import make_denoise_fn
@@ -23,7 +23,6 @@ from ddpm_jax.figures import grids
 from ddpm_jax.likelihood import bound
 from ddpm_jax.likelihood.bound import Part
 from ddpm_jax.likelihood.ode import make_bits_per_dim
-from ddpm_jax.pixels import to_x_0
 from ddpm_jax.process import q_sample
 from ddpm_jax.runs import Run
 from ddpm_jax.runtime import compiler
@@ -105,7 +104,7 @@ def _rows(whole: bound.Bound, split: str) -> list[Row]:
             Row(f"rate_{split}", *bound.mean_and_error(total - L_0), n, "bits/dim, all but L_0"),
             Row(f"L_0_{split}", *bound.mean_and_error(L_0), n, "bits/dim, the distortion"),
         ]
-        rmse = 127.5 * float(np.sqrt(whole.squared_error[0].mean()))
+        rmse = pixels.SCALE * float(np.sqrt(whole.squared_error[0].mean()))
         rows.append(Row(f"rmse_{split}", rmse, None, n, "of x_0 from x_1, of 0..255"))
     return rows
 
@@ -160,8 +159,8 @@ def progressive_decoding(
 
         return jax.lax.map(at, ts)
 
-    frames = grids.to_uint8(
-        decode(run.params, jax.random.key(0), to_x_0(jnp.asarray(images)), cond)
+    frames = pixels.to_uint8(
+        decode(run.params, jax.random.key(0), pixels.to_x_0(jnp.asarray(images)), cond)
     )
     columns = np.concatenate([frames, images[None]]).swapaxes(0, 1)  # [n, frames + 1, H, W, C]
     return grids.make_grid(columns.reshape(-1, *images.shape[1:]), columns=len(ts) + 1, side=32)

@@ -1,4 +1,4 @@
-"""Pictures of many images: uint8 conversion, grids, PNG files."""
+"""Pictures of many images: grids, PNG files."""
 
 import math
 import pathlib
@@ -7,11 +7,6 @@ import numpy as np
 from PIL import Image
 
 from ddpm_jax.runtime.files import replacing
-
-
-def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Return images in [-1, 1] as uint8 {0..255}, rounded to the nearest and clipped."""
-    return np.clip(np.round((np.asarray(images) + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
 def make_grid(images: np.ndarray, columns: int = 0, side: int = 0, gap: int = 2) -> np.ndarray:

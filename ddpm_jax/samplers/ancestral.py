@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from ddpm_jax.errors import unknown
 from ddpm_jax.process import GaussianProcess, expand, q_posterior
-from ddpm_jax.samplers.base import Sampler, draw_noise
+from ddpm_jax.randomness import draw_noise
+from ddpm_jax.samplers.base import Sampler
 from ddpm_jax.types import Array, DenoiseFn, Prediction, PRNGKey
 from ddpm_jax.variance import VARIANCES
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.randomness import fold_in
 from ddpm_jax.types import Array, DenoiseFn, Prediction, PRNGKey
 
 
@@ -85,7 +86,7 @@ def sample_loop(
 
     def body(carry: tuple[State, Any], xs: tuple[Array, Array, Array]) -> tuple[Any, None]:
         (state, frames), (i, t, s) = carry, xs
-        step_key = jax.vmap(jax.random.fold_in, (0, None))(key, t)
+        step_key = fold_in(key, t)
         state, prediction = sampler.step(denoise_fn, step_key, state, t, s)
         if collect is not None:
             slot = i * num_frames // num_steps  # later steps of a part overwrite earlier ones
@@ -102,13 +103,3 @@ def predicted_x_0(t: Array, s: Array, state: State, prediction: Prediction) -> A
     """Return x_0-hat at t: a `collect` that keeps the progressive predictions (Ho et al. 2020,
     section 4.3), [num_frames, B, ...] in memory and not one for each t."""
     return prediction.x_0
-
-
-def draw_x_T(key: PRNGKey, shape: tuple[int, ...]) -> Array:
-    """Draw x_T: [B, *shape] float32 from N(0, I), each image from its own of key: [B] keys."""
-    return draw_noise(jax.vmap(jax.random.fold_in, (0, None))(key, 0), shape)
-
-
-def draw_noise(key: PRNGKey, shape: tuple[int, ...]) -> Array:
-    """Draw [B, *shape] float32 from N(0, I), each image from its own of key: [B] keys."""
-    return jax.vmap(lambda k: jax.random.normal(k, shape, jnp.float32))(key)

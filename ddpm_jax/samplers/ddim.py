@@ -15,7 +15,8 @@ import numpy as np
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.process import GaussianProcess, alpha_sigma
-from ddpm_jax.samplers.base import Sampler, draw_noise, sample_loop
+from ddpm_jax.randomness import draw_noise
+from ddpm_jax.samplers.base import Sampler, sample_loop
 from ddpm_jax.samplers.ode import interval
 from ddpm_jax.types import Array, DenoiseFn, Prediction, PRNGKey
 

@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.process import GaussianProcess, read
-from ddpm_jax.samplers.base import Sampler, draw_noise
+from ddpm_jax.randomness import draw_noise
+from ddpm_jax.samplers.base import Sampler
 from ddpm_jax.samplers.ode import interval, nearest, weights
 from ddpm_jax.types import Array, DenoiseFn, Prediction, PRNGKey
 

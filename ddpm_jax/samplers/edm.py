@@ -19,7 +19,8 @@ import jax.numpy as jnp
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.process import GaussianProcess, alpha_sigma, jump, read
-from ddpm_jax.samplers.base import Sampler, draw_noise
+from ddpm_jax.randomness import draw_noise
+from ddpm_jax.samplers.base import Sampler
 from ddpm_jax.samplers.ode import interval, nearest
 from ddpm_jax.types import Array, DenoiseFn, Prediction, PRNGKey
 

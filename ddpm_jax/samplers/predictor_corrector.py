@@ -15,8 +15,9 @@ import jax.numpy as jnp
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.process import GaussianProcess, alpha_sigma, expand, jump
+from ddpm_jax.randomness import draw_noise, fold_in
 from ddpm_jax.samplers.ancestral import AncestralState, ancestral
-from ddpm_jax.samplers.base import Sampler, draw_noise
+from ddpm_jax.samplers.base import Sampler
 from ddpm_jax.types import Array, DenoiseFn, Prediction, PRNGKey
 
 
@@ -54,21 +55,16 @@ def predictor_corrector(
 
         def correct(i: Array, x: Array) -> Array:
             score = -denoise_fn(x, t).eps / sigma_t
-            noise = draw_noise(_fold_in(key, i + 1), x.shape[1:])
+            noise = draw_noise(fold_in(key, i + 1), x.shape[1:])
             ratio = _norm(noise) / _norm(score)
             size = 2.0 * alpha * jnp.square(snr * jnp.where(jnp.isfinite(ratio), ratio, 0.0))
             size = expand(size, x)  # where the score is 0 there is nothing to follow
             return x + size * score + jnp.sqrt(2.0 * size) * noise
 
         x = jax.lax.fori_loop(0, num_corrections, correct, state.x)
-        return predictor.step(denoise_fn, _fold_in(key, 0), AncestralState(x), t, s)
+        return predictor.step(denoise_fn, fold_in(key, 0), AncestralState(x), t, s)
 
     return Sampler(AncestralState, step)
-
-
-def _fold_in(key: PRNGKey, data: Array) -> PRNGKey:
-    """Fold data into each of key: [B] keys."""
-    return jax.vmap(jax.random.fold_in, (0, None))(key, data)
 
 
 def _norm(x: Array) -> Array:

@@ -14,7 +14,7 @@ from ddpm_jax.evaluation import references
 from ddpm_jax.evaluation.features import make_features
 from ddpm_jax.evaluation.moments import check_enough, frechet_distance, streamed
 from ddpm_jax.evaluation.table import frechet_name
-from ddpm_jax.figures import grids
+from ddpm_jax.pixels import to_uint8
 from ddpm_jax.sampling import sample_in_chunks
 from ddpm_jax.training.parts import Parts
 from ddpm_jax.types import Params
@@ -60,7 +60,7 @@ def make_monitor(
         chunks = sample_in_chunks(
             sample, params, parts.sample_key, n, config.sample.chunk_size, cond
         )
-        found = streamed(features(grids.to_uint8(chunk)) for chunk in chunks)
+        found = streamed(features(to_uint8(chunk)) for chunk in chunks)
         name = frechet_name(network.name, n, reference.split)
         return {name: frechet_distance(found, reference.moments)}
 
