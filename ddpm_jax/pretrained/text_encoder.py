@@ -85,7 +85,7 @@ def conditioning(texts: Sequence[str]) -> dict[str, np.ndarray]:
 def cached_conditioning(
     texts: Sequence[str], directory: str | os.PathLike
 ) -> dict[str, np.ndarray]:
-    """Return `conditioning(texts)`, kept in a file of `directory` (`runtime.files.load_or_make`)."""
+    """Return `conditioning(texts)`, kept in a file of `directory` once it was computed."""
     directory = pathlib.Path(directory)
     joined = "\0".join(texts).encode()
     facts = {"encoder": NAME, "texts": len(texts), "sha256": hashlib.sha256(joined).hexdigest()}

@@ -37,7 +37,7 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{uuid.uuid4().hex}-{path.name}")  # with the suffix that says what it is
+    part = path.with_name(f".{uuid.uuid4().hex}-{path.name}")
     try:
         yield part
         os.replace(part, path)
