@@ -22,11 +22,11 @@ import pathlib
 import sys
 
 import numpy as np
-from scipy import linalg
 from sklearn.neural_network import MLPClassifier
 
 from ddpm_jax import data
 from ddpm_jax.config import DataConfig
+from ddpm_jax.evaluation.moments import frechet_distance, moments
 from ddpm_jax.pixels import to_x_0
 
 
@@ -51,18 +51,11 @@ def features(images: np.ndarray) -> np.ndarray:
     return np.maximum(images.reshape(len(images), -1) @ weights + bias, 0.0)
 
 
-def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Return |m_a - m_b|² + tr(C_a + C_b - 2 (C_a C_b)^½) of features [N, D] and [M, D]."""
-    mean = np.square(a.mean(0) - b.mean(0)).sum()
-    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    eigenvalues = linalg.eigvals(cov_a @ cov_b).real.clip(0.0)  # tr A^½ is the sum of their roots
-    return float(mean + np.trace(cov_a) + np.trace(cov_b) - 2.0 * np.sqrt(eigenvalues).sum())
-
-
 def quality(images: np.ndarray) -> float:
     """Return the distance between images [N, 8, 8, 1] in [-1, 1] and the training images."""
     _, real = _classifier_and_images()
-    return frechet_distance(features(images.astype(np.float64)), features(real))
+    found = moments(features(images.astype(np.float64)))
+    return frechet_distance(found, moments(features(real)))
 
 
 if __name__ == "__main__":
