@@ -10,7 +10,7 @@ import pytest
 
 import ddpm_jax
 from ddpm_jax import build
-from ddpm_jax.build import learned
+from ddpm_jax.build.chain import sample_fn
 from ddpm_jax.config import from_dict
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.blocks import with_fourier_features
@@ -89,7 +89,7 @@ def test_a_loaded_run_has_the_chain_of_its_averaged_schedule(run):
     images = sample(params, jax.random.key(0), 8)
     assert images.shape == (8, 8, 8, 1) and np.all(np.isfinite(images))
     # The same from the joint parameters, as the grids of a run are drawn
-    joint = learned.sample_fn(
+    joint = sample_fn(
         opened.config, build.model(opened.config.model, (8, 8, 1), 10), (8, 8, 1)
     )
     again = joint(state.ema_params, jax.random.key(0), 8)
@@ -116,14 +116,15 @@ def test_fourier_features_are_sines_and_cosines_behind_the_image(n):
         (dict(loss=dict(t_sampler="stratified")), "loss.t_sampler is 'stratified', but"),
         (dict(loss=dict(kind="epsilon")), "unknown loss.kind 'epsilon'"),
         (dict(model=dict(learn_variance=True)), "model.learn_variance is True, but"),
-        (dict(process=dict(beta_T=0.02)), "process.beta_T is 0.02, but a learned schedule"),
-        (dict(process=dict(zero_terminal_snr=True)), "process.zero_terminal_snr is True, but"),
+        (dict(process=dict(beta_T=0.02)), "process.beta_T is 0.02, but .*schedule=learned does"),
+        (dict(process=dict(zero_terminal_snr=True)), "zero_terminal_snr is True, but .*=learned"),
         (dict(process=dict(gamma_min=6.0)), "gamma_0 must be below gamma_1, found 6 and 5"),
         (dict(process=dict(num_timesteps=1)), "needs num_timesteps >= 2, found 1"),
         (dict(sample=dict(sampler="ddimm")), "unknown sample.sampler 'ddimm'"),
         (
             dict(process=dict(schedule="cosine", gamma_max=4.0)),
-            r"process.gamma_max is 4.0, but the cosine schedule does not use it \(learned: yes\)",
+            r"process.gamma_max is 4.0, but process.schedule=cosine does not use it "
+            r"\(learned: yes\); leave it at 5.0",
         ),
     ],
 )

@@ -1,11 +1,11 @@
 """The guidance that a config asks for, checked against what its model can do."""
 
 from ddpm_jax import guidance
-from ddpm_jax.noisy_classifier import label_log_prob
 from ddpm_jax.config import Config, ModelConfig
 from ddpm_jax.errors import UserError
 from ddpm_jax.guidance import Guide
 from ddpm_jax.models import Model
+from ddpm_jax.noisy_classifier import label_log_prob
 from ddpm_jax.process import GaussianProcess
 
 

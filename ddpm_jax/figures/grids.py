@@ -6,6 +6,8 @@ import pathlib
 import numpy as np
 from PIL import Image
 
+from ddpm_jax.runtime.files import replacing
+
 
 def make_grid(images: np.ndarray, columns: int = 0, side: int = 0, gap: int = 2) -> np.ndarray:
     """Lay images out in rows.
@@ -35,6 +37,5 @@ def make_grid(images: np.ndarray, columns: int = 0, side: int = 0, gap: int = 2)
 
 def save_png(path: str | pathlib.Path, image: np.ndarray) -> None:
     """Write one image [H, W, C] uint8, C of 1, 3 or 4, as a PNG; make its directory if need be."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path)
+    with replacing(path) as part:
+        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(part)

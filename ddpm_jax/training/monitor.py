@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from ddpm_jax import data
-from ddpm_jax.build import learned
+from ddpm_jax.build.chain import sample_fn
 from ddpm_jax.build.overrides import for_evaluation
 from ddpm_jax.config import Config
 from ddpm_jax.data.cond import drawn_cond
@@ -52,7 +52,7 @@ def make_monitor(
     check_enough("samples (eval.num_samples)", n, dim)
     check_enough("in the training set", reference.moments.n, dim)
     fast = for_evaluation(config)
-    sample = learned.sample_fn(fast, parts.model, dataset.image_shape)
+    sample = sample_fn(fast, parts.model, dataset.image_shape)
     features = make_features(network)
     cond = drawn_cond(config, dataset.train, rows, n, config.train.seed)
 
