@@ -42,7 +42,7 @@ def from_config(config: Config, process: GaussianProcess) -> float | Guide:
     interval = interval or None
     guidance.check(w, interval, rescale, process.num_timesteps)
 
-    def guide(denoiser, params, cond):
+    def guide(process, denoiser, params, cond):
         pair_fn = denoiser(params, guidance.with_null(cond))
         return guidance.classifier_free(process, pair_fn, w, interval=interval, rescale=rescale)
 
@@ -63,12 +63,12 @@ def with_classifier(config: Config, process: GaussianProcess, judge: Model, scal
     own, conditional = from_config(config, process), config.model.class_conditional
     guidance.check_scale(scale)
 
-    def guide(denoiser, params, cond):
+    def guide(process, denoiser, params, cond):
         if not cond or "label" not in cond:
             raise UserError("classifier guidance needs cond={'label': labels}: none was given")
         seen = {name: rows for name, rows in cond.items() if conditional or name != "label"}
         if own:
-            denoise_fn = own(denoiser, params["model"], seen)
+            denoise_fn = own(process, denoiser, params["model"], seen)
         else:
             denoise_fn = denoiser(params["model"], seen)
 
