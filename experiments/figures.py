@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 from ml_collections import config_flags
 
 from ddpm_jax import build, data
-from ddpm_jax.build.chain import make_chain
 from ddpm_jax.build.processes import with_schedule
 from ddpm_jax.config import Config, from_dict
 from ddpm_jax.errors import UserError
@@ -114,7 +113,7 @@ def _processes(config: Config, run: Run | None) -> dict[str, GaussianProcess]:
     own = config.process.schedule
     if own not in found:  # it is learned
         trained = run is not None and run.config.process.schedule == own
-        found[own] = run.process if trained else make_chain(config).initial()
+        found[own] = run.process if trained else build.make_chain(config).initial()
     return found
 
 

@@ -12,10 +12,11 @@ from ddpm_jax.config import Config, SampleConfig
 from ddpm_jax.errors import UserError, look_up
 from ddpm_jax.guidance import Denoiser, make_guided_denoise_fn
 from ddpm_jax.models import Model
+from ddpm_jax.predictions import check_kind
 from ddpm_jax.process import GaussianProcess
 from ddpm_jax.samplers.base import Collect, Sampler
 from ddpm_jax.samplers.edm import MAX_GAMMA
-from ddpm_jax.sampling import make_sample
+from ddpm_jax.sampling import make_chain_sample
 
 GRIDS = {
     "uniform": lambda process, n, c: timesteps.uniform(process.num_timesteps, n),
@@ -113,6 +114,36 @@ def sample_fn(
     With a classifier, its guidance comes on top (`build.guidance.with_classifier`). `collect` and
     `num_frames` keep something along the way, such as `samplers.predicted_x_0`.
     """
+    draw = chain_sample_fn(
+        config,
+        process,
+        model,
+        image_shape,
+        classifier=classifier,
+        scale=scale,
+        collect=collect,
+        num_frames=num_frames,
+    )
+    return functools.partial(draw, process, grid(config.sample, process))
+
+
+def chain_sample_fn(
+    config: Config,
+    process: GaussianProcess,
+    model: Model,
+    image_shape: tuple[int, int, int],
+    *,
+    classifier: Model | None = None,
+    scale: float = 1.0,
+    collect: Collect | None = None,
+    num_frames: int | None = None,
+) -> Any:
+    """Build `draw(process, timesteps, params, key, n, cond=None)` (`sampling.make_chain_sample`).
+
+    Its processes have the T of `process`, and may have other noise. The other arguments are those
+    of `sample_fn`.
+    """
+    check_kind(process, config.loss.kind)
     c, guide = config.sample, from_config(config, process)
     if c.variance == "learned_range" and not config.model.learn_variance:
         raise UserError(
@@ -121,8 +152,7 @@ def sample_fn(
         )
     if classifier is not None:
         guide = with_classifier(config, process, classifier, scale)
-    return make_sample(
-        process,
+    return make_chain_sample(
         model.apply,
         shape=image_shape,
         sampler=sampler(c, process),
@@ -130,7 +160,6 @@ def sample_fn(
         clip_x_0=c.clip_x_0,
         guidance=guide,
         percentile=c.dynamic_threshold,
-        timesteps=grid(c, process),
         collect=collect,
         num_frames=num_frames,
     )
