@@ -8,7 +8,6 @@ from ddpm_jax.build.network import classifier, model
 from ddpm_jax.build.processes import SCHEDULES, process
 from ddpm_jax.build.sampling import (
     GRIDS,
-    SAMPLER_OPTIONS,
     SAMPLERS,
     denoiser,
     grid,
@@ -19,7 +18,6 @@ from ddpm_jax.build.sampling import (
 __all__ = [
     "GRIDS",
     "SAMPLERS",
-    "SAMPLER_OPTIONS",
     "SCHEDULES",
     "classifier",
     "denoiser",

@@ -16,7 +16,7 @@ import numpy as np
 
 from ddpm_jax import time_samplers
 from ddpm_jax.build import loss, processes
-from ddpm_jax.build.sampling import sample_fn as sample_fn_of_process
+from ddpm_jax.build.sampling import chain_sample_fn, grid
 from ddpm_jax.config import Config
 from ddpm_jax.config_checks import check_unused
 from ddpm_jax.errors import unknown
@@ -135,15 +135,18 @@ def learned(config: Config) -> Chain:
 
 
 def sample_fn(config: Config, network: Model, image_shape: tuple[int, int, int]) -> Callable:
-    """Build `sample(params, key, n, cond=None, *, start=0)` of the parameters of a run."""
+    """Build `sample(params, key, n, cond=None, *, start=0)` of the parameters of a run.
+
+    A learned schedule's process is an argument of the compiled program: other parameters do not
+    compile it again.
+    """
     chain = make_chain(config)
-    sample_fn_of_process(config, chain.initial(), network, image_shape)  # mistakes show here
+    draw = chain_sample_fn(config, chain.initial(), network, image_shape)
 
     def sample(
         params: Params, key: PRNGKey, n: int, cond: Conditioning | None = None, *, start: int = 0
     ) -> Array:
         process, own = chain.split(params)
-        draw = sample_fn_of_process(config, process, network, image_shape)
-        return draw(own, key, n, cond, start=start)
+        return draw(process, grid(config.sample, process), own, key, n, cond, start=start)
 
     return sample
