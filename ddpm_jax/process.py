@@ -110,7 +110,8 @@ def alpha_sigma(process: GaussianProcess, t: Array, like: Array) -> tuple[Array,
 
 def read(table: Array, t: Array) -> Array:
     """Return table[t], NaN where t is not in 0..T (plain indexing would clamp and hide it)."""
-    return jnp.asarray(table).at[t].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+    table = jnp.asarray(table)  # a process fetched by jax.device_get has numpy tables
+    return table.at[t].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
 def snr(process: GaussianProcess, t: Array) -> Array:

@@ -10,7 +10,6 @@ from ddpm_jax.build.network import classifier, model
 from ddpm_jax.build.processes import SCHEDULES, process
 from ddpm_jax.build.sampling import (
     GRIDS,
-    SAMPLER_OPTIONS,
     SAMPLERS,
     denoiser,
     grid,
@@ -22,7 +21,6 @@ __all__ = [
     "Chain",
     "GRIDS",
     "SAMPLERS",
-    "SAMPLER_OPTIONS",
     "SCHEDULES",
     "classifier",
     "denoiser",

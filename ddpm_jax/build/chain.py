@@ -140,9 +140,7 @@ def sample_fn(config: Config, network: Model, image_shape: tuple[int, int, int])
     The process is an argument of the compiled program: other parameters do not compile again.
     """
     chain = make_chain(config)
-    initial = chain.initial()
-    draw = chain_sample_fn(config, initial, network, image_shape)
-    grid(config.sample, initial)  # a mistake in its options shows here
+    draw = chain_sample_fn(config, chain.initial(), network, image_shape)
 
     def sample(
         params: Params, key: PRNGKey, n: int, cond: Conditioning | None = None, *, start: int = 0
