@@ -3,8 +3,8 @@
 The defaults are the CIFAR-10 recipe of Ho et al. 2020 (section 4 and appendix B). A config file in
 `experiments/` starts from them and changes what its experiment changes; `from_dict` turns the
 edited mapping (an `ml_collections.ConfigDict`, or the JSON beside a checkpoint) back into a checked
-`Config`, so that a misspelled key or a value of the wrong type is an error that names the key. Names such as a
-schedule's are rows of a table; a wrong one is an error that lists all of them.
+`Config`, so that a misspelled key or a value of the wrong type is an error that names the key.
+Names such as a schedule's are rows of a table; a wrong one is an error that lists all of them.
 """
 
 import dataclasses

@@ -7,7 +7,7 @@ import pytest
 from ddpm_jax import build
 from ddpm_jax.build import loss
 from ddpm_jax.build.processes import with_schedule
-from ddpm_jax.config import LossConfig, ProcessConfig
+from ddpm_jax.config import LossConfig, ProcessConfig, SampleConfig
 from ddpm_jax.config_checks import Choice, check_unused, choose
 from ddpm_jax.errors import UserError
 
@@ -54,6 +54,8 @@ def test_the_options_of_every_row_are_fields_of_its_section():
         (build.SCHEDULES, ProcessConfig),
         (loss.WEIGHTINGS, LossConfig),
         (loss.OBJECTIVES, LossConfig),
+        (build.SAMPLERS, SampleConfig),
+        (build.GRIDS, SampleConfig),
     ):
         fields = {field.name for field in dataclasses.fields(section)}
         for name, row in table.items():
