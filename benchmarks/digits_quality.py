@@ -24,11 +24,12 @@ import pathlib
 import sys
 
 import numpy as np
-from scipy import linalg
 from sklearn.neural_network import MLPClassifier
 
 from ddpm_jax import data
 from ddpm_jax.config import DataConfig
+from ddpm_jax.evaluation.moments import frechet_distance, moments
+from ddpm_jax.pixels import to_x_0
 
 
 @functools.cache
@@ -36,7 +37,7 @@ def _classifier_and_images() -> tuple[MLPClassifier, np.ndarray]:
     """Return a classifier trained on the training images, and the images [N, 64] in [-1, 1]."""
     train = data.open_dataset(DataConfig(name="digits")).train
     images, labels = train.read(np.arange(len(train)))
-    images = images.reshape(len(images), -1) / 127.5 - 1.0
+    images = to_x_0(images.reshape(len(images), -1))
     mlp = MLPClassifier((64,), alpha=1e-2, max_iter=300, random_state=0)
     return mlp.fit(images, labels), images
 
@@ -52,21 +53,14 @@ def features(images: np.ndarray) -> np.ndarray:
     return np.maximum(images.reshape(len(images), -1) @ weights + bias, 0.0)
 
 
-def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Return |m_a - m_b|² + tr(C_a + C_b - 2 (C_a C_b)^½) of features [N, D] and [M, D]."""
-    mean = np.square(a.mean(0) - b.mean(0)).sum()
-    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    eigenvalues = linalg.eigvals(cov_a @ cov_b).real.clip(0.0)  # tr A^½ is the sum of their roots
-    return float(mean + np.trace(cov_a) + np.trace(cov_b) - 2.0 * np.sqrt(eigenvalues).sum())
-
-
 def quality(images: np.ndarray) -> float:
     """Return the distance between images [N, 8, 8, 1] in [-1, 1] and the training images."""
     _, real = _classifier_and_images()
-    return frechet_distance(features(images.astype(np.float64)), features(real))
+    found = moments(features(images.astype(np.float64)))
+    return frechet_distance(found, moments(features(real)))
 
 
 if __name__ == "__main__":
     with np.load(pathlib.Path(sys.argv[1])) as file:
-        found = file["images"] / 127.5 - 1.0  # uint8
+        found = to_x_0(file["images"])  # uint8
     print(f"Fréchet distance of {len(found)} images to the training images: {quality(found):.2f}")

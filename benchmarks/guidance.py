@@ -18,6 +18,7 @@ from benchmarks import digits_quality, measures
 from ddpm_jax import data, runs
 from ddpm_jax.config import DataConfig
 from ddpm_jax.figures import grids
+from ddpm_jax.pixels import to_uint8, to_x_0
 from ddpm_jax.sampling import sample_in_chunks
 from experiments import command
 
@@ -42,7 +43,7 @@ def main() -> None:
     classifier = digits_quality.classifier()
     dataset = data.open_dataset(DataConfig(name="digits"))
     train, held_out = (
-        (images / 127.5 - 1.0, labels)
+        (to_x_0(images), labels)
         for images, labels in (s.read(np.arange(len(s))) for s in (dataset.train, dataset.test))
     )
     real = measures.spread(digits_quality.features(train[0]), train[1])
@@ -65,7 +66,7 @@ def main() -> None:
             chunks = sample_in_chunks(sample, params, key, N.value, CHUNK, {"label": labels})
             images = np.concatenate(list(chunks)).astype(np.float64)
             if not seed:
-                shown.append(grids.to_uint8(images[np.argsort(labels[:SHOWN], kind="stable")]))
+                shown.append(to_uint8(images[np.argsort(labels[:SHOWN], kind="stable")]))
             right = 100 * classifier.score(images.reshape(len(images), -1), labels)
             diversity = np.mean(measures.spread(digits_quality.features(images), labels) / real)
             measured.append((right, diversity, digits_quality.quality(images)))

@@ -24,8 +24,8 @@ from absl import flags
 from benchmarks.digits_quality import quality
 from ddpm_jax import build, runs, samplers
 from ddpm_jax.config import SampleConfig
+from ddpm_jax.randomness import draw_x_T, fold_in, image_keys
 from ddpm_jax.runtime import compiler
-from ddpm_jax.samplers.base import draw_x_T
 from experiments import command
 
 TRAILING, ALL = ("trailing",), ("trailing", "log_snr", "karras")  # grids
@@ -121,12 +121,12 @@ def _walker(run: runs.Run, name: str) -> Callable[[np.ndarray, int], np.ndarray]
 
     @functools.partial(jax.jit, compiler_options=compiler.options(compiler.NETWORK))
     def step(params, keys, state, t, s):
-        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
+        step_keys = fold_in(keys, t)
         return sampler.step(denoiser(params, None), step_keys, state, t, s)[0]
 
     @jax.jit
     def start(key, index):
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+        keys = image_keys(key, index)
         return keys, sampler.init(draw_x_T(keys, run.facts.image_shape))
 
     def walk(timesteps: np.ndarray, seed: int) -> np.ndarray:

@@ -29,7 +29,7 @@ from ddpm_jax import data, runs
 from ddpm_jax.data.cond import coarse
 from ddpm_jax.errors import UserError
 from ddpm_jax.figures import grids
-from ddpm_jax.pixels import to_x_0
+from ddpm_jax.pixels import to_uint8, to_x_0
 from ddpm_jax.runs.workdir import open_for_reading, read_config
 from ddpm_jax.sampling import sample_in_chunks
 from experiments import command
@@ -104,7 +104,7 @@ def main() -> None:
     print(f"RMS deviation of a pixel between samples: {rms(deviation, 0 * deviation)[0]:.3f}")
     if OUT.value:
         rows = np.concatenate([small[None], draws[:SHOWN_DRAWS], large[None]])[:, :SHOWN]
-        cells = grids.to_uint8(rows.reshape(-1, *large.shape[1:]))
+        cells = to_uint8(rows.reshape(-1, *large.shape[1:]))
         grids.save_png(pathlib.Path(OUT.value), grids.make_grid(cells, columns=SHOWN, side=32))
 
 

@@ -23,6 +23,7 @@ from ddpm_jax import data, runs
 from ddpm_jax.data.cond import cond_names
 from ddpm_jax.errors import UserError
 from ddpm_jax.figures import grids
+from ddpm_jax.pixels import to_uint8, to_x_0
 from ddpm_jax.pretrained import text_encoder
 from ddpm_jax.runs.workdir import open_for_reading, read_config
 from ddpm_jax.sampling import sample_in_chunks
@@ -65,7 +66,7 @@ def main() -> None:
     for name, (source, texts) in splits.items():
         rows = rng.permutation(len(texts))[: N.value]
         pictures, _ = source.read(rows)
-        chosen[name] = (pictures / 127.5 - 1.0, _cond(config, [texts[row] for row in rows]))
+        chosen[name] = (to_x_0(pictures), _cond(config, [texts[row] for row in rows]))
         print(f"{name}: {len(rows)} of {len(texts)} names")
 
     print(f"chance: {', '.join(f'top-{k} {100 * k / N.value:.1f} %' for k in TOPS)}")
@@ -87,9 +88,7 @@ def main() -> None:
         if OUT.value:
             texts = [prompt for prompt in PROMPTS.value for _ in range(SHOWN)]
             images = _draw(sample, params, 0, _cond(config, texts))
-            shown.append(
-                grids.to_uint8(images).reshape(len(PROMPTS.value), SHOWN, *images.shape[1:])
-            )
+            shown.append(to_uint8(images).reshape(len(PROMPTS.value), SHOWN, *images.shape[1:]))
     if OUT.value:
         rows = np.concatenate(shown, axis=1)  # a row for each prompt, w after w
         picture = grids.make_grid(rows.reshape(-1, *rows.shape[2:]), columns=rows.shape[1], side=32)

@@ -4,6 +4,7 @@ The defaults are the CIFAR-10 recipe of Ho et al. 2020 (section 4 and appendix B
 `experiments/` starts from them and changes what its experiment changes; `from_dict` turns the
 edited mapping (an `ml_collections.ConfigDict`, or the JSON beside a checkpoint) back into a checked
 `Config`, so that a misspelled key or a value of the wrong type is an error that names the key.
+Names such as a schedule's are rows of a table; a wrong one is an error that lists all of them.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from ddpm_jax.errors import unknown
 class DataConfig:
     """Which images, from where, at which size."""
 
-    name: str = "cifar10"  # cifar10 cifar100 mnist fashion_mnist digits emoji folder, or TFDS's
+    name: str = "cifar10"  # of BUILDERS in data/datasets.py, or of a set that TFDS has prepared
     path: str = ""  # folder only: the directory of images; class sub-folders give labels
     data_dir: str = ""  # where prepared sets lie; "" is TFDS's own default, ~/tensorflow_datasets
     manual_dir: str = ""  # of archives placed by hand; "" is <data_dir>/downloads/manual
@@ -44,7 +45,7 @@ class DataConfig:
 class ProcessConfig:
     """The forward process q."""
 
-    schedule: str = "linear"  # linear, cosine, quadratic, sigmoid, constant, learned (as in VDM)
+    schedule: str = "linear"  # of SCHEDULES in build/processes.py, or learned (as in VDM)
     num_timesteps: int = 1000  # T
     beta_1: float = 0.0  # first beta; 0 is the schedule's own, 1e-4 * 1000 / T
     beta_T: float = 0.0  # last beta; 0 is the schedule's own, 0.02 * 1000 / T
@@ -82,10 +83,10 @@ class LossConfig:
     """What the network predicts and how its error is weighted."""
 
     kind: str = "eps"  # eps, x_0, v
-    weighting: str = "simple"  # simple, vlb, min_snr, p2
+    weighting: str = "simple"  # of WEIGHTINGS in build/loss.py
     objective: str = "simple"  # simple; with learn_variance hybrid or vlb, the bound in bits/dim
     vlb_lambda: float = 1e-3  # hybrid: weight of the bound
-    t_sampler: str = "uniform"  # uniform, stratified, loss_second_moment (for vlb)
+    t_sampler: str = "uniform"  # of TIME_SAMPLERS in build/loss.py; loss_second_moment is for vlb
     min_snr_gamma: float = 5.0
     p2_k: float = 1.0
     p2_gamma: float = 1.0
@@ -131,8 +132,7 @@ class TrainConfig:
 class SampleConfig:
     """How images are drawn, while training and by `ddpm_jax.load`."""
 
-    # ancestral, ddim, euler, heun, dpm_solver_pp_2m, dpm_solver_pp_3m, dpm_solver_pp_2s, unipc,
-    # predictor_corrector; an option that the sampler does not use must be left at its default
+    # of SAMPLERS in build/sampling.py; an option that it does not use must stay at its default
     sampler: str = "ancestral"
     # ancestral, predictor_corrector: fixed_large, fixed_small; with learn_variance learned_range
     variance: str = "fixed_large"
@@ -146,7 +146,7 @@ class SampleConfig:
     corrector_snr: float = 0.16  # predictor_corrector: size of a Langevin step
     num_corrections: int = 1  # predictor_corrector: Langevin steps at each timestep
     num_steps: int = 0  # steps, one network evaluation each for most samplers; 0 is all T
-    timesteps: str = "uniform"  # uniform, trailing, quadratic, karras, log_snr
+    timesteps: str = "uniform"  # of GRIDS in build/sampling.py
     rho: float = 7.0  # karras: larger is denser towards 0
     clip_x_0: bool = True
     dynamic_threshold: float = 0.0  # clip to this percentile of |x_0|, e.g. 0.995; 0 is to [-1, 1]

@@ -91,10 +91,15 @@ def check_kind(process: GaussianProcess, kind: str) -> None:
     Raises:
       UserError: unknown kind; or eps at zero terminal SNR, where x_T holds no x_0 to recover.
     """
-    if kind not in KINDS:
-        raise unknown("kind", kind, KINDS)
+    check_kind_name(kind)
     if kind == "eps" and process.alphas_cumprod[-1] == 0.0:
         raise UserError(
             "kind 'eps' cannot be used with zero_terminal_snr: at t = T the noise says nothing "
             "about x_0; set kind to 'v' or 'x_0', or zero_terminal_snr to False"
         )
+
+
+def check_kind_name(kind: str) -> None:
+    """Raise `UserError` where kind is not one of `KINDS`."""
+    if kind not in KINDS:
+        raise unknown("kind", kind, KINDS)

@@ -32,7 +32,8 @@ from ddpm_jax import build, data, editing, runs
 from ddpm_jax.data import images as pictures
 from ddpm_jax.errors import UserError
 from ddpm_jax.figures import grids
-from ddpm_jax.pixels import to_x_0
+from ddpm_jax.pixels import to_uint8, to_x_0
+from ddpm_jax.randomness import image_keys
 from ddpm_jax.runtime import compiler
 from experiments import command
 
@@ -160,8 +161,8 @@ def _editor(run: runs.Run, label: int | None) -> Callable:
             denoise_fn = denoiser(params, cond)
             return function(run.process, sampler, denoise_fn, keys, *arrays, grid)
 
-        fold = jax.vmap(jax.random.fold_in, (None, 0))
-        keys = jax.vmap(fold, (0, None))(fold(jax.random.key(SEED.value), draws), np.arange(n))
+        draw_keys = image_keys(jax.random.key(SEED.value), draws)
+        keys = jax.vmap(image_keys, (0, None))(draw_keys, np.arange(n))
         images = np.asarray(run_all(run.params, keys.reshape(-1), arrays))
         return list(images.reshape(len(draws), n, *images.shape[1:]))
 
@@ -250,14 +251,14 @@ def _write(given: list[np.ndarray], edited: list[np.ndarray]) -> None:
     columns = given + edited
     if EDIT.value == "interpolate":  # one end at each side
         columns = [given[0], *edited, given[1]]
-    rows = grids.to_uint8(np.stack(columns, axis=1))
+    rows = to_uint8(np.stack(columns, axis=1))
     picture = grids.make_grid(rows.reshape(-1, *rows.shape[2:]), columns=len(columns), side=32)
     default = pathlib.Path(WORKDIR.value) / "samples" / f"{EDIT.value}_seed{SEED.value}"
     out = pathlib.Path(OUT.value or default)
     png, npz = (out.with_name(out.name + suffix) for suffix in (".png", ".npz"))
     try:
         grids.save_png(png, picture)
-        np.savez(npz, images=grids.to_uint8(np.stack(edited, axis=1)))
+        np.savez(npz, images=to_uint8(np.stack(edited, axis=1)))
     except OSError as error:
         raise UserError(f"--out={out} cannot be written ({error.strerror})") from error
     print(f"grid: {png}{os.linesep}images: {npz}")

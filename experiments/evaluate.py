@@ -48,6 +48,7 @@ from ddpm_jax.figures.curves import rate_distortion
 from ddpm_jax.likelihood.bound import Part
 from ddpm_jax.runs import Run, open_run
 from ddpm_jax.runs.workdir import WorkDir, open_for_reading, read_config
+from ddpm_jax.runtime.files import replacing
 from experiments import command
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the trained run.")
@@ -271,10 +272,9 @@ def _write(
     content["rate_distortion"] = {
         split: [part._asdict() for part in curve] for split, curve in curves.items()
     }
-    temporary = path.with_suffix(f".tmp-{os.getpid()}")
     try:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-        os.replace(temporary, path)
+        with replacing(path) as part:
+            part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror})") from error
 

@@ -38,7 +38,7 @@ from ddpm_jax.data.cond import coarse, cond_names
 from ddpm_jax.data.images import decode
 from ddpm_jax.errors import UserError
 from ddpm_jax.figures import grids
-from ddpm_jax.pixels import to_x_0
+from ddpm_jax.pixels import to_uint8, to_x_0
 from ddpm_jax.pretrained import text_encoder
 from ddpm_jax.runs.workdir import open_for_reading, read_config, read_facts
 from ddpm_jax.sampling import sample_in_chunks
@@ -125,7 +125,7 @@ def main() -> None:
         config.sample.chunk_size,
         cond or None,
     )
-    images = np.concatenate([grids.to_uint8(chunk) for chunk in chunks])
+    images = np.concatenate([to_uint8(chunk) for chunk in chunks])
     seconds = time.perf_counter() - start
 
     out = pathlib.Path(OUT.value or workdir.samples / f"samples_n{N.value}_seed{SEED.value}")
@@ -134,7 +134,7 @@ def main() -> None:
         grids.save_png(png, grids.make_grid(images, side=32))
         arrays = {"images": images} if labels is None else {"images": images, "labels": labels}
         if "image" in cond:
-            arrays["lowres"] = grids.to_uint8(cond["image"])
+            arrays["lowres"] = to_uint8(cond["image"])
         np.savez(npz, **arrays)
     except OSError as error:
         raise UserError(f"--out={out} cannot be written ({error.strerror})") from error

@@ -116,7 +116,7 @@ def test_load_guides_by_the_classifier(both):
     apply_judge = build.classifier(config_of(**JUDGE).model, FACTS.image_shape, 3).apply
     labels = np.array([0, 1, 2], np.int32)
 
-    def guide(denoiser, params, cond):
+    def guide(process, denoiser, params, cond):
         def log_prob(x_t, t):
             all_logits = apply_judge(judge, x_t, jnp.broadcast_to(t - 1, x_t.shape[:1]))
             return (jax.nn.log_softmax(all_logits) * jax.nn.one_hot(cond["label"], 3)).sum(-1)
@@ -156,7 +156,7 @@ def test_classifier_guidance_comes_on_top_of_classifier_free():
 
     guide = guides.with_classifier(config, process, judge, 1.0)
     params = {"model": "weights", "classifier": judge.init(jax.random.key(0))}
-    guide(denoiser, params, {"label": np.array([1, 2])})
+    guide(process, denoiser, params, {"label": np.array([1, 2])})
     assert seen == [("weights", [1, -1, 2, -1])]
 
 

@@ -74,7 +74,7 @@ def test_load_guides_as_the_overridden_fields_say(run):
     cond, key = {"label": np.array([0, 1, 2], np.int32)}, jax.random.key(0)
     process = build.process(config_of().process)
 
-    def guide(denoiser, params, cond):
+    def guide(process, denoiser, params, cond):
         pair = denoiser(params, guidance.with_null(cond))
         return guidance.classifier_free(process, pair, 2.0, interval=(2, 4), rescale=0.5)
 

@@ -23,6 +23,7 @@ MATHEMATICS = {
     "ddpm_jax.pixels",
     "ddpm_jax.predictions",
     "ddpm_jax.process",
+    "ddpm_jax.randomness",
     "ddpm_jax.samplers",
     "ddpm_jax.sampling",
     "ddpm_jax.schedules",

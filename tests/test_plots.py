@@ -1,5 +1,6 @@
 """Figures: what their lines and pictures hold, and the command that draws them."""
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -13,9 +14,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ddpm_jax import build, time_samplers
+from ddpm_jax.build.chain import make_chain
 from ddpm_jax.config import from_dict
 from ddpm_jax.figures import plots
-from ddpm_jax.figures.grids import to_uint8
+from ddpm_jax.models.noise_schedule import make_gamma
+from ddpm_jax.pixels import to_uint8
 from ddpm_jax.runs import workdir
 from ddpm_jax.runs.checkpoint import Checkpoints
 from ddpm_jax.training.optimizer import make_optimizer
@@ -155,8 +158,8 @@ def data_dir(tmp_path_factory) -> str:
     return str(tmp_path_factory.mktemp("data"))
 
 
-def _run(data_dir: str, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "experiments.figures", "--config=experiments/digits.py"]
+def _run(data_dir: str, *arguments: str, config: str = "digits") -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "experiments.figures", f"--config=experiments/{config}.py"]
     return subprocess.run(
         [*command, f"--config.data.data_dir={data_dir}", *arguments],
         cwd=ROOT,
@@ -201,10 +204,37 @@ def test_without_a_workdir_the_command_says_what_is_left_out(data_dir, tmp_path)
     assert "reverse.png is not drawn: it needs a trained run; pass --workdir" in result.stdout
 
 
-def _save_run_of_zeros(root: pathlib.Path) -> None:
-    """Write the work directory of a class-conditional run whose weights are all 0."""
+@pytest.mark.loose_promotion(reason="Linen's initialisers mix types")
+def test_a_learned_schedule_is_drawn_beside_the_others_before_and_after_training(
+    data_dir, tmp_path
+):
+    process = {"schedule": "learned", "num_timesteps": 30}
+    _save_run_of_zeros(tmp_path / "run", process, ends=(-9.0, 1.0))
+    length, pictures = "--config.process.num_timesteps=30", []
+    for name, flags in {"before": [], "after": [f"--workdir={tmp_path / 'run'}"]}.items():
+        out = tmp_path / name
+        result = _run(data_dir, length, f"--out={out}", *flags, config="digits_vdm")
+        assert result.returncode == 0, result.stderr
+        found = sorted(path.stem for path in out.iterdir())
+        assert found == ["forward", *["reverse"] * len(flags), "schedules", "spectrum"]
+        with Image.open(out / "schedules.png") as image:
+            pictures.append(np.asarray(image.convert("RGB")).astype(int))
+        with Image.open(out / "forward.png") as image:  # a row for each of the six
+            assert image.size[1] > 6 * 1.3 * 150
+    before, after = pictures
+    changed = (before - after).any(axis=2).mean()
+    assert 0 < changed < 0.1  # the learned line, in one panel and the other
+
+
+def _save_run_of_zeros(
+    root: pathlib.Path, process: dict | None = None, ends: tuple[float, float] | None = None
+) -> None:
+    """Write the work directory of a class-conditional run whose weights are all 0.
+
+    Of a learned schedule, the averaged parameters are the initial ones, with these ends.
+    """
     sections = {
-        "process": {"schedule": "cosine", "num_timesteps": 30},
+        "process": process or {"schedule": "cosine", "num_timesteps": 30},
         "model": {
             "channels": 4,
             "channel_multipliers": (1,),
@@ -220,10 +250,14 @@ def _save_run_of_zeros(root: pathlib.Path) -> None:
     facts = workdir.DatasetFacts((8, 8, 1), 10, tuple("0123456789"))
     workdir.write_facts(run, facts)
     model = build.model(config.model, facts.image_shape, facts.num_classes)
+    model = make_chain(config).joint(model)
     optimizer = make_optimizer(config.optim, 1)
     init = functools.partial(init_state, model, optimizer, time_sampler=time_samplers.uniform(12))
     shapes = jax.eval_shape(init, jax.random.key(0))
     state = jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), shapes)
+    if ends is not None:
+        schedule = make_gamma(*ends).init(jax.random.key(0))
+        state = dataclasses.replace(state, ema_params=state.ema_params | {"schedule": schedule})
     checkpoints = Checkpoints(run.checkpoints, keep_last=1, keep_every=0)
     checkpoints.save(state, wait=True)
     checkpoints.close()

@@ -1,4 +1,7 @@
-"""From a `DataConfig` to images: `open_dataset`."""
+"""From a `DataConfig` to images: `open_dataset`.
+
+A new set is a file with its `prepared.Builder`, and a row of `BUILDERS`.
+"""
 
 import dataclasses
 import math

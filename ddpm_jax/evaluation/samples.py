@@ -12,7 +12,7 @@ from ddpm_jax.evaluation import memorisation, references, table
 from ddpm_jax.evaluation.distances import Estimate
 from ddpm_jax.evaluation.features import FeatureNetwork, make_features
 from ddpm_jax.evaluation.table import Row, short
-from ddpm_jax.figures import grids
+from ddpm_jax.pixels import to_uint8
 from ddpm_jax.runs import Run
 from ddpm_jax.sampling import sample_in_chunks
 
@@ -73,7 +73,7 @@ def evaluate(
         for chunk in sample_in_chunks(
             sample, run.params, jax.random.key(seed), n, chunk_size, cond
         ):
-            images = grids.to_uint8(chunk)
+            images = to_uint8(chunk)
             found.append(features(images))
             if sum(map(len, kept)) < MAX_NEIGHBOURS:
                 kept.append(images)

@@ -1,4 +1,4 @@
-"""Pictures of many images: uint8 conversion, grids, PNG files."""
+"""Pictures of many images: grids, PNG files."""
 
 import math
 import pathlib
@@ -6,10 +6,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-
-def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Return images in [-1, 1] as uint8 {0..255}, rounded to the nearest and clipped."""
-    return np.clip(np.round((np.asarray(images) + 1) * 127.5), 0, 255).astype(np.uint8)
+from ddpm_jax.runtime.files import replacing
 
 
 def make_grid(images: np.ndarray, columns: int = 0, side: int = 0, gap: int = 2) -> np.ndarray:
@@ -40,6 +37,5 @@ def make_grid(images: np.ndarray, columns: int = 0, side: int = 0, gap: int = 2)
 
 def save_png(path: str | pathlib.Path, image: np.ndarray) -> None:
     """Write one image [H, W, C] uint8, C of 1, 3 or 4, as a PNG; make its directory if need be."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path)
+    with replacing(path) as part:
+        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(part)

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from ddpm_jax.figures import grids
+from ddpm_jax.pixels import to_uint8
 
 # Okabe and Ito's colours, apart for every common kind of colour blindness; the dashes tell the
 # lines apart in print.
@@ -240,7 +240,7 @@ def _unit(table: np.ndarray) -> np.ndarray:
 def _place(ax: Axes, images: np.ndarray, cells: Sequence[tuple[float, float]]) -> None:
     """Draw images [n, H, W, C] at (row, column) of a grid of pictures of width 1, without axes."""
     height = images.shape[1] / images.shape[2]
-    for image, (row, column) in zip(grids.to_uint8(images), cells, strict=True):
+    for image, (row, column) in zip(to_uint8(images), cells, strict=True):
         left, top = column * (1 + GAP), row * (height + GAP)
         image = image[..., 0] if image.shape[-1] == 1 else image
         extent = (left, left + 1, top + height, top)

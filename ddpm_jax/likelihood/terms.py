@@ -17,11 +17,12 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.errors import unknown
+from ddpm_jax.pixels import HALF_BIN
 from ddpm_jax.process import GaussianProcess, expand, jump, q_sample, read
+from ddpm_jax.randomness import draw_noise, fold_in
 from ddpm_jax.types import Array, DenoiseFn, Prediction, PRNGKey
 from ddpm_jax.variance import VARIANCES, fixed_small
 
-HALF_BIN = 1.0 / 255.0
 DECODERS = ("posterior", "flat")
 
 
@@ -102,8 +103,7 @@ def bound_terms(
     """
 
     def at(t: Array) -> tuple[Array, Array]:
-        draw = jax.vmap(lambda k, t: jax.random.normal(jax.random.fold_in(k, t), x_0.shape[1:]))
-        x_t = q_sample(process, x_0, t, draw(key, t))
+        x_t = q_sample(process, x_0, t, draw_noise(fold_in(key, t), x_0.shape[1:]))
         prediction = denoise_fn(x_t, t)
         term = step_term(process, prediction, x_0, x_t, t, variance=variance, decoder=decoder)
         return term, _mean(jnp.square(x_0 - prediction.x_0))

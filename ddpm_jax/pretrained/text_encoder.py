@@ -15,7 +15,6 @@ import logging
 import math
 import os
 import pathlib
-import zipfile
 from collections.abc import Callable, Sequence
 
 import jax
@@ -25,6 +24,7 @@ import numpy as np
 from ddpm_jax.errors import UserError
 from ddpm_jax.pretrained.bert import Bert, from_state
 from ddpm_jax.runtime import compiler
+from ddpm_jax.runtime.files import load_or_make
 
 NAME = "all-MiniLM-L6-v2"
 WIDTH = 384
@@ -36,8 +36,6 @@ CHUNK = 128  # texts encoded at once
 LENGTHS = 8  # lengths are rounded up to a multiple of this, so that few programs are compiled
 
 logger = logging.getLogger(__name__)
-
-CACHE_ERRORS = (OSError, ValueError, EOFError, zipfile.BadZipFile)
 
 Encoded = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -92,36 +90,16 @@ def conditioning(texts: Sequence[str]) -> dict[str, np.ndarray]:
 def cached_conditioning(
     texts: Sequence[str], directory: str | os.PathLike
 ) -> dict[str, np.ndarray]:
-    """Return `conditioning(texts)`, read from a file in `directory` if it was ever computed there.
+    """Return `conditioning(texts)`, kept in a file of `directory` once it was computed."""
+    directory = pathlib.Path(directory)
+    joined = "\0".join(texts).encode()
+    facts = {"encoder": NAME, "texts": len(texts), "sha256": hashlib.sha256(joined).hexdigest()}
 
-    Raises:
-      UserError: the file cannot be read or written, or the texts cannot be encoded.
-    """
-    key = hashlib.sha256("\0".join((NAME, *texts)).encode()).hexdigest()[:16]
-    path = pathlib.Path(directory) / f"{NAME}_{key}.npz"
-    try:
-        if path.exists():
-            with path.open("rb") as file, np.load(file) as arrays:
-                return dict(arrays)
-    except CACHE_ERRORS as error:
-        raise _bad_cache(path, error) from error
-    logger.info("encoding %d texts into %s", len(texts), path)
-    arrays = conditioning(texts)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"tmp-{os.getpid()}-{path.name}")  # a reader never sees a part
-        np.savez(temporary, **arrays)
-        os.replace(temporary, path)
-        return arrays
-    except CACHE_ERRORS as error:
-        raise _bad_cache(path, error) from error
+    def make() -> dict[str, np.ndarray]:
+        logger.info("encoding %d texts into %s", len(texts), directory)
+        return conditioning(texts)
 
-
-def _bad_cache(path: pathlib.Path, error: Exception) -> UserError:
-    return UserError(
-        f"the encoded texts in {path} cannot be read or written ({error}); remove that file, "
-        "or set data.data_dir to a directory with room"
-    )
+    return load_or_make(directory, NAME, facts, make)
 
 
 def encoder_directory() -> pathlib.Path:

@@ -1,7 +1,6 @@
 """Metrics of a run: gathered on the device, fetched late, written to JSONL and TensorBoard."""
 
 import json
-import os
 import pathlib
 import sys
 import time
@@ -11,6 +10,7 @@ import jax
 import numpy as np
 
 from ddpm_jax.runs.workdir import WorkDir
+from ddpm_jax.runtime.files import replacing
 
 
 class Interval:
@@ -121,6 +121,5 @@ def _cut(path: pathlib.Path, step: int) -> None:
     if not path.exists():
         return
     rows = [row for row in read(path) if row["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    os.replace(temporary, path)
+    with replacing(path) as part:
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from ddpm_jax import data
-from ddpm_jax.build import learned
+from ddpm_jax.build.chain import sample_fn
 from ddpm_jax.build.overrides import for_evaluation
 from ddpm_jax.config import Config
 from ddpm_jax.data.cond import drawn_cond
@@ -14,7 +14,7 @@ from ddpm_jax.evaluation import references
 from ddpm_jax.evaluation.features import make_features
 from ddpm_jax.evaluation.moments import check_enough, frechet_distance, streamed
 from ddpm_jax.evaluation.table import frechet_name
-from ddpm_jax.figures import grids
+from ddpm_jax.pixels import to_uint8
 from ddpm_jax.sampling import sample_in_chunks
 from ddpm_jax.training.parts import Parts
 from ddpm_jax.types import Params
@@ -52,7 +52,7 @@ def make_monitor(
     check_enough("samples (eval.num_samples)", n, dim)
     check_enough("in the training set", reference.moments.n, dim)
     fast = for_evaluation(config)
-    sample = learned.sample_fn(fast, parts.model, dataset.image_shape)
+    sample = sample_fn(fast, parts.model, dataset.image_shape)
     features = make_features(network)
     cond = drawn_cond(config, dataset.train, rows, n, config.train.seed)
 
@@ -60,7 +60,7 @@ def make_monitor(
         chunks = sample_in_chunks(
             sample, params, parts.sample_key, n, config.sample.chunk_size, cond
         )
-        found = streamed(features(grids.to_uint8(chunk)) for chunk in chunks)
+        found = streamed(features(to_uint8(chunk)) for chunk in chunks)
         name = frechet_name(network.name, n, reference.split)
         return {name: frechet_distance(found, reference.moments)}
 

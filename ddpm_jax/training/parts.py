@@ -7,9 +7,8 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from ddpm_jax import build, time_samplers
-from ddpm_jax.build import learned
-from ddpm_jax.build import loss as objectives
+from ddpm_jax import build
+from ddpm_jax.build.chain import sample_fn
 from ddpm_jax.config import Config
 from ddpm_jax.data.cond import check, make_cond_fn
 from ddpm_jax.models import Model
@@ -62,16 +61,9 @@ def build_parts(
     """
     model = build.model(config.model, image_shape, num_classes)
     optimizer = make_optimizer(config.optim, config.train.num_steps)
-    num_timesteps = config.process.num_timesteps
-    if config.process.schedule == "learned":
-        loss_fn = learned.loss_fn(config, model.apply)
-        time_sampler = held_out_times = learned.time_sampler(num_timesteps)
-        model = learned.joint_model(config.process, model)
-    else:
-        process = build.process(config.process)
-        loss_fn = objectives.loss_fn(config, process, model.apply)
-        time_sampler = objectives.time_sampler(config.loss, num_timesteps)
-        held_out_times = time_samplers.uniform(num_timesteps)  # comparable over the run
+    chain = build.make_chain(config)
+    loss_fn = chain.loss(model.apply)
+    model = chain.joint(model)
     if mesh is not None:
         loss_fn = _of_gathered(loss_fn, gatherer(mesh))
     seed_key = jax.random.key(config.train.seed)
@@ -80,9 +72,9 @@ def build_parts(
     cond_fn = make_cond_fn(config)
     train_step = make_train_step(
         loss_fn,
-        time_sampler,
+        chain.time_sampler,
         optimizer,
-        num_timesteps=num_timesteps,
+        num_timesteps=config.process.num_timesteps,
         loss_config=config.loss,
         optim_config=config.optim,
         cond_fn=cond_fn,
@@ -92,10 +84,10 @@ def build_parts(
     return Parts(
         model=model,
         rate=learning_rate(config.optim, config.train.num_steps),
-        init=lambda: init_state(model, optimizer, init_key, time_sampler),
+        init=lambda: init_state(model, optimizer, init_key, chain.time_sampler),
         train_step=train_step,
-        eval_step=make_eval_step(loss_fn, held_out_times, cond_fn=cond_fn, key=eval_key),
-        sample=learned.sample_fn(config, model, image_shape),
+        eval_step=make_eval_step(loss_fn, chain.held_out_times, cond_fn=cond_fn, key=eval_key),
+        sample=sample_fn(config, model, image_shape),
         sample_key=sample_key,
     )
 
