@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 
 # Imported for the flags that it defines: they must exist before the flags are saved.
-from absl import app, flags
+from absl import app
 from absl import logging as absl_logging
 from absl.testing import flagsaver
 from array_record.python import array_record_data_source  # noqa: F401
