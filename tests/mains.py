@@ -10,6 +10,7 @@ import pathlib
 import runpy
 import sys
 import threading
+import warnings
 from typing import NamedTuple
 
 import jax
@@ -57,7 +58,12 @@ def _as_before():
     hooks = sys.unraisablehook, sys.excepthook, threading.excepthook
     verbosity = absl_logging.get_verbosity()
     try:
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        with (
+            jax.numpy_dtype_promotion("standard"),
+            jax.numpy_rank_promotion("allow"),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore", DeprecationWarning)  # as in a process
             yield
     finally:
         flagsaver.restore_flag_values(values)

@@ -19,6 +19,8 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.runs import metrics
 from ddpm_jax.runtime import distributed
 
+pytestmark = pytest.mark.slow
+
 HEARTBEAT = 10
 OVERRIDES = {
     "train.num_steps": 100,

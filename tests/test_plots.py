@@ -1,14 +1,12 @@
 """Figures: what their lines and pictures hold, and the command that draws them."""
 
 import functools
-import os
 import pathlib
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
+from mains import Finished, run
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -21,7 +19,8 @@ from ddpm_jax.runs.checkpoint import Checkpoints
 from ddpm_jax.training.optimizer import make_optimizer
 from ddpm_jax.training.step import init_state
 
-ROOT = pathlib.Path(__file__).parents[1]
+pytestmark = pytest.mark.quick_to_compile
+
 TABLES = {
     "a": np.array([1.0, 0.75, 0.5, 0.25, 0.0]),
     "b": np.array([1.0, 0.5, 0.2, 0.1, 0.01]),
@@ -155,17 +154,10 @@ def data_dir(tmp_path_factory) -> str:
     return str(tmp_path_factory.mktemp("data"))
 
 
-def _run(data_dir: str, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "experiments.figures", "--config=experiments/digits.py"]
-    return subprocess.run(
-        [*command, f"--config.data.data_dir={data_dir}", *arguments],
-        cwd=ROOT,
-        env=os.environ
-        | {"XLA_FLAGS": "", "XDG_CACHE_HOME": data_dir, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def _run(data_dir: str, *arguments: str) -> Finished:
+    """Draw the figures of the digits in this process."""
+    settings = ["--config=experiments/digits.py", f"--config.data.data_dir={data_dir}"]
+    return run("figures", *settings, *arguments)
 
 
 @pytest.mark.loose_promotion(reason="Linen's initialisers mix types")
@@ -216,15 +208,15 @@ def _save_run_of_zeros(root: pathlib.Path) -> None:
         "sample": {"num_steps": 12},
     }
     config = from_dict(sections)
-    run = workdir.open_for_training(root, config)
+    paths = workdir.open_for_training(root, config)
     facts = workdir.DatasetFacts((8, 8, 1), 10, tuple("0123456789"))
-    workdir.write_facts(run, facts)
+    workdir.write_facts(paths, facts)
     model = build.model(config.model, facts.image_shape, facts.num_classes)
     optimizer = make_optimizer(config.optim, 1)
     init = functools.partial(init_state, model, optimizer, time_sampler=time_samplers.uniform(12))
     shapes = jax.eval_shape(init, jax.random.key(0))
     state = jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), shapes)
-    checkpoints = Checkpoints(run.checkpoints, keep_last=1, keep_every=0)
+    checkpoints = Checkpoints(paths.checkpoints, keep_last=1, keep_every=0)
     checkpoints.save(state, wait=True)
     checkpoints.close()
 
