@@ -237,7 +237,8 @@ def _read(name: str, path: str, channels: int) -> np.ndarray:
     """Read the array `name` of an .npz, or a picture as uint8 [H, W, channels]."""
     try:
         if path.endswith(".npz"):
-            return np.load(path)[name]
+            with np.load(path) as arrays:
+                return arrays[name]
         with Image.open(path) as image:
             return pictures.to_array(pictures.convert(image, channels))
     except KeyError:

@@ -113,27 +113,3 @@ def test_a_run_that_does_not_fit_writes_nothing_but_its_lock(tmp_path, monkeypat
     with pytest.raises(UserError, match="a train step does not fit: it needs"):
         train(config_lib.from_dict(TINY), tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
-
-
-def test_a_longer_run_compiles_no_more_than_a_shorter_one(tmp_path):
-    """All programs are made by the first log line, held-out loss and checkpoint."""
-    compiled = []
-
-    def listen(name: str, seconds: float, **_) -> None:
-        if name == "/jax/core/compile/backend_compile_duration":
-            compiled.append(seconds)
-
-    counts = []
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        for num_steps in (4, 4, 12):  # the first of them makes what later runs find
-            before = len(compiled)
-            config = config_lib.from_dict(
-                TINY | {"train": TINY["train"] | {"num_steps": num_steps}}
-            )
-            train(config, tmp_path / f"{len(counts)}")
-            counts.append(len(compiled) - before)
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-    print(counts)
-    assert 0 < counts[2] <= counts[1], counts

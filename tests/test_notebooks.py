@@ -10,6 +10,8 @@ from nbclient import NotebookClient
 
 import ddpm_jax
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
 

@@ -16,7 +16,7 @@ try:
 except UserError as error:
     pytest.skip(str(error), allow_module_level=True)
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' own
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # transformers' own
 
 TEXTS = [
     "heart",

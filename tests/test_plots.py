@@ -2,14 +2,12 @@
 
 import dataclasses
 import functools
-import os
 import pathlib
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
+from mains import Finished, run
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -24,7 +22,8 @@ from ddpm_jax.runs.checkpoint import Checkpoints
 from ddpm_jax.training.optimizer import make_optimizer
 from ddpm_jax.training.step import init_state
 
-ROOT = pathlib.Path(__file__).parents[1]
+pytestmark = pytest.mark.quick_to_compile
+
 TABLES = {
     "a": np.array([1.0, 0.75, 0.5, 0.25, 0.0]),
     "b": np.array([1.0, 0.5, 0.2, 0.1, 0.01]),
@@ -158,17 +157,10 @@ def data_dir(tmp_path_factory) -> str:
     return str(tmp_path_factory.mktemp("data"))
 
 
-def _run(data_dir: str, *arguments: str, config: str = "digits") -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "experiments.figures", f"--config=experiments/{config}.py"]
-    return subprocess.run(
-        [*command, f"--config.data.data_dir={data_dir}", *arguments],
-        cwd=ROOT,
-        env=os.environ
-        | {"XLA_FLAGS": "", "XDG_CACHE_HOME": data_dir, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def _run(data_dir: str, *arguments: str, config: str = "digits") -> Finished:
+    """Draw the figures of a config in this process."""
+    settings = [f"--config=experiments/{config}.py", f"--config.data.data_dir={data_dir}"]
+    return run("figures", *settings, *arguments)
 
 
 @pytest.mark.loose_promotion(reason="Linen's initialisers mix types")
@@ -246,9 +238,9 @@ def _save_run_of_zeros(
         "sample": {"num_steps": 12},
     }
     config = from_dict(sections)
-    run = workdir.open_for_training(root, config)
+    paths = workdir.open_for_training(root, config)
     facts = workdir.DatasetFacts((8, 8, 1), 10, tuple("0123456789"))
-    workdir.write_facts(run, facts)
+    workdir.write_facts(paths, facts)
     model = build.model(config.model, facts.image_shape, facts.num_classes)
     model = make_chain(config).joint(model)
     optimizer = make_optimizer(config.optim, 1)
@@ -258,7 +250,7 @@ def _save_run_of_zeros(
     if ends is not None:
         schedule = make_gamma(*ends).init(jax.random.key(0))
         state = dataclasses.replace(state, ema_params=state.ema_params | {"schedule": schedule})
-    checkpoints = Checkpoints(run.checkpoints, keep_last=1, keep_every=0)
+    checkpoints = Checkpoints(paths.checkpoints, keep_last=1, keep_every=0)
     checkpoints.save(state, wait=True)
     checkpoints.close()
 

@@ -16,6 +16,7 @@ from ddpm_jax.training.parts import build_parts
 from ddpm_jax.training.programs import Programs
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.quick_to_compile,
     pytest.mark.filterwarnings("ignore:Sharding info not provided"),
     pytest.mark.loose_promotion(reason="optax's schedules multiply floats with int32 counts"),

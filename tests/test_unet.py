@@ -175,16 +175,6 @@ def test_the_time_embedding_is_sines_and_cosines_of_geometric_frequencies():
     np.testing.assert_allclose(embedded, expected, atol=1e-4)  # float32 angles up to 999
 
 
-def test_scale_shift_and_heads_compute_something_else():
-    x, t = inputs()
-    outputs = []
-    for changes in ({}, dict(scale_shift=True), dict(num_heads=4)):
-        model = small(**ONE_LEVEL, **changes)
-        outputs.append(forward(model, weights(model), x, t))
-    assert np.abs(outputs[1] - outputs[0]).max() > 0.05
-    assert np.abs(outputs[2] - outputs[0]).max() > 1e-4
-
-
 def test_labels_change_the_output_and_a_negative_one_is_the_null_class():
     model = small(**ONE_LEVEL, num_classes=3)
     params = weights(model)
