@@ -1,4 +1,4 @@
-"""The convolution of the networks against JAX's own, in value and in every derivative."""
+"""The convolution of the networks against JAX's own: the values and every derivative."""
 
 import functools
 import time
@@ -19,7 +19,7 @@ def normal(seed, *shape, dtype=jnp.float32):
 
 
 def both(strides):
-    """Their convolution and ours."""
+    """Return JAX's convolution and ours."""
     theirs = functools.partial(
         lax.conv_general_dilated, window_strides=strides, padding="SAME", dimension_numbers=LAYOUT
     )
@@ -87,7 +87,7 @@ def test_the_gradient_in_a_loop_is_as_fast_as_outside():
         for _ in range(3):
             jax.block_until_ready(compiled(*args))
         seconds.append(time.process_time() - start)
-    assert seconds[0] < 4 * seconds[1]  # JAX's gradient: 30 times
+    assert seconds[0] < 4 * seconds[1]  # JAX's gradient takes 30 times as long
 
 
 def test_only_training_on_the_cpu_takes_it(monkeypatch):
