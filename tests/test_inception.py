@@ -158,7 +158,7 @@ def test_other_tensors_are_refused_by_name(state):
 def test_without_a_network_it_says_where_to_put_the_file(tmp_path, monkeypatch):
     url = f"http://127.0.0.1:1/{ddpm_jax.evaluation.inception.WEIGHTS.filename}"
     weights = dataclasses.replace(ddpm_jax.evaluation.inception.WEIGHTS, url=url)
-    monkeypatch.setattr(ddpm_jax.inception, "WEIGHTS", weights)
+    monkeypatch.setattr(ddpm_jax.evaluation.inception, "WEIGHTS", weights)
     with pytest.raises(UserError) as caught:
         ddpm_jax.evaluation.inception.load(str(tmp_path))
     for words in (url, weights.filename, weights.sha256, str(tmp_path / "manual/inception")):
@@ -177,7 +177,7 @@ def test_a_file_placed_by_hand_is_taken(theirs, state, tmp_path, directory, monk
     path.symlink_to(directory / "zip.pth")
     digest = ddpm_jax.evaluation.inception.sha256(path)
     weights = dataclasses.replace(weights, sha256=digest)
-    monkeypatch.setattr(ddpm_jax.inception, "WEIGHTS", weights)
+    monkeypatch.setattr(ddpm_jax.evaluation.inception, "WEIGHTS", weights)
     network = ddpm_jax.evaluation.inception.load(str(tmp_path))
     assert (network.name, network.digest) == ("inception", digest[:16])
     np.testing.assert_array_equal(network.head[0], state["fc.weight"].T)

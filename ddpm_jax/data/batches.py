@@ -1,4 +1,4 @@
-"""Batches whose content is a pure function of (seed, step).
+"""Batches as a pure function of (seed, step).
 
 The order of the images is an endless sequence of epochs. Epoch e is a permutation of the set, drawn
 from (seed, e). Batch k takes images k * batch_size up to (k + 1) * batch_size of this sequence. So

@@ -38,7 +38,7 @@ class Digits(Builder, skip_registration=True):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
-        # Not % 10: part of the set is in the order 0, 1, .., 9, 0, 1, .., so the classes of "test"
+        # Not % 10: part of the set is in the order 0, 1, .., 9, 0, 1, .. So the classes of "test"
         # would be uneven (40 threes, 10 ones).
         test = np.arange(1797) % 11 == 10
         return {

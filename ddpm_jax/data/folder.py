@@ -40,8 +40,7 @@ class Folder(Builder, skip_registration=True):
     """Builder of the set `folder`.
 
     Raises:
-      UserError: a setting is wrong, or the folder holds no images, or images both at the top and in
-        sub-folders, or a link that leads out of it.
+      UserError: a setting is wrong, or the folder is refused by `scan` or `class_names`.
     """
 
     name = "folder"

@@ -192,7 +192,7 @@ class Records:
 
 
 def _damaged(path: Any, error: Exception) -> UserError:
-    """Build the error for a prepared set whose files cannot be read."""
+    """Build the error for a prepared set with files that cannot be read."""
     return UserError(
         f"the prepared set in {path} is damaged ({' '.join(str(error).split())}); "
         "remove that directory and start the same command again"

@@ -22,8 +22,8 @@ def make_grid(images: np.ndarray, columns: int = 0, side: int = 0, gap: int = 2)
       gap: pixels between the images, and around them, in mid-grey.
 
     Returns:
-      [rows * (H' + gap) + gap, columns * (W' + gap) + gap, C] uint8, for images of H' x W' pixels
-      after the enlargement.
+      [rows * (H' + gap) + gap, columns * (W' + gap) + gap, C] uint8. The enlarged images have
+      H' x W' pixels.
     """
     factor = max(1, side // images.shape[1])
     images = images.repeat(factor, axis=1).repeat(factor, axis=2)

@@ -2,8 +2,8 @@
 
 The CPU backend calls a library for a convolution only if its operands have the layouts
 [B, H, W, C] and [h, w, C, C']. The gradients that JAX derives have other layouts. Outside of loops
-XLA transposes their operands. Inside a loop XLA does not, and runs slow generic code. So here we
-write the gradients as convolutions of operands that we transpose ourselves:
+XLA transposes their operands first. Inside a loop XLA runs plain loops over them, which are slow.
+So here we write the gradients as convolutions of operands that we transpose ourselves:
 
     dL/dx = conv(g, k reversed, C and C' swapped)      dL/dk = conv(x, g), with C as B and B as C
 
@@ -34,7 +34,7 @@ def convolution(train: bool) -> Callable[[], Callable[..., Array]] | None:
 
     In training on the CPU it is a function that returns `convolve`. Otherwise it is None, which
     selects JAX's own convolution. In forward mode on the CPU, JAX's own is the faster one in a loop
-    (the likelihood by the ODE). On GPUs and TPUs JAX's own gradients are fast already.
+    (the likelihood by the ODE). cuDNN and TPUs are built for JAX's own convolution.
     """
     return _returns_convolve if train and jax.default_backend() == "cpu" else None
 

@@ -16,8 +16,8 @@ NETWORK, WIDE, ONCE = "network", "wide", "once"
 # The operations that the library YNNPACK computes, instead of Eigen and generated loops.
 _LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
 _OPTIONS: dict[str, dict[str, str | int]] = {
-    # No operation. With YNNPACK's convolutions the digits' train step takes 254 ms instead of 133,
-    # and a sampling step of 64 images takes 71 ms instead of 33.
+    # No operation. With YNNPACK's convolutions the digits' train step takes 254 ms instead of 133.
+    # A sampling step of 64 images takes 71 ms instead of 33.
     NETWORK: {_LIBRARY: ""},
     # Matrix products and sums. With them CIFAR-10's train step takes 0.83 times as long (median of
     # 10 rounds, 2026-11-25). The sums give most of this, but with sums only the digits' train step
