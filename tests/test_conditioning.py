@@ -152,7 +152,7 @@ def test_the_coarse_image_has_the_means_of_the_blocks():
         (dict(model__embedding_dim=384), "model.embedding_dim is 384, but data.text is False"),
         (dict(data__text=True), "data.text is True, but .*set model.embedding_dim=384"),
         (dict(data__text=True, model__context_dim=100), "model.context_dim is 100, .* 384 wide"),
-        (dict(model__super_resolution=3), "divides the images' 8x8, or 0, found 3"),
+        (dict(model__super_resolution=3), "divides both sides of the 8x8 images, found 3"),
         (dict(model__super_resolution=1), "at least 2 .* found 1"),
     ],
 )

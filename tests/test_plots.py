@@ -1,4 +1,4 @@
-"""Figures: what their lines and pictures hold, and the command that draws them."""
+"""Figures: the data of their lines and pictures, and the command that draws them."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ def test_white_noise_has_a_flat_spectrum_of_its_variance():
     noise = np.random.default_rng(0).normal(size=(n, 8, 8, 1)) * variance**0.5
     frequencies, power = plots.radial_power(noise)
     np.testing.assert_array_equal(frequencies, [1, 2, 3, 4])
-    # A ring has at least 4 frequencies, each with a variance of at most 2 (power 1): real ones.
+    # A ring has at least 4 frequencies. The power of a real one has mean 1 and variance 2.
     np.testing.assert_allclose(power, variance, atol=5 * variance * np.sqrt(2 / (4 * n)))
 
 
@@ -69,7 +69,7 @@ def test_a_cosine_has_all_its_power_at_its_frequency(shape, axis, cycles, peak):
 
 def test_a_frequency_is_lost_at_the_first_t_where_noise_exceeds_signal():
     log_snr = np.array([np.inf, 2.0, 0.0, -2.0, -4.0])
-    power = np.exp([9.0, 3.0, 1.0, -1.0, -3.0])  # never, then 3-4, 1-2, -1+0, -3+2 < 0
+    power = np.exp([9.0, 3.0, 1.0, -1.0, -3.0])  # never lost; then 3-4, 1-2, -1+0, -3+2 < 0
     np.testing.assert_array_equal(plots.first_lost(power, log_snr), [4, 4, 3, 2, 1])
 
 
@@ -80,7 +80,7 @@ def test_schedules_are_drawn_whole_but_for_infinities():
         assert alpha_bar.get_label() == name
         np.testing.assert_array_equal(alpha_bar.get_xdata(), [0, 0.25, 0.5, 0.75, 1])
         np.testing.assert_array_equal(alpha_bar.get_ydata(), TABLES[name])
-        finite = slice(1, 4 if name == "a" else 5)  # "a" ends without signal
+        finite = slice(1, 4 if name == "a" else 5)  # "a" ends with ᾱ_T = 0
         np.testing.assert_array_equal(log_snr.get_xdata(), [0, 0.25, 0.5, 0.75, 1][finite])
         np.testing.assert_array_equal(log_snr.get_ydata(), LOG_SNR[name][finite])
         assert alpha_bar.get_color() == log_snr.get_color()
@@ -105,7 +105,7 @@ def test_the_forward_panel_has_a_row_a_schedule_and_a_column_a_time(channels):
             corners = {
                 tuple(image.get_extent()[:1] + image.get_extent()[3:]) for image in ax.images
             }
-            assert len(corners) == 4  # no two on top of each other
+            assert len(corners) == 4  # no two pictures at the same place
     assert [ax.get_title() for ax in figure.axes[:3]] == ["$t/T$ = 0", "0.25", "1"]
 
 
@@ -126,7 +126,7 @@ def test_the_reverse_chain_shows_x_t_over_its_x_0_hat():
     for i in range(2):
         _assert_shown([cells[2 * i, j] for j in range(4)], x_t[:, i])
         _assert_shown([cells[2 * i + 1, j] for j in range(1, 4)], x_0_hat[:, i])
-        assert (2 * i + 1, 0) not in cells  # nothing predicted x_T
+        assert (2 * i + 1, 0) not in cells  # no prediction belongs to x_T
 
 
 def test_the_spectrum_shows_x_t_and_when_each_frequency_is_lost():
@@ -256,7 +256,7 @@ def _save_run_of_zeros(
 
 
 def _assert_shown(pictures: list, images: np.ndarray) -> None:
-    """Check that pictures of an axes are these images [n, H, W, C], clipped to [-1, 1]."""
+    """Check that the pictures of an axes are these images [n, H, W, C], clipped to [-1, 1]."""
     for picture, image in zip(pictures, images, strict=True):
         shown = np.asarray(picture.get_array())
         expected = to_uint8(image)

@@ -95,7 +95,7 @@ def test_without_the_package_one_line_says_both_ways_to_get_the_files(tmp_path, 
     with pytest.raises(UserError) as error:
         text.cached_conditioning(TEXTS, tmp_path)
     assert str(error.value) == (
-        "the text encoder all-MiniLM-L6-v2 is not installed, it needs tokenizer.json and "
+        "the text encoder all-MiniLM-L6-v2 is not installed; it needs the files tokenizer.json and "
         f"model.safetensors; {BOTH_WAYS}"
     )
 

@@ -307,9 +307,9 @@ def test_samplers_walk_the_learned_chain():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: make_gamma(5.0, -13.3), "gamma_0 must be below gamma_1, found 5 and -13.3"),
-        (lambda: make_gamma(float("nan"), 5.0), "gamma_0 must be below gamma_1"),
-        (lambda: table(GAMMA, PARAMS, 1), "needs num_timesteps >= 2, found 1"),
+        (lambda: make_gamma(5.0, -13.3), r"gamma_0 .*must be below gamma_1 .*, found 5 and -13.3"),
+        (lambda: make_gamma(float("nan"), 5.0), "gamma_0 .*must be below .*, found nan and 5"),
+        (lambda: table(GAMMA, PARAMS, 1), "num_timesteps must be at least 2 .* found 1"),
         (
             lambda: vdm.process_from_gamma(np.array([-3.0, 1.0, 1.0]), TOLD),
             "gamma must rise strictly, found 1 and 1 at t = 2 and 3",
