@@ -95,7 +95,7 @@ def respace(process: GaussianProcess, timesteps: np.ndarray) -> GaussianProcess:
     """
     kept = np.append(0, np.asarray(timesteps, np.int64))
     if kept.size < 2 or np.any(np.diff(kept) < 1) or kept[-1] > process.num_timesteps:
-        found = np.array2string(kept[1:], threshold=10)
+        found = np.array2string(kept[1:], threshold=10, max_line_width=1000)
         raise UserError(
             f"timesteps must ascend strictly within 1..{process.num_timesteps} (T), found {found}"
         )
