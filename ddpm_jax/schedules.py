@@ -107,8 +107,8 @@ def zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
     if betas.ndim != 1 or betas.size == 0 or not np.all((betas > 0.0) & (betas < 1.0)):
         found = np.array2string(betas.ravel(), threshold=10, max_line_width=1000)
         raise UserError(
-            f"zero_terminal_snr: betas must be a list of T >= 1 numbers in (0, 1), found {found} of "
-            f"shape {betas.shape}; take one of ddpm_jax.schedules"
+            f"zero_terminal_snr: betas must be a list of T >= 1 numbers in (0, 1), found {found} "
+            f"of shape {betas.shape}; take one of ddpm_jax.schedules"
         )
     if betas.size == 1:
         return np.ones(1)
