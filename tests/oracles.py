@@ -55,7 +55,8 @@ def chain_moments(schedule: str, T: int) -> tuple[np.ndarray, np.ndarray]:
 def posterior(schedule: str, T: int, t: int, s: int) -> tuple[float, float, float]:
     """Return (c_1, c_2, variance) of q(x_s | x_t, x_0) = N(c_1 x_0 + c_2 x_t, variance).
 
-    Needs 1 <= s < t. The values come from the precision matrix of (x_s, x_t) given x_0: its (s, s) entry is 1 / variance.
+    Needs 1 <= s < t. The values come from the precision matrix of (x_s, x_t) given x_0: its (s, s)
+    entry is 1 / variance.
     """
     mean, covariance = chain_moments(schedule, T)
     precision = np.linalg.inv(covariance[np.ix_([s, t], [s, t])])
