@@ -128,7 +128,7 @@ def alpha_sigma(process: GaussianProcess, t: Array, like: Array) -> tuple[Array,
 
 
 def read(table: Array, t: Array | int) -> Array:
-    """Return table[t], or NaN if t is outside 0..T. Plain indexing would clamp t and hide it."""
+    """Return table[t], NaN where t is not in 0..T (plain indexing would clamp and hide it)."""
     return table.at[t].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
