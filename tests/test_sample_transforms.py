@@ -157,7 +157,7 @@ def test_the_noise_reaches_every_sampler_that_draws_and_the_walk_of_inpainting()
         asked.add(name)
         return jnp.zeros(shape)
 
-    for _, build in SAMPLERS.items():
+    for name, build in SAMPLERS.items():
         sampler = dataclasses.replace(build(PROCESS), noise=nothing)
         jax.eval_shape(lambda x, s=sampler: samplers.sample_loop(s, denoise_fn, keys, grid, x), x_T)
     name = "inpaint"
