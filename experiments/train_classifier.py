@@ -2,7 +2,8 @@
 
 python -m experiments.train_classifier --config=experiments/digits_classifier.py
 
-The same command again resumes. Its accuracy on held-out images is printed by quarter of t.
+The same command again resumes. At the end it prints the accuracy on held-out images by quarter of
+t. `experiments.train` does the same with a classifier's config, on several machines too.
 """
 
 import os
@@ -11,7 +12,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from ddpm_jax.config import from_dict
-from ddpm_jax.training.classifier import train_classifier
+from ddpm_jax.errors import UserError
+from ddpm_jax.training.loop import train
 from experiments import command
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The classifier's config file.")
@@ -21,7 +23,12 @@ flags.mark_flag_as_required("config")
 
 def main() -> int:
     name = os.path.splitext(os.path.basename(flags.FLAGS["config"].config_filename))[0]
-    result = train_classifier(from_dict(CONFIG.value), WORKDIR.value or os.path.join("runs", name))
+    config = from_dict(CONFIG.value)
+    if config.model.name == "unet":
+        raise UserError(
+            "model.name is 'unet', but a classifier is wanted here (denoisers: experiments.train)"
+        )
+    result = train(config, WORKDIR.value or os.path.join("runs", name))
     return 0 if result.signal is None else 128 + result.signal
 
 
