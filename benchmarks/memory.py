@@ -16,7 +16,6 @@ import time
 import jax
 import jax.numpy as jnp
 from absl import flags
-from ml_collections import config_flags
 
 from ddpm_jax import build
 from ddpm_jax.config import Config, from_dict
@@ -24,13 +23,12 @@ from ddpm_jax.models import count_parameters
 from ddpm_jax.runtime import devices, memory
 from ddpm_jax.training.parts import build_parts
 from ddpm_jax.training.programs import Programs
-from experiments import command
+from experiments import command, config_flag
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
+CONFIG = config_flag.define("The experiment's config file.")
 SHAPE = flags.DEFINE_list("shape", ["32", "32", "3"], "H,W,C of the images.")
 CLASSES = flags.DEFINE_integer("classes", 10, "Number of classes of the data.")
 TRACE = flags.DEFINE_bool("trace", False, "Compile nothing.")
-flags.mark_flag_as_required("config")
 
 
 def kept_per_image(config: Config, shape: tuple[int, ...], num_classes: int) -> int:

@@ -25,7 +25,6 @@ from collections.abc import Callable
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
 from ddpm_jax import build
 from ddpm_jax.config import Config, from_dict
@@ -33,16 +32,15 @@ from ddpm_jax.models import count_parameters
 from ddpm_jax.runtime import compiler
 from ddpm_jax.timesteps import uniform
 from ddpm_jax.training.parts import build_parts
-from experiments import command
+from experiments import command, config_flag
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
+CONFIG = config_flag.define("The experiment's config file.")
 WHAT = flags.DEFINE_enum("what", "train", ["train", "sample"], "What is timed.")
 SHAPE = flags.DEFINE_list("shape", ["8", "8", "1"], "H,W,C of the images.")
 STEPS = flags.DEFINE_integer("steps", 20, "Steps a turn; of sampling, the length of the chain.")
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns that every contender takes.")
 CONTENDERS = flags.DEFINE_list("contenders", ["ours", "eager", "last", "compile"], "Who runs.")
 WORKER = flags.DEFINE_string("worker", None, "Be this contender; the script starts it itself.")
-flags.mark_flag_as_required("config")
 
 THREADS = 2
 

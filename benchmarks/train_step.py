@@ -12,18 +12,16 @@ import time
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
 from ddpm_jax.config import from_dict
 from ddpm_jax.runtime import compiler, devices, sharding
 from ddpm_jax.training.parts import build_parts
-from experiments import command
+from experiments import command, config_flag
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
+CONFIG = config_flag.define("The experiment's config file.")
 SHAPE = flags.DEFINE_list("shape", ["32", "32", "3"], "H,W,C of the images.")
 CLASSES = flags.DEFINE_integer("classes", 10, "Number of classes of the data.")
 STEPS = flags.DEFINE_integer("steps", 10, "Steps to time.")
-flags.mark_flag_as_required("config")
 
 
 def main() -> None:

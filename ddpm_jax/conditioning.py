@@ -24,7 +24,9 @@ NULL: Mapping[str, Any] = {
 }
 
 
-def drop(cond: Conditioning, hidden: Array, null: Mapping[str, Any] | None = None) -> Conditioning:
+def drop(
+    cond: Conditioning, hidden: Array, null: Mapping[str, Any] | None = None
+) -> dict[str, Array]:
     """Return cond with null values in the rows where `hidden` is True.
 
     Args:

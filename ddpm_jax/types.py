@@ -60,6 +60,7 @@ class ApplyFn(Protocol):
           [B, ..., C] the shape of x_t, of any float type; or [B, ..., 2C], of which the second half
           is what it says of the variance.
         """
+        ...
 
 
 class DenoiseFn(Protocol):
@@ -67,3 +68,4 @@ class DenoiseFn(Protocol):
 
     def __call__(self, x_t: Array, t: Array) -> Prediction:
         """Predict x_0 and eps from x_t: [B, ...] at t: int32 in 1..T, a scalar or [B]."""
+        ...

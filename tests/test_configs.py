@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ddpm_jax import build
 from ddpm_jax.config import from_dict
 from ddpm_jax.errors import UserError
 from ddpm_jax.pretrained import text_encoder as text

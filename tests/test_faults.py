@@ -200,7 +200,7 @@ def test_the_log_is_written_without_pytorch_where_that_is_installed(tmp_path):
     """tensorboardX would load it, for as long as all other imports of a training take."""
     (tmp_path / "torch.py").write_text("print('loaded'); Tensor = object")
     program = (
-        "import pathlib, sys; from ddpm_jax.training import metrics, workdir\n"
+        "import pathlib, sys; from ddpm_jax.runs import metrics, workdir\n"
         "paths = workdir.WorkDir(pathlib.Path(sys.argv[1]))\n"
         "writer = metrics.MetricsWriter(paths, 0)\n"
         "writer.scalars(1, {'loss': 0.5})\n"

@@ -163,5 +163,6 @@ def test_the_command_line_guides_and_refuses(run, tmp_path):
     refused = command("sample", f"--workdir={unconditional}", "--guidance=1.5")
     assert refused.returncode == 2
     assert refused.stderr.splitlines()[-1] == (
-        "error: --guidance=1.5 is given, but the model has no classes to guide to"
+        "error: --guidance=1.5 is given, but the model has no classes or texts to guide to; "
+        "leave out --guidance"
     )

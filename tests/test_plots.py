@@ -198,7 +198,7 @@ def test_without_a_workdir_the_command_says_what_is_left_out(data_dir, tmp_path)
     assert result.returncode == 0, result.stderr
     names = [path.stem for path in sorted(tmp_path.glob("*.png"))]
     assert names == ["forward", "schedules", "spectrum"]
-    assert "reverse.png needs a trained network: pass its --workdir" in result.stdout
+    assert "reverse.png is not drawn: it needs a trained run; pass --workdir" in result.stdout
 
 
 def _save_run_of_zeros(root: pathlib.Path) -> None:

@@ -21,8 +21,8 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import references
 from ddpm_jax.evaluation import samples as quality
 from ddpm_jax.evaluation.features import FeatureNetwork, make_features
-from ddpm_jax.runs.checkpoint import Checkpoints
 from ddpm_jax.runs import open_run
+from ddpm_jax.runs.checkpoint import Checkpoints
 from ddpm_jax.runs.state import TrainState
 from ddpm_jax.runs.workdir import DatasetFacts, open_for_training, write_facts
 

@@ -3,6 +3,7 @@
 import math
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +53,7 @@ def make_cond_fn(config: Config):
     """
     names, factor = cond_names(config), config.model.super_resolution
 
-    def cond_fn(batch: dict[str, Array]) -> Conditioning | None:
+    def cond_fn(batch: Mapping[str, Any]) -> Conditioning | None:
         cond = {name: batch[name] for name in names if name != "image"}
         if factor:
             cond["image"] = coarse(to_x_0(batch["image"]), factor)
@@ -99,7 +100,7 @@ def grid_cond(
     dataset: Dataset,
     train_rows: Mapping[str, np.ndarray],
     test_rows: Mapping[str, np.ndarray],
-) -> dict[str, np.ndarray] | None:
+) -> Mapping[str, Any] | None:
     """Return what the sample grids of a run are told: each class in turn, where labels are all.
 
     Texts and coarse images are those of the first held-out images, of training images if none.

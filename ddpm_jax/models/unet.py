@@ -15,6 +15,7 @@ it has 35,746,307 parameters. It knows nothing of diffusion: t is a number to em
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -89,7 +90,7 @@ class UNet(nn.Module):
           UserError: sizes that the levels, groups or heads do not divide; an entry of cond that the
             network does not know, of another shape, or missing.
         """
-        self.check_sizes(x.shape[1:3])
+        self.check_sizes((x.shape[1], x.shape[2]))
         cond = {} if cond is None else cond
         check_cond(cond, self._cond_shapes(x.shape))
         x = with_fourier_features(x, self.fourier_features)
@@ -98,6 +99,7 @@ class UNet(nn.Module):
         residual, attention = recomputed(self.remat, self.remat_keep)
 
         embedding = self._embed(t, cond)  #                                       [B, 4C]
+        context = ()
         if self.context_dim:
             nothing = jnp.zeros((len(x), 0, self.context_dim)), jnp.zeros((len(x), 0), bool)
             context = (cond["context"], cond["context_mask"]) if "context" in cond else nothing
@@ -115,10 +117,10 @@ class UNet(nn.Module):
                     h = attention(*settings, name=f"{name}_to_context")(h, *context)
             return h
 
-        how = dict(conv_general_dilated_cls=convolution(train))
+        how: dict[str, Any] = dict(conv_general_dilated_cls=convolution(train))
 
         def conv(features: int, name: str, strides: int = 1) -> nn.Conv:
-            own = dict(dtype=self.dtype, kernel_init=fan_avg, name=name)
+            own: dict[str, Any] = dict(dtype=self.dtype, kernel_init=fan_avg, name=name)
             return nn.Conv(features, (3, 3), strides, **own, **how)
 
         widths = [self.channels * multiplier for multiplier in self.channel_multipliers]
@@ -153,7 +155,7 @@ class UNet(nn.Module):
     def _embed(self, t: Array, cond: Mapping[str, Array]) -> Array:
         """Embed time, and label and vector where the model has them, as [B, 4C]."""
         width = 4 * self.channels
-        dense = dict(dtype=self.dtype, kernel_init=fan_avg)
+        dense: dict[str, Any] = dict(dtype=self.dtype, kernel_init=fan_avg)
         embedding = time_embedding(t, self.channels).astype(self.dtype)
         embedding = nn.Dense(width, **dense, name="time_1")(embedding)
         embedding = nn.Dense(width, **dense, name="time_2")(nn.swish(embedding))

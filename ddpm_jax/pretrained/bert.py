@@ -95,7 +95,7 @@ def from_state(state: Mapping[str, np.ndarray], bert: Bert) -> Params:
         if name.startswith(UNUSED):
             continue
         layer, kind = name.rsplit(".", 1)
-        ours = ENDS.get(layer)
+        ours = ENDS.get(layer, "")
         if found := re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)", layer):
             ours = f"{found[1]}_{PARTS.get(found[2])}"
         if ours not in wanted:

@@ -14,6 +14,7 @@ accelerators would otherwise round their inputs (TPUs to bfloat16, NVIDIA's card
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import flax.traverse_util
@@ -25,6 +26,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.types import Array, Params
 
 SIZE = 299
+PADDED: Any = ((1, 1), (1, 1))  # Flax takes it, though its annotation says str
 PRECISION = jax.lax.Precision.HIGHEST
 FACTORS = {"a": (1, 3), "b": (3, 1)}  # side by side in block e
 THEIRS = {  # our leaves in a layer -> the ports' names
@@ -58,8 +60,8 @@ def inception_features(params: Params, images: Array) -> dict[str, Array]:
             f"{list(images.shape)}; scale to 0..255 and round, and repeat a single channel"
         )
     x = resize_tf1(images.astype(jnp.float32), (SIZE, SIZE))
-    pool, logits = Inception().apply(params, (x - 128) / 128)
-    return {"pool": pool, "logits_unbiased": logits}
+    outputs: Any = Inception().apply(params, (x - 128) / 128)
+    return {"pool": outputs[0], "logits_unbiased": outputs[1]}
 
 
 def resize_tf1(x: Array, size: tuple[int, int]) -> Array:
@@ -100,7 +102,7 @@ class BasicConv(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Map [N, H, W, C] to [N, H', W', features]."""
         padding = [(n // 2, n // 2) if self.padded else (0, 0) for n in self.kernel]
-        plain = dict(use_bias=False, precision=PRECISION, name="conv")
+        plain: dict[str, Any] = dict(use_bias=False, precision=PRECISION, name="conv")
         x = nn.Conv(self.features, self.kernel, self.strides, padding, **plain)(x)
         return nn.relu(nn.BatchNorm(use_running_average=True, epsilon=1e-3, name="bn")(x))
 
@@ -110,7 +112,7 @@ Conv = Callable[..., Array]  # (x, name, arguments of BasicConv) -> y, in the bl
 
 def average_pool(x: Array) -> Array:
     """3 x 3; at the border the mean of those pixels that are there."""
-    return nn.avg_pool(x, (3, 3), (1, 1), [(1, 1), (1, 1)], count_include_pad=False)
+    return nn.avg_pool(x, (3, 3), (1, 1), PADDED, count_include_pad=False)
 
 
 def block_a(conv: Conv, x: Array, pool_features: int) -> Array:
@@ -203,7 +205,7 @@ class Inception(nn.Module):
         x = block_d(block("Mixed_7a"), x)  #                                     [N, 8, 8, 1280]
         x = block_e(block("Mixed_7b"), x, average_pool(x))
         # By the maximum here alone: TensorFlow's graph has it so, the paper does not
-        x = block_e(block("Mixed_7c"), x, nn.max_pool(x, (3, 3), (1, 1), [(1, 1), (1, 1)]))
+        x = block_e(block("Mixed_7c"), x, nn.max_pool(x, (3, 3), (1, 1), PADDED))
         pool = x.mean(axis=(1, 2))  #                                            [N, 2048]
         return pool, nn.Dense(1008, use_bias=False, precision=PRECISION, name="fc")(pool)
 
@@ -241,7 +243,7 @@ def from_state(state: Mapping[str, np.ndarray]) -> Params:
 
 
 @functools.cache
-def _shapes() -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+def _shapes() -> dict[Any, Any]:
     image = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
     shapes = jax.eval_shape(Inception().init, jax.random.key(0), image)
     return flax.traverse_util.flatten_dict(shapes)

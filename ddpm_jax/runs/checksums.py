@@ -59,6 +59,7 @@ def _whole(leaf: Array) -> Array:
     """Return the leaf, gathered where this process holds a part of it alone."""
     if not isinstance(leaf, jax.Array) or leaf.is_fully_replicated or leaf.is_fully_addressable:
         return leaf
+    assert isinstance(leaf.sharding, NamedSharding)
     return jax.device_put(leaf, NamedSharding(leaf.sharding.mesh, PartitionSpec()))
 
 
@@ -66,4 +67,4 @@ def _crc(leaf: Array) -> int:
     # A view of its own: the leaf itself would keep its copy on the host, and could not be donated.
     on_device = isinstance(leaf, jax.Array) and leaf.is_fully_replicated
     array = leaf.addressable_data(0) if on_device else leaf
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

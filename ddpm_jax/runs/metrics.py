@@ -106,7 +106,8 @@ def _summary_writer() -> type:
     """
     absent = "torch" not in sys.modules
     if absent:
-        sys.modules["torch"] = None  # by which `import torch` is an ImportError
+        modules: dict[str, Any] = sys.modules
+        modules["torch"] = None  # by which `import torch` is an ImportError
     try:
         from tensorboardX import SummaryWriter
     finally:

@@ -7,7 +7,7 @@ directory must be one that all can reach.
 
 import zlib
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 from jax.experimental import multihost_utils
@@ -31,7 +31,7 @@ def connect(where: str, heartbeat_s: int) -> None:
     if not where:
         return
     if where == "auto":
-        arguments = {}
+        arguments: dict[str, Any] = {}
     else:
         try:
             address, count, index = where.split(",")
@@ -63,9 +63,12 @@ def leader_first(function: Callable[[], Result]) -> Result:
     """Call `function` in every process, in the leader first: it may write what the others read."""
     if jax.process_count() == 1:
         return function()
-    result = function() if is_leader() else None
+    if is_leader():
+        result = function()
+        multihost_utils.sync_global_devices("the leader was first")
+        return result
     multihost_utils.sync_global_devices("the leader was first")
-    return result if is_leader() else function()
+    return function()
 
 
 def check_same(name: str, content: str) -> None:

@@ -52,7 +52,7 @@ def by_rules(mesh: Mesh, tree: Any) -> Any:
         axis = next((axis for end, axis in RULES if re.search(rf"\b{end}$", name)), None)
         if axis is None or leaf.shape[axis] % count:
             return replicated(mesh)
-        spec = [None] * len(leaf.shape)
+        spec: list[str | None] = [None] * len(leaf.shape)
         spec[axis] = FSDP
         return NamedSharding(mesh, PartitionSpec(*spec))
 
