@@ -18,7 +18,7 @@ from ddpm_jax.models import Classifier, as_model
 from ddpm_jax.noisy_classifier import is_right, label_log_prob, label_loss
 from ddpm_jax.runs.checkpoint import restore_ema
 from ddpm_jax.runs.workdir import open_for_reading
-from ddpm_jax.training.classifier import train_classifier
+from ddpm_jax.training.loop import train
 
 PROCESS = ddpm_jax.make_process(oracles.betas("linear", 1000))
 X = np.random.default_rng(0).normal(size=(4, 2, 3, 1)).astype(np.float32)
@@ -216,7 +216,7 @@ def digits(num_steps, **train):
 
 @loose
 def test_training_learns_resumes_bit_for_bit_and_reports_accuracy_by_quarter(tmp_path, capsys):
-    accuracy, signal = train_classifier(digits(80), tmp_path / "whole")
+    _, signal, accuracy = train(digits(80), tmp_path / "whole")
     assert signal is None
     assert list(accuracy) == [f"accuracy_t_quartile_{i}" for i in (1, 2, 3, 4)]
     assert accuracy["accuracy_t_quartile_1"] > 0.4  # chance is 0.1
@@ -224,7 +224,7 @@ def test_training_learns_resumes_bit_for_bit_and_reports_accuracy_by_quarter(tmp
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     shutil.rmtree(tmp_path / "parts" / "checkpoints" / "80")  # as if killed after step 60
     capsys.readouterr()
-    again, _ = train_classifier(digits(80), tmp_path / "parts")
+    again = train(digits(80), tmp_path / "parts").figures
     said = capsys.readouterr().out
     assert "resumed at step 60" in said and "held-out accuracy_t_quartile_1: 0." in said
     assert again == accuracy
