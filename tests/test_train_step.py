@@ -20,7 +20,12 @@ from ddpm_jax.training.feed import feed
 from ddpm_jax.training.held_out import make_held_out
 from ddpm_jax.training.optimizer import make_optimizer
 from ddpm_jax.training.parts import Parts, build_parts
-from ddpm_jax.training.step import init_state, make_eval_step, make_train_step
+from ddpm_jax.training.step import (
+    init_state,
+    make_accuracy_step,
+    make_eval_step,
+    make_train_step,
+)
 
 pytestmark = [
     pytest.mark.quick_to_compile,
@@ -140,7 +145,7 @@ def test_the_average_starts_at_the_weights_and_follows_them(ema_warmup):
 
 
 def by_hand(optim, gradients, x):
-    """Adam and AdamW (Kingma & Ba 2015, alg. 1; Loshchilov & Hutter 2019, alg. 2), clipped first."""
+    """Adam (Kingma & Ba 2015, alg. 1) and AdamW (Loshchilov & Hutter 2019, alg. 2)."""
     m, v = np.zeros_like(x), np.zeros_like(x)
     for n, g in enumerate(gradients, start=1):
         norm = np.sqrt(np.sum(g**2))
@@ -208,6 +213,24 @@ def test_every_held_out_batch_draws_its_own_t_and_eps_and_all_of_them_count_once
     assert make_held_out(config, nothing, {}, parts, devices.make_mesh(config)) is None
 
 
+def test_accuracy_is_measured_in_each_quarter_of_the_timesteps():
+    """The figure is here t, and then the mean ε, instead of whether the class is right."""
+
+    def figures(right_fn, index):
+        step = make_accuracy_step(right_fn, T, key=jax.random.key(0))
+        batch = {"image": np.zeros((1000, *SHAPE), np.uint8), "label": np.zeros(1000, np.int32)}
+        found = jax.jit(step)(START, batch, index)
+        assert list(found) == [f"accuracy_t_quartile_{i}" for i in (1, 2, 3, 4)]
+        return [np.asarray(figure) for figure in found.values()]
+
+    for quarter, t in enumerate(figures(lambda params, x_0, t, eps, label: t, 0)):
+        low, high = 250 * quarter + 1, 250 * (quarter + 1)
+        assert low <= t.min() < low + 5 and high - 5 < t.max() <= high
+    eps = figures(lambda params, x_0, t, eps, label: eps.mean((1, 2, 3)), 0)
+    others = figures(lambda params, x_0, t, eps, label: eps.mean((1, 2, 3)), 1)
+    assert np.abs(eps[0] - eps[1]).max() > 0.1 and np.abs(eps[0] - others[0]).max() > 0.1
+
+
 def test_fused_steps_take_the_batches_in_their_order():
     config = from_dict({"data": {"name": "digits"}, "train": {"batch_size": B}})
     images = np.arange(40, dtype=np.uint8).reshape(-1, 1, 1, 1)
@@ -225,8 +248,8 @@ def test_fused_steps_take_the_batches_in_their_order():
 def test_a_learned_schedule_is_trained_on_its_prior_too(monkeypatch):
     """A network that knows ε leaves only the prior for the gradient of γ_1.
 
-    KL(q(z_1|x) ‖ N(0, I)) = ½ (α_1² x² + σ_1² - 1 - ln σ_1²) in each dimension, its derivative by γ_1
-    ½ (σ_1² α_1² (1 - x²) - α_1²), as dσ_1²/dγ_1 = σ_1² α_1² = -dα_1²/dγ_1.
+    KL(q(z_1|x) ‖ N(0, I)) = ½ (α_1² x² + σ_1² - 1 - ln σ_1²) in each dimension. Its derivative by
+    γ_1 is ½ (σ_1² α_1² (1 - x²) - α_1²), because dσ_1²/dγ_1 = σ_1² α_1² = -dα_1²/dγ_1.
     """
     low, high, pixel = -10.0, -1.0, 64
     x = pixel / 127.5 - 1
