@@ -17,8 +17,8 @@ import time
 
 from absl import flags
 
-from ddpm_jax.training import metrics
-from ddpm_jax.training.workdir import WorkDir
+from ddpm_jax.runs import metrics
+from ddpm_jax.runs.workdir import WorkDir
 from experiments import command
 
 STEPS = flags.DEFINE_integer("steps", 10_000, "Steps of the run.")

@@ -33,9 +33,10 @@ from absl import flags
 
 from benchmarks.endurance import tiny_run
 from benchmarks.measures import exponent
-from ddpm_jax import api, build, compiler
+from ddpm_jax import build
+from ddpm_jax import sampling as api
 from ddpm_jax.config import Config, from_dict
-from ddpm_jax.training import devices
+from ddpm_jax.runtime import compiler, devices
 from ddpm_jax.training.parts import build_parts
 from experiments import celeba_hq_256, cifar10, command, digits
 

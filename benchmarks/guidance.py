@@ -15,9 +15,9 @@ from absl import flags
 
 from benchmarks import digits_quality, measures
 from ddpm_jax import data, runs
-from ddpm_jax.api import sample_in_chunks
 from ddpm_jax.config import DataConfig
-from ddpm_jax.evaluation import grids
+from ddpm_jax.figures import grids
+from ddpm_jax.sampling import sample_in_chunks
 from experiments import command
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a run of digits_cond.")

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from absl import flags
 
 from benchmarks.endurance import tiny_run
-from ddpm_jax.training import metrics
+from ddpm_jax.runs import metrics
 from experiments import command
 
 KILLS = flags.DEFINE_integer("kills", 20, "How many kills.")

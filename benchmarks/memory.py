@@ -20,7 +20,7 @@ from absl import flags
 from ddpm_jax import build
 from ddpm_jax.config import Config, from_dict
 from ddpm_jax.models import count_parameters
-from ddpm_jax.training import devices, memory
+from ddpm_jax.runtime import devices, memory
 from ddpm_jax.training.parts import build_parts
 from ddpm_jax.training.programs import Programs
 from experiments import command, config_flag

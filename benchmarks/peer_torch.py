@@ -26,9 +26,10 @@ import jax
 import numpy as np
 from absl import flags
 
-from ddpm_jax import build, compiler
+from ddpm_jax import build
 from ddpm_jax.config import Config, from_dict
 from ddpm_jax.models import count_parameters
+from ddpm_jax.runtime import compiler
 from ddpm_jax.timesteps import uniform
 from ddpm_jax.training.parts import build_parts
 from experiments import command, config_flag

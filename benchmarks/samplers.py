@@ -21,8 +21,9 @@ import numpy as np
 from absl import flags
 
 from benchmarks.digits_quality import quality
-from ddpm_jax import build, compiler, runs, samplers
+from ddpm_jax import build, runs, samplers
 from ddpm_jax.config import SampleConfig
+from ddpm_jax.runtime import compiler
 from ddpm_jax.samplers.base import draw_x_T
 from experiments import command
 

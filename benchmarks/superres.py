@@ -22,11 +22,12 @@ from PIL import Image
 from benchmarks import digits_quality
 from benchmarks.measures import rms
 from ddpm_jax import data, runs
-from ddpm_jax.api import sample_in_chunks
+from ddpm_jax.data.cond import coarse
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import grids
-from ddpm_jax.training.conditioning import coarse, to_x_0
-from ddpm_jax.training.workdir import open_for_reading, read_config
+from ddpm_jax.figures import grids
+from ddpm_jax.pixels import to_x_0
+from ddpm_jax.runs.workdir import open_for_reading, read_config
+from ddpm_jax.sampling import sample_in_chunks
 from experiments import command
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a run of digits_superres.")

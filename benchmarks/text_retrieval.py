@@ -16,12 +16,13 @@ import numpy as np
 from absl import flags
 
 from benchmarks.measures import own_ranks
-from ddpm_jax import data, runs, text
-from ddpm_jax.api import sample_in_chunks
+from ddpm_jax import data, runs
+from ddpm_jax.data.cond import cond_names
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import grids
-from ddpm_jax.training.conditioning import cond_names
-from ddpm_jax.training.workdir import open_for_reading, read_config
+from ddpm_jax.figures import grids
+from ddpm_jax.pretrained import text_encoder
+from ddpm_jax.runs.workdir import open_for_reading, read_config
+from ddpm_jax.sampling import sample_in_chunks
 from experiments import command
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a run of emoji_text.")
@@ -99,7 +100,7 @@ def _draw(sample, params, seed: int, cond: dict[str, np.ndarray]) -> np.ndarray:
 
 def _cond(config, texts: list[str]) -> dict[str, np.ndarray]:
     """Return what the network is told of the texts, at one length of sequence for all."""
-    rows = text.conditioning(texts)
+    rows = text_encoder.conditioning(texts)
     for name in ("context", "context_mask"):
         room = LENGTH - rows[name].shape[1]
         if room < 0:

@@ -13,9 +13,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from ddpm_jax import compiler
 from ddpm_jax.config import from_dict
-from ddpm_jax.training import devices, sharding
+from ddpm_jax.runtime import compiler, devices, sharding
 from ddpm_jax.training.parts import build_parts
 from experiments import command, config_flag
 

@@ -20,7 +20,6 @@ from ddpm_jax import (
     timesteps,
     variance,
 )
-from ddpm_jax.api import make_sample, sample_in_chunks
 from ddpm_jax.denoise import make_denoise_fn
 from ddpm_jax.errors import UserError
 from ddpm_jax.losses import denoising_loss
@@ -34,6 +33,7 @@ from ddpm_jax.process import (
     respace,
     snr,
 )
+from ddpm_jax.sampling import make_sample, sample_in_chunks
 from ddpm_jax.types import Prediction
 
 __version__ = "0.1.0"

@@ -3,7 +3,7 @@
 Classifier-free guidance (Ho & Salimans 2022) wants one network that is both p(x | c) and p(x). In
 training, `drop` hides c from some examples, all of it at once; in sampling, `with_null` puts beside
 each row its twin that is told nothing. What the network makes of null values is
-`models.conditioning`.
+`models.inputs`.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,9 @@ NULL: Mapping[str, Any] = {
 }
 
 
-def drop(cond: Conditioning, hidden: Array, null: Mapping[str, Any] | None = None) -> Conditioning:
+def drop(
+    cond: Conditioning, hidden: Array, null: Mapping[str, Any] | None = None
+) -> dict[str, Array]:
     """Return cond with null values in the rows where `hidden` is True.
 
     Args:

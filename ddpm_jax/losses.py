@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from ddpm_jax.denoise import apply_network
 from ddpm_jax.errors import unknown
-from ddpm_jax.likelihood import step_term
+from ddpm_jax.likelihood.terms import step_term
 from ddpm_jax.predictions import KINDS, split_output, to_prediction, training_target
 from ddpm_jax.process import GaussianProcess, q_sample, read, snr
 from ddpm_jax.types import ApplyFn, Array, Conditioning, Params, PRNGKey

@@ -60,7 +60,8 @@ def split_output(output: Array, x_t: Array) -> tuple[Array, Array | None]:
     if output.shape == x_t.shape:
         return output, None
     if output.shape == (*x_t.shape[:-1], 2 * x_t.shape[-1]):
-        return tuple(jnp.split(output, 2, axis=-1))
+        predicted, variance = jnp.split(output, 2, axis=-1)
+        return predicted, variance
     raise UserError(
         f"a network's output must have the shape of x_t, {x_t.shape}, or twice its channels (with "
         f"the variance); found {output.shape}"

@@ -43,7 +43,7 @@ class GaussianProcess:
     posterior_variance: Array
     posterior_log_variance_clipped: Array  # entry 1, whose variance is 0, takes entry 2's
     # [T+1] int32: the index in the chain that the network was trained on; float32 where it knows
-    # the noise by something else (`vdm.process_from_gamma`)
+    # the noise by something else (`likelihood.continuous.process_from_gamma`)
     timesteps: Array
 
     @property
@@ -108,7 +108,7 @@ def alpha_sigma(process: GaussianProcess, t: Array, like: Array) -> tuple[Array,
     return alpha_t, sigma_t
 
 
-def read(table: Array, t: Array) -> Array:
+def read(table: Array, t: Array | int) -> Array:
     """Return table[t], NaN where t is not in 0..T (plain indexing would clamp and hide it)."""
     return table.at[t].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
@@ -195,7 +195,7 @@ def posterior_log_variance(process: GaussianProcess, t: Array, s: Array) -> Arra
     return jnp.log(jump(process, t, s)[1] * (variance_s / variance_t))
 
 
-def jump(process: GaussianProcess, t: Array, s: Array) -> tuple[Array, Array]:
+def jump(process: GaussianProcess, t: Array | int, s: Array | int) -> tuple[Array, Array]:
     """Return √(ᾱ_t/ᾱ_s) and β_{t|s} = 1 - ᾱ_t/ᾱ_s of q(x_t | x_s), for any s < t."""
     ratio = read(process.sqrt_alphas_cumprod, t) / read(process.sqrt_alphas_cumprod, s)
     hi, lo = process.log_alphas_cumprod, process.log_alphas_cumprod_lo

@@ -50,7 +50,8 @@ class ApplyFn(Protocol):
           params: the network's parameters.
           x_t: [B, ...] float, noisy data.
           t: [B] int32 in 0..T-1, the step as Ho's weights know it (one less than the papers' t);
-            float32 between them in `ode_likelihood`, and by a learned schedule's noise (`vdm`).
+            float32 between them in `likelihood.ode`, and by the noise of a learned schedule
+            (`likelihood.continuous`).
           cond: None, or arrays with leading axis B.
           train: whether dropout and the like are on.
           key: randomness of a training step; None where `train` is False.
@@ -59,6 +60,7 @@ class ApplyFn(Protocol):
           [B, ..., C] the shape of x_t, of any float type; or [B, ..., 2C], of which the second half
           is what it says of the variance.
         """
+        ...
 
 
 class DenoiseFn(Protocol):
@@ -66,3 +68,4 @@ class DenoiseFn(Protocol):
 
     def __call__(self, x_t: Array, t: Array) -> Prediction:
         """Predict x_0 and eps from x_t: [B, ...] at t: int32 in 1..T, a scalar or [B]."""
+        ...

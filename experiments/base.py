@@ -1,4 +1,4 @@
-"""The config that every experiment starts from: the library's defaults, as a ConfigDict."""
+"""The base of every config here: the library's defaults, as a ConfigDict."""
 
 import ml_collections
 

@@ -1,12 +1,14 @@
-"""Draw a diffusion: python -m experiments.figures --config=experiments/digits.py --out=figures
+"""Draw figures of a diffusion process.
+
+    python -m experiments.figures --config=experiments/digits.py --workdir=runs/digits
 
   schedules.png  ᾱ and log-SNR of every schedule
   forward.png    images of the config's data set on their way to noise, under every schedule
-  spectrum.png   the power spectrum of x_t sinking into the noise
-  reverse.png    samples on their way from noise, and the network's x̂_0; needs --workdir
+  spectrum.png   the power spectrum of x_t, as noise covers it
+  reverse.png    samples on their way from noise, with the network's x̂_0; needs --workdir
 
-The schedules have the length and the ends of `config.process`. --workdir is a training's; its
-samples follow its own config.
+The schedules have the length and the ends of `config.process`. The samples in reverse.png follow
+the config of the run in --workdir.
 """
 
 import dataclasses
@@ -21,17 +23,19 @@ from matplotlib.figure import Figure
 from ddpm_jax import build, data, runs
 from ddpm_jax.config import Config, ProcessConfig, from_dict
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import plots
+from ddpm_jax.figures import plots
+from ddpm_jax.pixels import to_x_0
 from ddpm_jax.process import GaussianProcess, q_sample
+from ddpm_jax.runs.workdir import WorkDir, open_for_reading, read_config, read_facts
 from ddpm_jax.samplers.base import draw_x_T
-from ddpm_jax.training.step import to_x_0
-from ddpm_jax.training.workdir import WorkDir, open_for_reading, read_config, read_facts
 from experiments import command, config_flag
 
 CONFIG = config_flag.define("The experiment's config file.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a training, for reverse.png.")
-OUT = flags.DEFINE_string("out", "figures", "Directory of the PNGs.")
-SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise and the samples.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Work directory of a trained run, for reverse.png. Default: no reverse.png."
+)
+OUT = flags.DEFINE_string("out", "figures", "Directory to which the PNG files are written.")
+SEED = flags.DEFINE_integer("seed", 0, "Random seed of the noise and of the samples.")
 
 FORWARD_TIMES = (0.0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # t/T
 SPECTRUM_TIMES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
@@ -52,7 +56,7 @@ def main() -> None:
     _save(draw_forward(processes, images[:FORWARD_IMAGES]), out / "forward.png")
     _save(draw_spectrum(processes, config.process.schedule, images), out / "spectrum.png")
     if workdir is None:
-        print("reverse.png needs a trained network: pass its --workdir")
+        print("reverse.png is not drawn: it needs a trained run; pass --workdir")
     else:
         _save(draw_reverse(workdir), out / "reverse.png")
 
@@ -84,7 +88,7 @@ def draw_spectrum(processes: dict[str, GaussianProcess], schedule: str, x_0: np.
 
 
 def draw_reverse(workdir: WorkDir) -> Figure:
-    """Draw samples of a run on their way from x_T, with the run's own sampler."""
+    """Draw samples on their way from x_T, with the run's own sampler."""
     config, facts = read_config(workdir), read_facts(workdir)
     _, params = runs.load(workdir.root)
     process = build.process(config.process)
@@ -101,22 +105,22 @@ def draw_reverse(workdir: WorkDir) -> Figure:
     if config.model.class_conditional:
         cond = {"label": np.arange(n, dtype=np.int32) % facts.num_classes}
     _, (s, x_s, x_0_hat) = jax.device_get(sample(params, key, n, cond))
-    # Frames are what steps arrive at; where the first one starts, x_T, is each image's first draw.
+    # The frames are the ends of steps. x_T, where the first step starts, is drawn here again.
     x_T = draw_x_T(jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(n)), facts.image_shape)
     x_t = np.concatenate([np.asarray(x_T)[None], x_s])
     return plots.plot_reverse(x_t, x_0_hat, [T, *s.tolist()])
 
 
 def _process(config: ProcessConfig, schedule: str) -> GaussianProcess:
-    """Build the config's process with another schedule; the ends it has no use for are dropped."""
+    """Build the config's process with another schedule, without the ends that it does not use."""
     unused = {"cosine": {"beta_1": 0.0, "beta_T": 0.0}, "constant": {"beta_1": 0.0}}
     return build.process(dataclasses.replace(config, schedule=schedule, **unused.get(schedule, {})))
 
 
 def _images(config: Config) -> np.ndarray:
-    """Return images of the training set, evenly over it: [n, H, W, C] float32 in [-1, 1].
+    """Return images spread evenly over the training set: [n, H, W, C] float32 in [-1, 1].
 
-    One of each class comes first.
+    The first images are one of each class.
     """
     source = data.open_dataset(config.data).train
     n = min(SPECTRUM_IMAGES, len(source))
@@ -137,7 +141,7 @@ def _noised(
 
 
 def _save(figure: Figure, path: pathlib.Path) -> None:
-    """Write the figure and say where."""
+    """Write the figure and print its path."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)

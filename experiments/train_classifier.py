@@ -1,8 +1,9 @@
-"""Train a classifier of noisy images, for classifier guidance:
+"""Train a classifier of noisy images, for classifier guidance.
 
-python -m experiments.train_classifier --config=experiments/digits_classifier.py
+    python -m experiments.train_classifier --config=experiments/digits_classifier.py
 
-The same command again resumes. Its accuracy on held-out images is printed by quarter of t.
+The same command, started again, resumes the run. The program prints the accuracy on held-out images
+for each quarter of the timesteps.
 """
 
 from absl import flags
@@ -12,7 +13,9 @@ from ddpm_jax.training.classifier import train_classifier
 from experiments import command, config_flag
 
 CONFIG = config_flag.define("The classifier's config file.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lies; runs/<config's name> if unset.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Work directory of the run. Default: runs/<name of the config file>."
+)
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ddpm_jax import config as config_lib
-from ddpm_jax.training import workdir
+from ddpm_jax.runs import workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = "--config=experiments/digits.py"

@@ -5,8 +5,8 @@ import oracles
 import pytest
 
 import ddpm_jax
-from ddpm_jax import bound as bounds
 from ddpm_jax.errors import UserError
+from ddpm_jax.likelihood import bound as bounds
 from ddpm_jax.process import alpha_sigma
 
 T, VARIANCE = 12, 0.2

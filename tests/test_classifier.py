@@ -10,13 +10,14 @@ import pytest
 from test_guided_runs import FACTS, command, config_of, make_run
 
 import ddpm_jax
-from ddpm_jax import build, guidance, guides
-from ddpm_jax.classifier import is_right, label_log_prob, label_loss
+from ddpm_jax import build, guidance
+from ddpm_jax.build import guidance as guides
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import Classifier, as_model
-from ddpm_jax.training.checkpoint import restore_ema
+from ddpm_jax.noisy_classifier import is_right, label_log_prob, label_loss
+from ddpm_jax.runs.checkpoint import restore_ema
+from ddpm_jax.runs.workdir import open_for_reading
 from ddpm_jax.training.classifier import train_classifier
-from ddpm_jax.training.workdir import open_for_reading
 
 PROCESS = ddpm_jax.make_process(oracles.betas("linear", 1000))
 X = np.random.default_rng(0).normal(size=(4, 2, 3, 1)).astype(np.float32)

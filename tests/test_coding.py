@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from test_quality import run_and_data  # noqa: F401
 
-from ddpm_jax import bound, coding
 from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation import likelihoods as coding
+from ddpm_jax.likelihood import bound
 
 pytestmark = pytest.mark.loose_promotion(reason="Linen's GroupNorm mixes ranks")
 

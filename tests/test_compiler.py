@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import compiler
+from ddpm_jax.runtime import compiler
 
 
 @pytest.mark.parametrize("name", [compiler.NETWORK, compiler.WIDE, compiler.ONCE])

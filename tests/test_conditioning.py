@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from test_training import make_batch, make_config
 
-from ddpm_jax import build, conditioning, guides
+from ddpm_jax import build, conditioning
+from ddpm_jax.build import guidance as guides
+from ddpm_jax.data.cond import coarse, cond_names, make_cond_fn
 from ddpm_jax.errors import UserError
+from ddpm_jax.runs.state import TrainState
 from ddpm_jax.time_samplers import uniform
-from ddpm_jax.training.conditioning import coarse, cond_names, make_cond_fn
 from ddpm_jax.training.optimizer import make_optimizer
 from ddpm_jax.training.parts import build_parts
-from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.step import make_eval_step, make_train_step
 
 pytestmark = pytest.mark.loose_promotion(reason="optax's schedules multiply floats with int32")

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ddpm_jax import build, text
+from ddpm_jax import build
 from ddpm_jax.config import from_dict
 from ddpm_jax.errors import UserError
+from ddpm_jax.pretrained import text_encoder as text
 from ddpm_jax.training.parts import build_parts
 
 pytestmark = pytest.mark.loose_promotion(reason="Linen's GroupNorm mixes ranks")

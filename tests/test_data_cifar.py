@@ -12,8 +12,8 @@ import tensorflow_datasets as tfds
 from ddpm_jax.config import DataConfig
 from ddpm_jax.data import datasets, open_dataset
 from ddpm_jax.data.cifar import Cifar10, Cifar100
-from ddpm_jax.download import sha256
 from ddpm_jax.errors import UserError
+from ddpm_jax.runtime.files import sha256
 
 NAMES_10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
 NAMES_100 = [f"fine {i:02}" for i in range(100)]

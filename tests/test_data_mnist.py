@@ -10,8 +10,8 @@ import tensorflow_datasets as tfds
 from ddpm_jax.config import DataConfig
 from ddpm_jax.data import datasets, open_dataset
 from ddpm_jax.data.mnist import FashionMnist, Mnist, read_idx
-from ddpm_jax.download import sha256
 from ddpm_jax.errors import UserError
+from ddpm_jax.runtime.files import sha256
 
 NUM_TRAIN, NUM_TEST = 40, 12
 

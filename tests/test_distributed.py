@@ -17,7 +17,8 @@ from PIL import Image
 from trainings import start, wait_for_step
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.training import distributed, metrics
+from ddpm_jax.runs import metrics
+from ddpm_jax.runtime import distributed
 
 HEARTBEAT = 10
 OVERRIDES = {

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from ddpm_jax import download
-from ddpm_jax.download import Archive, fetch
 from ddpm_jax.errors import UserError
+from ddpm_jax.runtime import files as download
+from ddpm_jax.runtime.files import Archive, fetch
 
 CONTENT = b"what upstream publishes " * 1000
 

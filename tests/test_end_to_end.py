@@ -22,9 +22,11 @@ import pytest
 
 import ddpm_jax
 from benchmarks.digits_quality import quality
-from ddpm_jax import data, references, schedules, timesteps
-from ddpm_jax.evaluation import grids, rows
+from ddpm_jax import data, schedules, timesteps
+from ddpm_jax.evaluation import references
+from ddpm_jax.evaluation import table as rows
 from ddpm_jax.evaluation.features import make_features
+from ddpm_jax.figures import grids
 from ddpm_jax.process import expand, q_posterior
 from ddpm_jax.runs import open_run
 from ddpm_jax.samplers.ancestral import AncestralState

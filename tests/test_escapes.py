@@ -23,10 +23,10 @@ from ddpm_jax.data.cifar import Cifar10
 from ddpm_jax.data.folder import scan
 from ddpm_jax.data.mnist import read_idx
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation.torch_file import read_tensors
-from ddpm_jax.training import metrics, workdir
-from ddpm_jax.training.checkpoint import Checkpoints, restore_ema
-from ddpm_jax.training.state import TrainState
+from ddpm_jax.pretrained.torch_file import read_tensors
+from ddpm_jax.runs import metrics, workdir
+from ddpm_jax.runs.checkpoint import Checkpoints, restore_ema
+from ddpm_jax.runs.state import TrainState
 
 
 @pytest.fixture

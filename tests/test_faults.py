@@ -22,7 +22,9 @@ from ddpm_jax import config as config_lib
 from ddpm_jax import data
 from ddpm_jax.data.sources import ArraySource
 from ddpm_jax.errors import SourceError, UserError
-from ddpm_jax.training import devices, metrics, progress, workdir
+from ddpm_jax.runs import metrics, workdir
+from ddpm_jax.runtime import devices
+from ddpm_jax.training import progress
 from ddpm_jax.training.classifier import train_classifier
 from ddpm_jax.training.feed import feed, plan_calls
 from ddpm_jax.training.loop import train

@@ -7,8 +7,9 @@ import pytest
 from sklearn.datasets import load_digits
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import cache, small_classifier
+from ddpm_jax.evaluation import small_classifier
 from ddpm_jax.evaluation.features import FeatureNetwork, digest, make_features
+from ddpm_jax.runtime import cache
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (37, 6, 5, 3), np.uint8)

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 import ddpm_jax
-from ddpm_jax import build, guidance, guides, runs
+from ddpm_jax import build, guidance, runs
+from ddpm_jax.build import guidance as guides
 from ddpm_jax.config import Config, from_dict
 from ddpm_jax.errors import UserError
-from ddpm_jax.training.checkpoint import Checkpoints
-from ddpm_jax.training.state import TrainState
-from ddpm_jax.training.workdir import DatasetFacts, open_for_training, write_facts
+from ddpm_jax.runs.checkpoint import Checkpoints
+from ddpm_jax.runs.state import TrainState
+from ddpm_jax.runs.workdir import DatasetFacts, open_for_training, write_facts
 
 pytestmark = [
     pytest.mark.loose_promotion(reason="Linen's GroupNorm mixes ranks"),
@@ -162,5 +163,6 @@ def test_the_command_line_guides_and_refuses(run, tmp_path):
     refused = command("sample", f"--workdir={unconditional}", "--guidance=1.5")
     assert refused.returncode == 2
     assert refused.stderr.splitlines()[-1] == (
-        "error: --guidance=1.5 is given, but the model has no classes to guide to"
+        "error: --guidance=1.5 is given, but the model has no classes or texts to guide to; "
+        "leave out --guidance"
     )

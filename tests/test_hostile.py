@@ -14,9 +14,9 @@ from ddpm_jax import config as config_lib
 from ddpm_jax.config import DataConfig
 from ddpm_jax.data import open_dataset
 from ddpm_jax.errors import UserError
-from ddpm_jax.training import metrics, workdir
-from ddpm_jax.training.checkpoint import Checkpoints, restore_ema
-from ddpm_jax.training.state import TrainState
+from ddpm_jax.runs import metrics, workdir
+from ddpm_jax.runs.checkpoint import Checkpoints, restore_ema
+from ddpm_jax.runs.state import TrainState
 
 ROOT = pathlib.Path(__file__).parents[1]
 unpickled = []  # what any unpickler of this process looked up

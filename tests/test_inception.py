@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import ddpm_jax.inception
+import ddpm_jax.evaluation.inception
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.features import make_features
-from ddpm_jax.evaluation.torch_file import read_tensors
-from ddpm_jax.models.inception import Inception, from_state, inception_features, resize_tf1
+from ddpm_jax.pretrained.inception import Inception, from_state, inception_features, resize_tf1
+from ddpm_jax.pretrained.torch_file import read_tensors
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_features_and_logits_agree_with_torch_fidelity(theirs, state, directory)
 
 
 def test_the_network_of_features_is_torch_fidelitys(theirs, directory):
-    network = ddpm_jax.inception.load(str(directory), str(directory / "zip.pth"))
+    network = ddpm_jax.evaluation.inception.load(str(directory), str(directory / "zip.pth"))
     assert network.name.startswith("inception_")  # not the published weights: no FID
     images = fidelity.images(3, 5)
     found = make_features(network, batch_size=4, devices=jax.local_devices()[:1])(images)
@@ -156,34 +156,34 @@ def test_other_tensors_are_refused_by_name(state):
 
 
 def test_without_a_network_it_says_where_to_put_the_file(tmp_path, monkeypatch):
-    url = f"http://127.0.0.1:1/{ddpm_jax.inception.WEIGHTS.filename}"
-    weights = dataclasses.replace(ddpm_jax.inception.WEIGHTS, url=url)
+    url = f"http://127.0.0.1:1/{ddpm_jax.evaluation.inception.WEIGHTS.filename}"
+    weights = dataclasses.replace(ddpm_jax.evaluation.inception.WEIGHTS, url=url)
     monkeypatch.setattr(ddpm_jax.inception, "WEIGHTS", weights)
     with pytest.raises(UserError) as caught:
-        ddpm_jax.inception.load(str(tmp_path))
+        ddpm_jax.evaluation.inception.load(str(tmp_path))
     for words in (url, weights.filename, weights.sha256, str(tmp_path / "manual/inception")):
         assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     (tmp_path / "manual").mkdir()
     (tmp_path / "manual" / weights.filename).write_bytes(b"another file")
     with pytest.raises(UserError, match=f"expected sha256 {weights.sha256}"):
-        ddpm_jax.inception.load(str(tmp_path))
+        ddpm_jax.evaluation.inception.load(str(tmp_path))
 
 
 def test_a_file_placed_by_hand_is_taken(theirs, state, tmp_path, directory, monkeypatch):
     (tmp_path / "manual").mkdir()
-    weights = ddpm_jax.inception.WEIGHTS
+    weights = ddpm_jax.evaluation.inception.WEIGHTS
     path = tmp_path / "manual" / weights.filename
     path.symlink_to(directory / "zip.pth")
-    digest = ddpm_jax.inception.sha256(path)
+    digest = ddpm_jax.evaluation.inception.sha256(path)
     weights = dataclasses.replace(weights, sha256=digest)
     monkeypatch.setattr(ddpm_jax.inception, "WEIGHTS", weights)
-    network = ddpm_jax.inception.load(str(tmp_path))
+    network = ddpm_jax.evaluation.inception.load(str(tmp_path))
     assert (network.name, network.digest) == ("inception", digest[:16])
     np.testing.assert_array_equal(network.head[0], state["fc.weight"].T)
 
 
 def test_the_checksum_begins_as_the_files_name_says():
-    weights = ddpm_jax.inception.WEIGHTS
+    weights = ddpm_jax.evaluation.inception.WEIGHTS
     assert weights.filename.removesuffix(".pth").endswith(f"-{weights.sha256[:8]}")
     assert len(weights.sha256) == 64

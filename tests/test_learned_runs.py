@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import ddpm_jax
-from ddpm_jax import build, learned
+from ddpm_jax import build
+from ddpm_jax.build import learned
 from ddpm_jax.config import from_dict
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.blocks import with_fourier_features

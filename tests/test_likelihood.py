@@ -8,8 +8,8 @@ import pytest
 from scipy import integrate, stats
 
 import ddpm_jax
-from ddpm_jax import likelihood
 from ddpm_jax.errors import UserError
+from ddpm_jax.likelihood import terms as likelihood
 from ddpm_jax.process import alpha_sigma
 from ddpm_jax.types import Prediction
 

@@ -9,7 +9,7 @@ import pytest
 import ddpm_jax
 from ddpm_jax import losses
 from ddpm_jax.errors import UserError
-from ddpm_jax.likelihood import step_term
+from ddpm_jax.likelihood.terms import step_term
 from ddpm_jax.predictions import KINDS, to_prediction, training_target
 
 chains = pytest.mark.parametrize(("schedule", "T"), oracles.CHAINS)

@@ -9,9 +9,9 @@ import pytest
 from ddpm_jax import config as config_lib
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import UNet
-from ddpm_jax.training import devices, memory
+from ddpm_jax.runtime import devices, memory
+from ddpm_jax.runtime.memory import GIB, Memory
 from ddpm_jax.training.loop import train
-from ddpm_jax.training.memory import GIB, Memory
 from ddpm_jax.training.parts import build_parts
 from ddpm_jax.training.programs import Programs
 

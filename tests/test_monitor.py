@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 from test_training import abstract, assert_equal, make_config, make_parts
 
-from ddpm_jax import data, references
+from ddpm_jax import data
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import grids
+from ddpm_jax.evaluation import references
 from ddpm_jax.evaluation.features import make_features
 from ddpm_jax.evaluation.moments import frechet_distance, moments
-from ddpm_jax.training import loop, metrics
-from ddpm_jax.training.checkpoint import Checkpoints, restore_ema
+from ddpm_jax.figures import grids
+from ddpm_jax.runs import metrics
+from ddpm_jax.runs.checkpoint import Checkpoints, restore_ema
+from ddpm_jax.runs.state import TrainState
+from ddpm_jax.training import loop
 from ddpm_jax.training.loop import train
 from ddpm_jax.training.monitor import make_monitor
-from ddpm_jax.training.state import TrainState
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Sharding info not provided"),

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from test_training import abstract, assert_equal, make_batch, make_config, make_parts
 
-from ddpm_jax import build, objectives, samplers
+from ddpm_jax import build, samplers
+from ddpm_jax.build import loss as objectives
 from ddpm_jax.errors import UserError
-from ddpm_jax.training.checkpoint import Checkpoints
+from ddpm_jax.runs.checkpoint import Checkpoints
 from ddpm_jax.types import Prediction
 
 pytestmark = [

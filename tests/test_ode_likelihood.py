@@ -16,7 +16,7 @@ import scipy.stats
 
 import ddpm_jax
 from ddpm_jax.errors import UserError
-from ddpm_jax.ode_likelihood import dequantise, make_bits_per_dim, make_log_prob
+from ddpm_jax.likelihood.ode import dequantise, make_bits_per_dim, make_log_prob
 
 pytestmark = pytest.mark.loose_promotion(reason="diffrax mixes types")
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-import ddpm_jax.inception
+import ddpm_jax.evaluation.inception
 from ddpm_jax.evaluation import distances, manifolds
 from ddpm_jax.evaluation.features import make_features
 from ddpm_jax.evaluation.moments import frechet_distance, moments
@@ -22,7 +22,7 @@ def features(tmp_path_factory):
     """(theirs, ours) of fakes and of reals: pool [N, 2048] and logits [N, 1008] of each."""
     path = tmp_path_factory.mktemp("fidelity") / "random.pth"
     extractor = fidelity.extractor(path)
-    network = ddpm_jax.inception.load(str(path.parent), str(path))
+    network = ddpm_jax.evaluation.inception.load(str(path.parent), str(path))
     ours = make_features(network, batch_size=16, devices=jax.local_devices()[:1])
     weights, bias = network.head
     found = {}

@@ -6,8 +6,8 @@ Needs the `peers` extra.
 import numpy as np
 import pytest
 
-from ddpm_jax import text
 from ddpm_jax.errors import UserError
+from ddpm_jax.pretrained import text_encoder as text
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

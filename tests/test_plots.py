@@ -14,12 +14,12 @@ from PIL import Image
 
 from ddpm_jax import build, time_samplers
 from ddpm_jax.config import from_dict
-from ddpm_jax.evaluation import plots
-from ddpm_jax.evaluation.grids import to_uint8
-from ddpm_jax.training import workdir
-from ddpm_jax.training.checkpoint import Checkpoints
+from ddpm_jax.figures import plots
+from ddpm_jax.figures.grids import to_uint8
+from ddpm_jax.runs import workdir
+from ddpm_jax.runs.checkpoint import Checkpoints
 from ddpm_jax.training.optimizer import make_optimizer
-from ddpm_jax.training.state import init_state
+from ddpm_jax.training.step import init_state
 
 ROOT = pathlib.Path(__file__).parents[1]
 TABLES = {
@@ -198,7 +198,7 @@ def test_without_a_workdir_the_command_says_what_is_left_out(data_dir, tmp_path)
     assert result.returncode == 0, result.stderr
     names = [path.stem for path in sorted(tmp_path.glob("*.png"))]
     assert names == ["forward", "schedules", "spectrum"]
-    assert "reverse.png needs a trained network: pass its --workdir" in result.stdout
+    assert "reverse.png is not drawn: it needs a trained run; pass --workdir" in result.stdout
 
 
 def _save_run_of_zeros(root: pathlib.Path) -> None:

@@ -13,16 +13,18 @@ import pytest
 from test_guided_runs import ROOT
 from test_training import make_config
 
-from ddpm_jax import build, data, quality, references
+from ddpm_jax import build, data
+from ddpm_jax.build.overrides import for_evaluation
+from ddpm_jax.data.cond import drawn_cond
 from ddpm_jax.data.sources import ArraySource
 from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation import references
+from ddpm_jax.evaluation import samples as quality
 from ddpm_jax.evaluation.features import FeatureNetwork, make_features
-from ddpm_jax.overrides import for_evaluation
 from ddpm_jax.runs import open_run
-from ddpm_jax.training.checkpoint import Checkpoints
-from ddpm_jax.training.conditioning import drawn_cond
-from ddpm_jax.training.state import TrainState
-from ddpm_jax.training.workdir import DatasetFacts, open_for_training, write_facts
+from ddpm_jax.runs.checkpoint import Checkpoints
+from ddpm_jax.runs.state import TrainState
+from ddpm_jax.runs.workdir import DatasetFacts, open_for_training, write_facts
 
 pytestmark = [
     pytest.mark.loose_promotion(reason="Linen's GroupNorm mixes ranks"),

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 import pytest
 from trainings import start, wait_for_step
 
-from ddpm_jax.training import metrics
+from ddpm_jax.runs import metrics
 
 STEPS = 160
 OVERRIDES = {

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from ddpm_jax.evaluation import distances, manifolds, rows
+from ddpm_jax.evaluation import distances, manifolds
+from ddpm_jax.evaluation import table as rows
 from ddpm_jax.evaluation.distances import Estimate
 from ddpm_jax.evaluation.moments import frechet_distance, moments
-from ddpm_jax.evaluation.rows import Row
+from ddpm_jax.evaluation.table import Row
 
 RNG = np.random.default_rng(0)
 REFERENCE = RNG.normal(size=(1500, 6)).astype(np.float32)

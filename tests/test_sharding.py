@@ -10,8 +10,8 @@ from ddpm_jax import build
 from ddpm_jax import config as config_lib
 from ddpm_jax.config import ModelConfig
 from ddpm_jax.errors import UserError
-from ddpm_jax.training import devices, memory, sharding
-from ddpm_jax.training.checkpoint import Checkpoints
+from ddpm_jax.runs.checkpoint import Checkpoints
+from ddpm_jax.runtime import devices, memory, sharding
 from ddpm_jax.training.parts import build_parts
 from ddpm_jax.training.programs import Programs
 

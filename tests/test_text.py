@@ -5,9 +5,9 @@ import sys
 import numpy as np
 import pytest
 
-from ddpm_jax import text
 from ddpm_jax.errors import UserError
-from ddpm_jax.models.bert import Bert, from_state
+from ddpm_jax.pretrained import text_encoder as text
+from ddpm_jax.pretrained.bert import Bert, from_state
 
 TEXTS = ["red heart", "A crying face.", "flag: Norway", "a cat with tears of joy, which is orange"]
 

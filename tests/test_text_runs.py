@@ -11,11 +11,12 @@ from test_guided_runs import command
 from test_training import make_config
 
 import ddpm_jax
-from ddpm_jax import data, text
+from ddpm_jax import data
+from ddpm_jax.data import cond as conditioning
 from ddpm_jax.errors import UserError
-from ddpm_jax.training import conditioning
+from ddpm_jax.pretrained import text_encoder as text
+from ddpm_jax.runs.workdir import open_for_reading, read_facts
 from ddpm_jax.training.loop import train
-from ddpm_jax.training.workdir import open_for_reading, read_facts
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Sharding info not provided"),

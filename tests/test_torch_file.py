@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation.torch_file import MAGIC, PROTOCOL, read_tensors
+from ddpm_jax.pretrained.torch_file import MAGIC, PROTOCOL, read_tensors
 
 formats = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 MACHINE = {"protocol_version": PROTOCOL, "little_endian": True, "type_sizes": {"int": 4}}

@@ -16,13 +16,15 @@ import pytest
 from ddpm_jax import config as config_lib
 from ddpm_jax.config import Config
 from ddpm_jax.errors import UserError
-from ddpm_jax.training import devices, metrics, sharding, workdir
-from ddpm_jax.training.checkpoint import Checkpoints, restore_ema
-from ddpm_jax.training.checksums import check, checksums
+from ddpm_jax.pixels import to_x_0
+from ddpm_jax.runs import metrics, workdir
+from ddpm_jax.runs.checkpoint import Checkpoints, restore_ema
+from ddpm_jax.runs.checksums import check, checksums
+from ddpm_jax.runtime import devices, sharding
 from ddpm_jax.training.loop import train
 from ddpm_jax.training.optimizer import learning_rate
 from ddpm_jax.training.parts import build_parts
-from ddpm_jax.training.step import fuse_steps, loss_by_quartile, to_x_0
+from ddpm_jax.training.step import fuse_steps, loss_by_quartile
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Sharding info not provided"),

@@ -15,9 +15,10 @@ import scipy.special
 import scipy.stats
 
 import ddpm_jax
-from ddpm_jax import likelihood, vdm
 from ddpm_jax.errors import UserError
-from ddpm_jax.models.gamma import make_gamma, table
+from ddpm_jax.likelihood import continuous as vdm
+from ddpm_jax.likelihood import terms as likelihood
+from ddpm_jax.models.noise_schedule import make_gamma, table
 
 TOLD, TAU, D = (-13.3, 5.0), 0.5, 16
 GAMMA = make_gamma(*TOLD)

@@ -13,7 +13,7 @@ import time
 import pytest
 from test_bad_input import DIGITS, ROOT, TINY, command
 
-from ddpm_jax.training import metrics
+from ddpm_jax.runs import metrics
 
 FLAGS = [DIGITS, *TINY, "--config.train.num_steps=1000000", "--config.train.log_every=10"]
 LIMIT = 300  # seconds for a step to come

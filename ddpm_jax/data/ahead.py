@@ -41,10 +41,10 @@ def map_ahead(
         for _ in range(num_threads)
     ]
     pending: collections.deque[concurrent.futures.Future] = collections.deque()
-    hung = False
+    hung, limit = False, math.inf
 
     def take() -> Out:
-        nonlocal hung
+        nonlocal hung, limit
         future = pending.popleft()
         start = time.monotonic()
         while not (hung or future.done()):

@@ -6,7 +6,7 @@ builders, so that either can read what the other has prepared as array_record.
 
 import tarfile
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -14,7 +14,7 @@ from PIL import Image
 
 from ddpm_jax.data.images import encode_png
 from ddpm_jax.data.prepared import Builder
-from ddpm_jax.download import Archive, fetch
+from ddpm_jax.runtime.files import Archive, fetch
 
 PIXELS = 3 * 32 * 32  # bytes of an image; planes of red, green, blue
 
@@ -60,15 +60,18 @@ class Cifar10(Builder, skip_registration=True):
         with tarfile.open(path) as archive:
             for key, file, _ in self.LABELS:
                 names = self._member(archive, file).read().decode().split("\n")
-                self.info.features[key].names = [name for name in names if name]
+                features: Any = self.info.features
+                features[key].names = [name for name in names if name]
         return {
             "train": self._generate_examples(path, "train", self.TRAIN),
             "test": self._generate_examples(path, "test", self.TEST),
         }
 
-    def _member(self, archive: tarfile.TarFile, file: str) -> BinaryIO:
+    def _member(self, archive: tarfile.TarFile, file: str) -> IO[bytes]:
         """Open a file of the archive."""
-        return archive.extractfile(f"{self.FOLDER}/{file}")
+        member = archive.extractfile(f"{self.FOLDER}/{file}")
+        assert member is not None, f"{file} is a folder"
+        return member
 
     def _generate_examples(
         self, path: Any, split: str, files: tuple[str, ...]

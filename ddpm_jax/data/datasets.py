@@ -68,9 +68,10 @@ def _open(config: DataConfig) -> Dataset:
         builder = prepared.prepare(builder)
     else:
         builder = prepared.find(config.name, data_dir, BUILDERS)
-    report_skipped(builder.info.metadata.get("skipped", []), config.on_bad_image)
+    metadata: Any = builder.info.metadata
+    report_skipped(metadata.get("skipped", []), config.on_bad_image)
     shape = _image_shape(builder.info, config)
-    label = dict(builder.info.features).get("label")
+    label = _features(builder.info).get("label")
     class_names = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
 
     def decode(record: dict[str, Any]) -> tuple[np.ndarray, int]:
@@ -83,7 +84,8 @@ def _open(config: DataConfig) -> Dataset:
         splits["data.test_split"] = config.test_split
     records = [prepared.records(builder, split, key) for key, split in splits.items()]
     texts = [_names(split, builder.info) for split in records] if config.text else []
-    sources: list[Source] = [RecordSource(split, decode) for split in records]
+    sources: list[Source] = []
+    sources += [RecordSource(split, decode) for split in records]
     num_bytes = sum(len(source) for source in sources) * math.prod(shape)
     if num_bytes <= config.ram_limit_gb * 1e9:
         sources = [load(source, shape) for source in sources]
@@ -91,9 +93,15 @@ def _open(config: DataConfig) -> Dataset:
     return Dataset(train, test, shape, len(class_names), class_names, *texts)
 
 
+def _features(info: tfds.core.DatasetInfo) -> dict[str, Any]:
+    """Return the features of a set by name."""
+    features: Any = info.features
+    return dict(features)
+
+
 def _names(records: prepared.Records, info: tfds.core.DatasetInfo) -> tuple[str, ...]:
     """Return the names of the images of a split, in its order."""
-    if not isinstance(dict(info.features).get("name"), tfds.features.Text):
+    if not isinstance(_features(info).get("name"), tfds.features.Text):
         raise UserError(
             f"data.text is True, but the images of {info.name} have no names; take "
             "data.name='emoji', or data.text=False"
@@ -114,11 +122,12 @@ def _check(config: DataConfig) -> None:
 
 def _image_shape(info: tfds.core.DatasetInfo, config: DataConfig) -> tuple[int, int, int]:
     """Return (H, W, C) of the images as the config wants them."""
-    feature = dict(info.features).get("image")
+    feature = _features(info).get("image")
     if not isinstance(feature, tfds.features.Image) or feature.np_dtype != np.uint8:
-        found = ", ".join(info.features)
+        found = ", ".join(_features(info))
         raise UserError(f"{info.name} has no 8-bit feature 'image'; its features are: {found}")
-    height, width, channels = feature.shape
+    shape: Any = feature.shape
+    height, width, channels = shape
     if config.image_size:
         height = width = config.image_size
     channels = config.channels or channels

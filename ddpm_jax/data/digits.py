@@ -45,7 +45,7 @@ class Digits(Builder, skip_registration=True):
     def _generate_examples(self, indices: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
         from sklearn.datasets import load_digits  # here, for it takes longer than all other imports
 
-        digits = load_digits()
+        digits: Any = load_digits()
         pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
         for i in indices.tolist():
             yield i, {"image": Image.fromarray(pixels[i]), "label": int(digits.target[i])}

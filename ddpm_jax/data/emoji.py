@@ -134,7 +134,7 @@ class Renderer:
         """Return the emoji on a transparent square, or None where the font has no one glyph."""
         if self.font.getbbox(text) != self.box:  # nothing drawn, or a sequence drawn as several
             return None
-        left, top, right, bottom = self.box
+        left, top, right, bottom = map(int, self.box)
         width, height = right - left, bottom - top
         side = max(width, height)
         picture = Image.new("RGBA", (side, side))

@@ -79,6 +79,8 @@ class Folder(Builder, skip_registration=True):
         self, split: str, files: list[str]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         num_read = 0
+        metadata: Any = self.info.metadata
+        skipped: list[str] = metadata["skipped"]
         num_threads = os.cpu_count() or 1
         results = map_ahead(self._encode, files, num_threads, depth=2 * num_threads)
         for file, result in zip(files, results, strict=True):
@@ -86,7 +88,7 @@ class Folder(Builder, skip_registration=True):
                 reason = f"unreadable image {self.root / file}: {_describe(result)}"
                 if self.data_config.on_bad_image == "refuse":
                     raise bad_image(reason)
-                self.info.metadata["skipped"].append(reason)
+                skipped.append(reason)
                 continue
             num_read += 1
             name = file.encode(errors="replace").decode()  # names on disk need not be valid text

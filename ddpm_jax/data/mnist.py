@@ -15,7 +15,7 @@ from PIL import Image
 
 from ddpm_jax.data.images import encode_png
 from ddpm_jax.data.prepared import Builder
-from ddpm_jax.download import Archive, fetch
+from ddpm_jax.runtime.files import Archive, fetch
 
 
 class Mnist(Builder, skip_registration=True):

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import constants, read_only_builder
 
 from ddpm_jax.config import DataConfig
 from ddpm_jax.errors import UserError
@@ -46,7 +47,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 def data_directory(data_dir: str) -> str:
     """Return where prepared sets lie: `data_dir`, or TFDS's own default where it is empty."""
-    return os.path.expanduser(data_dir or str(tfds.core.constants.DATA_DIR))
+    return os.path.expanduser(data_dir or str(constants.DATA_DIR))
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
@@ -103,7 +104,7 @@ def find(name: str, data_dir: str, own: Iterable[str]) -> tfds.core.DatasetBuild
         that prepares it.
     """
     try:
-        builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
+        builder = read_only_builder.builder_from_files(name, data_dir=data_dir)
     except ValueError as error:  # not found, or not a name
         raise _not_found(name, data_dir, own) from error
     return _readable(builder, _how_to_prepare(name, data_dir))
@@ -150,8 +151,9 @@ class Records:
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
         self.path = builder.data_path
-        skip = tfds.decode.SkipDecoding()
-        self.source = builder.as_data_source(split, decoders={"image": skip})
+        # TFDS makes a class of a function by a decorator, which pyright does not follow.
+        skip = tfds.decode.SkipDecoding()  # pyright: ignore[reportCallIssue]
+        self.source: Any = builder.as_data_source(split, decoders={"image": skip})
 
     def __len__(self) -> int:
         return len(self.source)

@@ -25,6 +25,18 @@ class Source(Protocol):
         ...
 
 
+class Records(Protocol):
+    """Encoded records that are read by position, such as TFDS's `as_data_source()`."""
+
+    def __len__(self) -> int:
+        """Return the number of records."""
+        ...
+
+    def __getitems__(self, positions: list[int]) -> Sequence[Any]:
+        """Return the records at these positions."""
+        ...
+
+
 class ArraySource:
     """Images held in RAM: uint8 [N, H, W, C] with labels int32 [N]."""
 
@@ -44,11 +56,11 @@ class RecordSource:
     """Images decoded from a random-access source of records each time they are read.
 
     Args:
-      records: a sequence with `__getitems__`, such as TFDS's `as_data_source()`.
+      records: the records.
       decode: a record -> (image uint8 [H, W, C], label); called from several threads.
     """
 
-    def __init__(self, records: Sequence[Any], decode: Callable[[Any], tuple[np.ndarray, int]]):
+    def __init__(self, records: Records, decode: Callable[[Any], tuple[np.ndarray, int]]):
         self.records = records
         self.decode = decode
         self.num_threads = min(8, os.cpu_count() or 1)

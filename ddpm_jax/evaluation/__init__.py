@@ -1,1 +1,1 @@
-"""Looking at and measuring images."""
+"""How good samples and likelihoods are, each number with its error."""

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from ddpm_jax import compiler
+from ddpm_jax.runtime import compiler
 from ddpm_jax.types import Array
 
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddpm_jax.evaluation import grids
 from ddpm_jax.evaluation.manifolds import nearest
+from ddpm_jax.figures import grids
 
 NEAR = 0.01  # the part of held-out images that lies nearer than the bar
 

@@ -6,7 +6,7 @@ same seam.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -48,8 +48,9 @@ def as_model(module: nn.Module, image_shape: tuple[int, int, int]) -> Model:
         train: bool = False,
         key: PRNGKey | None = None,
     ) -> Array:
-        rngs = {"dropout": key} if train else None
-        return module.apply({"params": params}, x_t, t, cond, train=train, rngs=rngs)
+        rngs: Any = {"dropout": key} if train else None
+        output: Any = module.apply({"params": params}, x_t, t, cond, train=train, rngs=rngs)
+        return output
 
     return Model(init, apply)
 

@@ -1,6 +1,7 @@
 """What the U-Net is built of besides attention: the embedding of t and the residual block."""
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -57,10 +58,10 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, embedding: Array, train: bool) -> Array:
         """Map x [B, H, W, C] and embedding [B, E] to [B, H, W, channels]."""
-        conv = dict(
+        conv: dict[str, Any] = dict(
             kernel_size=(3, 3), dtype=self.dtype, conv_general_dilated_cls=convolution(train)
         )
-        norm = dict(num_groups=self.num_groups, dtype=self.dtype)
+        norm: dict[str, Any] = dict(num_groups=self.num_groups, dtype=self.dtype)
 
         h = nn.swish(nn.GroupNorm(**norm, name="norm_1")(x))
         h = nn.Conv(self.channels, **conv, kernel_init=fan_avg, name="conv_1")(h)  # [B, H, W, C']

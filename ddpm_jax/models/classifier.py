@@ -7,6 +7,7 @@ Deviates from their classifier, which pools by attention: here the mean over pix
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -46,8 +47,8 @@ class Classifier(nn.Module):
           train: whether dropout is on (needs the "dropout" rng).
         """
         residual, attention = recomputed(self.remat, self.remat_keep)
-        dense = dict(features=4 * self.channels, dtype=self.dtype)
-        conv = dict(
+        dense: dict[str, Any] = dict(features=4 * self.channels, dtype=self.dtype)
+        conv: dict[str, Any] = dict(
             kernel_size=(3, 3), dtype=self.dtype, conv_general_dilated_cls=convolution(train)
         )
 

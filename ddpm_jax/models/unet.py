@@ -15,6 +15,7 @@ it has 35,746,307 parameters. It knows nothing of diffusion: t is a number to em
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -22,13 +23,8 @@ import jax.numpy as jnp
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.attention import fan_avg, zeros
 from ddpm_jax.models.blocks import time_embedding, with_fourier_features
-from ddpm_jax.models.conditioning import (
-    ContextOrNull,
-    EmbeddedVector,
-    check_cond,
-    concatenate_image,
-)
 from ddpm_jax.models.convolution import convolution
+from ddpm_jax.models.inputs import ContextOrNull, EmbeddedVector, check_cond, concatenate_image
 from ddpm_jax.models.recomputation import recomputed
 from ddpm_jax.types import Array
 
@@ -86,7 +82,7 @@ class UNet(nn.Module):
           t: [B] times to embed.
           cond: any of "label" [B] int32 in {0..num_classes-1} (negative: the null class),
             "embedding" [B, D], "context" [B, L, D] with "context_mask" bool [B, L], "image"
-            [B, H, W, C']; see `models.conditioning` for what is null. All but "image" may be
+            [B, H, W, C']; see `models.inputs` for what is null. All but "image" may be
             absent.
           train: whether dropout is on (needs the "dropout" rng).
 
@@ -94,7 +90,7 @@ class UNet(nn.Module):
           UserError: sizes that the levels, groups or heads do not divide; an entry of cond that the
             network does not know, of another shape, or missing.
         """
-        self.check_sizes(x.shape[1:3])
+        self.check_sizes((x.shape[1], x.shape[2]))
         cond = {} if cond is None else cond
         check_cond(cond, self._cond_shapes(x.shape))
         x = with_fourier_features(x, self.fourier_features)
@@ -103,6 +99,7 @@ class UNet(nn.Module):
         residual, attention = recomputed(self.remat, self.remat_keep)
 
         embedding = self._embed(t, cond)  #                                       [B, 4C]
+        context = ()
         if self.context_dim:
             nothing = jnp.zeros((len(x), 0, self.context_dim)), jnp.zeros((len(x), 0), bool)
             context = (cond["context"], cond["context_mask"]) if "context" in cond else nothing
@@ -120,10 +117,10 @@ class UNet(nn.Module):
                     h = attention(*settings, name=f"{name}_to_context")(h, *context)
             return h
 
-        how = dict(conv_general_dilated_cls=convolution(train))
+        how: dict[str, Any] = dict(conv_general_dilated_cls=convolution(train))
 
         def conv(features: int, name: str, strides: int = 1) -> nn.Conv:
-            own = dict(dtype=self.dtype, kernel_init=fan_avg, name=name)
+            own: dict[str, Any] = dict(dtype=self.dtype, kernel_init=fan_avg, name=name)
             return nn.Conv(features, (3, 3), strides, **own, **how)
 
         widths = [self.channels * multiplier for multiplier in self.channel_multipliers]
@@ -158,7 +155,7 @@ class UNet(nn.Module):
     def _embed(self, t: Array, cond: Mapping[str, Array]) -> Array:
         """Embed time, and label and vector where the model has them, as [B, 4C]."""
         width = 4 * self.channels
-        dense = dict(dtype=self.dtype, kernel_init=fan_avg)
+        dense: dict[str, Any] = dict(dtype=self.dtype, kernel_init=fan_avg)
         embedding = time_embedding(t, self.channels).astype(self.dtype)
         embedding = nn.Dense(width, **dense, name="time_1")(embedding)
         embedding = nn.Dense(width, **dense, name="time_2")(nn.swish(embedding))

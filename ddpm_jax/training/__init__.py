@@ -1,1 +1,1 @@
-"""Training: the only part of the library that uses optax and Orbax. `loop.train` runs it all."""
+"""Training: the only part of the library that uses optax. `loop.train` runs it all."""

@@ -17,21 +17,22 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from ddpm_jax import build, compiler, data, objectives
-from ddpm_jax.classifier import is_right, label_loss
+from ddpm_jax import build, data
+from ddpm_jax.build import loss as objectives
 from ddpm_jax.config import Config
 from ddpm_jax.errors import SourceError, UserError
 from ddpm_jax.models import count_parameters
-from ddpm_jax.training import devices, sharding
-from ddpm_jax.training.checkpoint import Checkpoints
+from ddpm_jax.noisy_classifier import is_right, label_loss
+from ddpm_jax.pixels import to_x_0
+from ddpm_jax.runs.checkpoint import Checkpoints
+from ddpm_jax.runs.metrics import Interval, MetricsWriter
+from ddpm_jax.runs.workdir import DatasetFacts, locked, open_for_training, write_facts
+from ddpm_jax.runtime import compiler, devices, sharding
+from ddpm_jax.runtime.interrupt import StopRequest
 from ddpm_jax.training.feed import feed, plan_calls
-from ddpm_jax.training.interrupt import StopRequest
-from ddpm_jax.training.metrics import Interval, MetricsWriter
 from ddpm_jax.training.optimizer import make_optimizer
 from ddpm_jax.training.progress import ProgressLine
-from ddpm_jax.training.state import init_state
-from ddpm_jax.training.step import QUARTILES, make_train_step, to_x_0
-from ddpm_jax.training.workdir import DatasetFacts, locked, open_for_training, write_facts
+from ddpm_jax.training.step import QUARTILES, init_state, make_train_step
 from ddpm_jax.types import Array, Params, PRNGKey
 
 

@@ -9,7 +9,7 @@ from ddpm_jax import data
 from ddpm_jax.config import DataConfig
 from ddpm_jax.data.ahead import map_ahead
 from ddpm_jax.errors import SourceError, UserError
-from ddpm_jax.training import sharding
+from ddpm_jax.runtime import sharding
 from ddpm_jax.types import Array
 
 PREFETCH = 2  # calls whose batches are prepared ahead

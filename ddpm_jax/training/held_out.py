@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 
-from ddpm_jax import compiler, data
+from ddpm_jax import data
 from ddpm_jax.config import Config
-from ddpm_jax.training import sharding
+from ddpm_jax.runtime import compiler, sharding
 from ddpm_jax.training.parts import Parts
 from ddpm_jax.types import Params
 
@@ -22,7 +22,7 @@ def make_held_out(
 ) -> Callable[[Params], float] | None:
     """Return params -> mean loss of the held-out images, or None where there are none.
 
-    `rows` are what else the network is told of each of them (`training.conditioning`).
+    `rows` are what else the network is told of each of them (`data.cond`).
     """
     if dataset.test is None or not config.eval.every:
         return None

@@ -12,23 +12,25 @@ from typing import NamedTuple
 import jax
 from rich.console import Console
 
-from ddpm_jax import data, text
+from ddpm_jax import data
 from ddpm_jax.config import Config, to_dict
+from ddpm_jax.data.cond import grid_cond, text_rows
 from ddpm_jax.errors import SourceError, UserError
 from ddpm_jax.models import count_parameters
-from ddpm_jax.training import conditioning, devices, distributed, sharding
-from ddpm_jax.training.checkpoint import Checkpoints
+from ddpm_jax.pretrained import text_encoder
+from ddpm_jax.runs.checkpoint import Checkpoints
+from ddpm_jax.runs.metrics import Interval, MetricsWriter
+from ddpm_jax.runs.state import TrainState
+from ddpm_jax.runs.workdir import DatasetFacts, locked, open_for_training, write_facts
+from ddpm_jax.runtime import devices, distributed, sharding
+from ddpm_jax.runtime.interrupt import StopRequest
 from ddpm_jax.training.feed import feed, plan_calls
 from ddpm_jax.training.held_out import make_held_out
-from ddpm_jax.training.interrupt import StopRequest
-from ddpm_jax.training.metrics import Interval, MetricsWriter
 from ddpm_jax.training.monitor import make_monitor
 from ddpm_jax.training.parts import build_parts
 from ddpm_jax.training.pictures import Pictures
 from ddpm_jax.training.programs import Programs, give_back_memory
 from ddpm_jax.training.progress import ProgressLine
-from ddpm_jax.training.state import TrainState
-from ddpm_jax.training.workdir import DatasetFacts, locked, open_for_training, write_facts
 
 SMALL_SET = 1000  # images; below this a network tends to copy its training set
 
@@ -70,7 +72,7 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
     mesh = devices.make_mesh(config)
     dataset = distributed.leader_first(lambda: data.open_dataset(config.data))
     parts = build_parts(config, dataset.image_shape, dataset.num_classes, mesh=mesh)
-    train_rows, test_rows = conditioning.text_rows(config, dataset)
+    train_rows, test_rows = text_rows(config, dataset)
     batches = data.Batches(
         dataset.train,
         config.train.batch_size,
@@ -103,7 +105,7 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
     console.print(f"train step: compiled in {programs.seconds:.1f} s; memory {memory}")
 
     # The state: new, or the newest whole checkpoint of this directory.
-    encoder = text.NAME if config.data.text else ""
+    encoder = text_encoder.NAME if config.data.text else ""
     facts = DatasetFacts(dataset.image_shape, dataset.num_classes, dataset.class_names, encoder)
     workdir = distributed.leader_first(lambda: open_for_training(root, config))
     distributed.leader_first(lambda: write_facts(workdir, facts))
@@ -123,7 +125,7 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
     calls = list(plan_calls(start, last, steps_per_call, list(every.values())))
     steps = {n: programs.step(n) for n in {n for _, n in calls}}
     writer = MetricsWriter(workdir, start, enabled=leader)
-    cond = conditioning.grid_cond(config, dataset, train_rows, test_rows)
+    cond = grid_cond(config, dataset, train_rows, test_rows)
     pictures = Pictures(config, parts, cond, workdir, writer, enabled=leader)
     progress = ProgressLine(console, start, last, config.train.batch_size)
     interval, late = Interval(), None  # metrics being gathered; those to be written next

@@ -4,16 +4,18 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from ddpm_jax import data, learned, references
-from ddpm_jax.api import sample_in_chunks
+from ddpm_jax import data
+from ddpm_jax.build import learned
+from ddpm_jax.build.overrides import for_evaluation
 from ddpm_jax.config import Config
+from ddpm_jax.data.cond import drawn_cond
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation import grids
+from ddpm_jax.evaluation import references
 from ddpm_jax.evaluation.features import make_features
 from ddpm_jax.evaluation.moments import check_enough, frechet_distance, streamed
-from ddpm_jax.evaluation.rows import frechet_name
-from ddpm_jax.overrides import for_evaluation
-from ddpm_jax.training.conditioning import drawn_cond
+from ddpm_jax.evaluation.table import frechet_name
+from ddpm_jax.figures import grids
+from ddpm_jax.sampling import sample_in_chunks
 from ddpm_jax.training.parts import Parts
 from ddpm_jax.types import Params
 
@@ -30,7 +32,7 @@ def make_monitor(
     Args:
       config: the run's.
       dataset: its data.
-      rows: what else the network is told of each training image (`training.conditioning`).
+      rows: what else the network is told of each training image (`data.cond`).
       parts: the run's.
 
     Raises:

@@ -7,14 +7,16 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from ddpm_jax import build, learned, objectives, time_samplers
+from ddpm_jax import build, time_samplers
+from ddpm_jax.build import learned
+from ddpm_jax.build import loss as objectives
 from ddpm_jax.config import Config
+from ddpm_jax.data.cond import check, make_cond_fn
 from ddpm_jax.models import Model
-from ddpm_jax.training.conditioning import check, make_cond_fn
+from ddpm_jax.runs.state import TrainState
+from ddpm_jax.runtime.sharding import gatherer
 from ddpm_jax.training.optimizer import learning_rate, make_optimizer
-from ddpm_jax.training.sharding import gatherer
-from ddpm_jax.training.state import TrainState, init_state
-from ddpm_jax.training.step import LossFn, make_eval_step, make_train_step
+from ddpm_jax.training.step import LossFn, init_state, make_eval_step, make_train_step
 from ddpm_jax.types import Array, Params, PRNGKey
 
 

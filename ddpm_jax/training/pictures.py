@@ -6,12 +6,12 @@ import time
 
 import numpy as np
 
-from ddpm_jax.api import sample_in_chunks
 from ddpm_jax.config import Config
-from ddpm_jax.evaluation import grids
-from ddpm_jax.training.metrics import MetricsWriter
+from ddpm_jax.figures import grids
+from ddpm_jax.runs.metrics import MetricsWriter
+from ddpm_jax.runs.workdir import WorkDir
+from ddpm_jax.sampling import sample_in_chunks
 from ddpm_jax.training.parts import Parts
-from ddpm_jax.training.workdir import WorkDir
 from ddpm_jax.types import Conditioning, Params
 
 logger = logging.getLogger(__name__)

@@ -14,12 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ddpm_jax import compiler
 from ddpm_jax.config import Config
 from ddpm_jax.errors import UserError
-from ddpm_jax.training import memory, sharding
+from ddpm_jax.runs.state import TrainState
+from ddpm_jax.runtime import compiler, memory, sharding
 from ddpm_jax.training.parts import Parts
-from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.step import fuse_steps
 
 
@@ -31,7 +30,7 @@ class Programs:
       parts: its pure functions, built for the same mesh.
       mesh: its devices.
       image_shape: (H, W, C).
-      rows: what else the network is told of each training image (`training.conditioning`).
+      rows: what else the network is told of each training image (`data.cond`).
 
     Attributes:
       state: `ShapeDtypeStruct`s of the state, each with its sharding.

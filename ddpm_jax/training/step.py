@@ -18,9 +18,10 @@ import optax
 
 from ddpm_jax.conditioning import drop
 from ddpm_jax.config import LossConfig, OptimConfig
+from ddpm_jax.models import Model
+from ddpm_jax.pixels import to_x_0
+from ddpm_jax.runs.state import TrainState
 from ddpm_jax.time_samplers import TimeSampler
-from ddpm_jax.training.conditioning import to_x_0
-from ddpm_jax.training.state import TrainState
 from ddpm_jax.types import Array, Conditioning, Params, PRNGKey
 
 # (params, x_0, t, eps, cond, train, key) -> [B]: the loss per example
@@ -29,6 +30,23 @@ LossFn = Callable[[Params, Array, Array, Array, Conditioning | None, bool, PRNGK
 CondFn = Callable[[dict[str, Array]], Conditioning | None]
 
 QUARTILES = 4
+
+
+def init_state(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    key: PRNGKey,
+    time_sampler: TimeSampler,
+) -> TrainState:
+    """Return the state before the first step; pure, for `jax.jit` and `jax.eval_shape`."""
+    params = model.init(key)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema_params=jax.tree.map(jnp.copy, params),  # buffers of its own: the step donates both
+        opt_state=optimizer.init(params),
+        time_state=time_sampler.init(),
+    )
 
 
 def loss_by_quartile(

@@ -1,0 +1,200 @@
+"""How many bits a run needs for images: the bound, rate and distortion, progressive decoding.
+
+A receiver that knows x_t, and so an estimate of x_0,   (Ho et al. 2020, section 4.3 and figure 5)
+  has got     L_T + Σ_{i>t} L_{i-1} bits/dim, the rate
+  and is off  by the RMSE of x̂_0(x_t) on the scale {0..255}, the distortion.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax import data, timesteps
+from ddpm_jax.config import Config
+from ddpm_jax.data.cond import cond_of, text_rows
+from ddpm_jax.denoise import make_denoise_fn
+from ddpm_jax.evaluation import references
+from ddpm_jax.evaluation.table import Row
+from ddpm_jax.figures import grids
+from ddpm_jax.likelihood import bound
+from ddpm_jax.likelihood.bound import Part
+from ddpm_jax.likelihood.ode import make_bits_per_dim
+from ddpm_jax.pixels import to_x_0
+from ddpm_jax.process import q_sample
+from ddpm_jax.runs import Run
+from ddpm_jax.runtime import compiler
+from ddpm_jax.types import Array, Conditioning, Params, PRNGKey
+
+
+class Coding(NamedTuple):
+    """What `evaluate` found.
+
+    Attributes:
+      rows: the bound and its parts.
+      curve: the rate-distortion curve, from t = T down to 1.
+    """
+
+    rows: list[Row]
+    curve: list[Part]
+
+
+def variance_of(config: Config) -> str:
+    """Return the variance of p(x_{t-1} | x_t) that a run's bound is of: learned where it is."""
+    return "learned_range" if config.model.learn_variance else config.sample.variance
+
+
+def evaluate(
+    run: Run,
+    dataset: data.Dataset,
+    split: str,
+    *,
+    variance: str,
+    num_images: int,
+    num_terms: int,
+) -> Coding:
+    """Estimate the variational bound of a split's images, in bits/dim.
+
+    A conditional model is told of each image what it was trained on. Errors are standard errors
+    over the images, and hold what the draw of noise and of timesteps adds.
+
+    Args:
+      run: of `runs.open_run`.
+      dataset: that it was trained on.
+      split: "train" or "test".
+      variance: of p(x_{t-1} | x_t), such as `variance_of` the run's config.
+      num_images: at most so many, drawn at random, always the same ones.
+      num_terms: of the T terms that are computed for each image (`likelihood.bound`); at most T.
+
+    Raises:
+      UserError: no such split.
+    """
+    T = run.process.num_timesteps
+    bound_fn = bound.make_bound(
+        run.process,
+        run.model.apply,
+        kind=run.config.loss.kind,
+        variance=variance,
+        # a learned schedule is trained to decode from x_1 alone (`likelihood.continuous`)
+        decoder="flat" if run.config.process.schedule == "learned" else "posterior",
+        clip_x_0=run.config.sample.clip_x_0,
+        num_terms=min(num_terms, T),
+    )
+    found = []
+    for images, cond, start, n in _batches(run, dataset, split, num_images):
+        part = bound_fn(run.params, jax.random.key(0), images, cond, start=start)
+        found.append(part._replace(**_first(part, n)))
+    whole = bound.concatenate(found)
+    return Coding(_rows(whole, split), bound.rate_distortion(whole))
+
+
+def _rows(whole: bound.Bound, split: str) -> list[Row]:
+    """Return the bound, and its parts as in Ho et al. 2020, table 4."""
+    n, T = whole.prior.size, whole.edges[-1]
+    computed = len(whole.edges) - 1
+    note = "every term" if computed == T else f"{computed} of {T} terms, drawn anew for each image"
+    total = bound.total(whole)
+    rows = [Row(f"bits_per_dim_{split}", *bound.mean_and_error(total), n, note)]
+    rows.append(Row(f"L_T_{split}", *bound.mean_and_error(whole.prior), n, "bits/dim"))
+    if whole.edges[1] == 1:  # L_0 was computed by itself
+        L_0 = whole.terms[0]
+        rows += [
+            Row(f"rate_{split}", *bound.mean_and_error(total - L_0), n, "bits/dim, all but L_0"),
+            Row(f"L_0_{split}", *bound.mean_and_error(L_0), n, "bits/dim, the distortion"),
+        ]
+        rmse = 127.5 * float(np.sqrt(whole.squared_error[0].mean()))
+        rows.append(Row(f"rmse_{split}", rmse, None, n, "of x_0 from x_1, of 0..255"))
+    return rows
+
+
+def evaluate_by_ode(
+    run: Run, dataset: data.Dataset, split: str, *, num_images: int, tolerance: float
+) -> Row:
+    """Estimate the exact likelihood of a split's images, by the probability-flow ODE.
+
+    Arguments and errors as in `evaluate`; `ddpm_jax.ode_likelihood` says what is measured.
+
+    Args:
+      tolerance: of the solver, relative and absolute.
+    """
+    bits_per_dim = make_bits_per_dim(
+        run.process, run.model.apply, kind=run.config.loss.kind, rtol=tolerance, atol=tolerance
+    )
+    bits, evaluations = [], []
+    for images, cond, start, n in _batches(run, dataset, split, num_images):
+        found = bits_per_dim(run.params, jax.random.key(0), images, cond, start=start)
+        bits.append(found[0][:n].astype(np.float64))
+        evaluations.append(found[1][:n])
+    values = np.concatenate(bits)
+    note = f"tolerance {tolerance:g}, {np.concatenate(evaluations).mean():.0f} evaluations an image"
+    return Row(f"bits_per_dim_ode_{split}", *bound.mean_and_error(values), values.size, note)
+
+
+def progressive_decoding(
+    run: Run, dataset: data.Dataset, split: str, *, num_images: int = 8, num_frames: int = 10
+) -> np.ndarray:
+    """Return a picture of what a receiver sees as bits arrive: x̂_0(x_t) for falling t.
+
+    Each row is an image: the estimates at `num_frames` timesteps from T to 1, then the image.
+
+    Returns:
+      [H, W, C] uint8.
+    """
+    images, cond = _read(run, dataset, split, _some(num_images, num_images))
+    T = run.process.num_timesteps
+    ts = timesteps.quadratic(T, min(num_frames, T))[:-1]
+
+    @functools.partial(jax.jit, compiler_options=compiler.options(compiler.NETWORK))
+    def decode(params: Params, key: PRNGKey, x_0: Array, cond: Conditioning | None) -> Array:
+        denoise_fn = make_denoise_fn(
+            run.process, run.model.apply, params, cond, kind=run.config.loss.kind
+        )
+        eps = jax.random.normal(key, x_0.shape)  # one path: the same noise at every t
+
+        def at(t: Array) -> Array:
+            t = jnp.full(x_0.shape[0], t)
+            return denoise_fn(q_sample(run.process, x_0, t, eps), t).x_0
+
+        return jax.lax.map(at, ts)
+
+    frames = grids.to_uint8(
+        decode(run.params, jax.random.key(0), to_x_0(jnp.asarray(images)), cond)
+    )
+    columns = np.concatenate([frames, images[None]]).swapaxes(0, 1)  # [n, frames + 1, H, W, C]
+    return grids.make_grid(columns.reshape(-1, *images.shape[1:]), columns=len(ts) + 1, side=32)
+
+
+def _some(count: int, wanted: int) -> np.ndarray:
+    """Return at most `wanted` of the indices 0..count-1: at random, always the same."""
+    return np.sort(np.random.default_rng(0).permutation(count)[:wanted])
+
+
+def _read(
+    run: Run, dataset: data.Dataset, split: str, indices: np.ndarray
+) -> tuple[np.ndarray, Conditioning | None]:
+    """Return images [n, H, W, C] uint8 of a split, and what the network is told of them."""
+    source = references.source_of(dataset, split)
+    encoded = dict(zip(("train", "test"), text_rows(run.config, dataset), strict=True))[split]
+    return source.read(indices)[0], cond_of(run.config, source, encoded, indices)
+
+
+def _batches(
+    run: Run, dataset: data.Dataset, split: str, num_images: int
+) -> Iterator[tuple[np.ndarray, Conditioning | None, int, int]]:
+    """Yield images, what is told of them, the index of the first, and how many of them count.
+
+    All batches are of one size, so that nothing compiles twice: the last is filled up.
+    """
+    indices = _some(len(references.source_of(dataset, split)), num_images)
+    size = min(run.config.sample.chunk_size, len(indices))
+    for start in range(0, len(indices), size):
+        wanted = indices[start : start + size]
+        yield *_read(run, dataset, split, np.resize(wanted, size)), start, len(wanted)
+
+
+def _first(part: bound.Bound, n: int) -> dict[str, np.ndarray]:
+    """Return the fields of a bound for its first n images."""
+    return {name: getattr(part, name)[..., :n] for name in ("prior", "terms", "squared_error")}

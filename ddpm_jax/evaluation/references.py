@@ -1,0 +1,151 @@
+"""What samples are compared with: a data set's features and moments, computed once and kept.
+
+Everything lies in `<data_dir>/quality`, under a key of the data set, its split, resolution and
+preprocessing (with a hash of 64 of the images), and the weights of the feature network.
+"""
+
+import hashlib
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ddpm_jax import data
+from ddpm_jax.config import DataConfig
+from ddpm_jax.data.prepared import data_directory
+from ddpm_jax.errors import UserError, unknown
+from ddpm_jax.evaluation import small_classifier
+from ddpm_jax.evaluation.features import FeatureNetwork, make_features
+from ddpm_jax.evaluation.moments import Moments, streamed
+from ddpm_jax.runtime.cache import load_or_make
+
+CHUNK = 512  # images read at once
+MAX_FEATURES = 10_000  # images whose features are kept, for distances that need more than moments
+HASHED = 64  # images whose pixels are part of the key
+
+
+class Reference(NamedTuple):
+    """A split of a data set, seen by a feature network.
+
+    Attributes:
+      split: "train" or "test"; part of the metrics' names.
+      moments: of all its images.
+      features: [m, D] float32, of all or of `MAX_FEATURES` drawn at random.
+    """
+
+    split: str
+    moments: Moments
+    features: np.ndarray
+
+
+def source_of(dataset: data.Dataset, split: str) -> data.Source:
+    """Return the images of "train" or "test".
+
+    Raises:
+      UserError: another split, or no held-out images.
+    """
+    if split not in ("train", "test"):
+        raise unknown("split", split, ["train", "test"])
+    source = dataset.train if split == "train" else dataset.test
+    if source is None:
+        raise UserError("split 'test' is asked for, but the data have no held-out images")
+    return source
+
+
+def chunks(source: data.Source) -> Iterator[np.ndarray]:
+    """Yield all images in order, in arrays [<= CHUNK, H, W, C] uint8."""
+    for start in range(0, len(source), CHUNK):
+        yield source.read(np.arange(start, min(start + CHUNK, len(source))))[0]
+
+
+def classifier(config: DataConfig, dataset: data.Dataset) -> tuple[FeatureNetwork, float]:
+    """Return the small classifier of a labelled data set, and its accuracy on held-out images.
+
+    Trained the first time (seconds, a minute at most) on up to 10,000 of the training images; of
+    a set without held-out images, every tenth of them is held out.
+
+    Raises:
+      UserError: the data have no labels.
+    """
+    if dataset.num_classes < 2:
+        raise UserError(
+            f"the features of a classifier need labels of at least two classes, but {config.name} "
+            f"has {dataset.num_classes or 'none'}; pass --features=inception"
+        )
+    facts = {
+        "version": small_classifier.VERSION,
+        "train": _facts(config, dataset.train, "train"),
+        "test": dataset.test and _facts(config, dataset.test, "test"),
+    }
+
+    def make() -> dict[str, np.ndarray]:
+        most = small_classifier.MAX_IMAGES
+        indices = _some(len(dataset.train), most)
+        if dataset.test is not None:
+            held_out = dataset.test.read(_some(len(dataset.test), most))
+        else:
+            held_out = dataset.train.read(indices[::10])
+            indices = np.delete(indices, np.s_[::10])
+        return small_classifier.train(*dataset.train.read(indices), *held_out)
+
+    arrays = load_or_make(_directory(config), f"classifier-{config.name}", facts, make)
+    return small_classifier.as_network(arrays), float(arrays["accuracy"])
+
+
+def reference(
+    config: DataConfig, dataset: data.Dataset, split: str, network: FeatureNetwork
+) -> Reference:
+    """Return the features and moments of a split, without flips; computed the first time.
+
+    Raises:
+      UserError: no such split.
+    """
+    source = source_of(dataset, split)
+    facts = {"data": _facts(config, source, split), "network": [network.name, network.digest]}
+
+    def make() -> dict[str, np.ndarray]:
+        features = make_features(network)
+        kept, wanted, start = [], _some(len(source), MAX_FEATURES), 0
+
+        def stream() -> Iterator[np.ndarray]:
+            nonlocal start
+            for images in chunks(source):
+                found = features(images)
+                kept.append(
+                    found[wanted[(wanted >= start) & (wanted < start + len(found))] - start]
+                )
+                start += len(found)
+                yield found
+
+        moments = streamed(stream())
+        n = np.array(moments.n)
+        return dict(n=n, mean=moments.mean, m2=moments.m2, features=np.concatenate(kept))
+
+    name = f"{network.name}-{config.name}-{split}"
+    arrays = load_or_make(_directory(config), name, facts, make)
+    moments = Moments(int(arrays["n"]), arrays["mean"], arrays["m2"])
+    return Reference(split, moments, arrays["features"])
+
+
+def _facts(config: DataConfig, source: data.Source, split: str) -> dict[str, Any]:
+    """Return what the pixels of a split depend on."""
+    images, labels = source.read(_some(len(source), HASHED))
+    return {
+        "name": config.name,
+        "split": {"train": config.train_split, "test": config.test_split}[split],
+        "image_size": config.image_size,
+        "channels": config.channels,
+        "crop": config.crop,
+        "shape": [len(source), *images.shape[1:]],
+        "sha256": hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest(),
+    }
+
+
+def _some(n: int, most: int) -> np.ndarray:
+    """Return at most so many of n indices, ascending; always the same."""
+    return np.sort(np.random.default_rng(0).choice(n, min(n, most), replace=False))
+
+
+def _directory(config: DataConfig) -> pathlib.Path:
+    return pathlib.Path(data_directory(config.data_dir)) / "quality"

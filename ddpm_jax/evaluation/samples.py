@@ -1,0 +1,126 @@
+"""How good the samples of a trained run are, and whether they are copies: `evaluate`."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from ddpm_jax import build, data
+from ddpm_jax.data.cond import drawn_cond, text_rows
+from ddpm_jax.evaluation import memorisation, references, table
+from ddpm_jax.evaluation.distances import Estimate
+from ddpm_jax.evaluation.features import FeatureNetwork, make_features
+from ddpm_jax.evaluation.table import Row, short
+from ddpm_jax.figures import grids
+from ddpm_jax.runs import Run
+from ddpm_jax.sampling import sample_in_chunks
+
+MAX_NEIGHBOURS = 1000  # samples of each seed, and held-out images, whose neighbours are sought
+SHOWN = 30  # of them in the picture
+
+
+class Report(NamedTuple):
+    """What `evaluate` found.
+
+    Attributes:
+      rows: the metrics.
+      neighbours: [H, W, C] uint8, a picture: the samples of the first seed that are nearest to a
+        training image, the nearest first, each over that image.
+    """
+
+    rows: list[Row]
+    neighbours: np.ndarray
+
+
+def evaluate(
+    run: Run,
+    dataset: data.Dataset,
+    network: FeatureNetwork,
+    *,
+    n: int,
+    num_seeds: int = 3,
+    split: str = "train",
+) -> Report:
+    """Sample a run several times and measure the samples, with the run's sampler (`Run.config`).
+
+    A conditional model is told what n images of the split are (their classes, texts or coarse
+    versions), drawn at random, without guidance beyond `config.sample`. Errors are over the seeds
+    0, 1, ... of noise and conditioning: the model, the reference and the features are as given.
+
+    Args:
+      run: of `runs.open_run`, whose `sample` names the sampler.
+      dataset: that the run was trained on.
+      network: what to compare in.
+      n: images of each seed.
+      num_seeds: how often.
+      split: what to compare with: "train" or "test".
+
+    Raises:
+      UserError: no such split.
+    """
+    source = references.source_of(dataset, split)
+    encoded = text_rows(run.config, dataset)[split == "test"]
+    reference = references.reference(run.config.data, dataset, split, network)
+    sample = build.sample_fn(run.config, run.process, run.model, run.facts.image_shape)
+    features = make_features(network)
+    near = _Neighbours(run, dataset)
+    measured, picture = [], None
+    for seed in range(num_seeds):
+        cond = drawn_cond(run.config, source, encoded, n, seed)
+        chunk_size = run.config.sample.chunk_size
+        found, kept = [], []
+        for chunk in sample_in_chunks(
+            sample, run.params, jax.random.key(seed), n, chunk_size, cond
+        ):
+            images = grids.to_uint8(chunk)
+            found.append(features(images))
+            if sum(map(len, kept)) < MAX_NEIGHBOURS:
+                kept.append(images)
+        some = np.concatenate(kept)[:MAX_NEIGHBOURS]
+        distance, index = near.find(some)
+        if picture is None:
+            first = np.argsort(distance)[:SHOWN]
+            theirs, _ = dataset.train.read(index[first])
+            picture = memorisation.neighbour_grid(some[first], theirs)
+        measured.append(
+            table.compare(
+                np.concatenate(found),
+                reference.moments,
+                reference.features,
+                network=network.name,
+                split=split,
+                head=network.head,
+                seed=seed,
+            )
+            | near.compare(distance)
+        )
+    return Report(table.over_seeds(measured, n), picture)
+
+
+class _Neighbours:
+    """The nearest training images of samples, and of held-out images as the yardstick."""
+
+    def __init__(self, run: Run, dataset: data.Dataset):
+        self._train = dataset.train
+        self._flip = run.config.data.flip
+        self._held_out = None
+        if dataset.test is not None:
+            indices = np.random.default_rng(0).permutation(len(dataset.test))[:MAX_NEIGHBOURS]
+            self._held_out, _ = self.find(dataset.test.read(indices)[0])
+
+    def find(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the distance to the nearest training image, and which one it is."""
+
+        def chunks() -> Iterator[np.ndarray]:
+            return references.chunks(self._train)
+
+        return memorisation.nearest_training_image(images, chunks, flip=self._flip)
+
+    def compare(self, distance: np.ndarray) -> dict[str, Estimate | str]:
+        """Return the metrics of samples at these distances."""
+        names = [f"{field}{short(len(distance))}" for field in memorisation.Memorisation._fields]
+        if self._held_out is None:
+            return dict.fromkeys(names, "needs held-out images")
+        found = memorisation.compare(distance, self._held_out)
+        return {k: Estimate(v, np.nan) for k, v in zip(names, found, strict=True)}

@@ -1,0 +1,250 @@
+"""Log-likelihoods by the probability-flow ODE, solved by diffrax with adaptive steps.
+
+The ODE runs in u = ln σ̄_t, σ̄_t = sigma_t/alpha_t, from t = 1 to t = T:
+
+  dx/du = sigma (ε̂(x, t) - sigma x)                  (Song et al. 2021, eq. 13, with u for the time)
+        = alpha sigma v̂ = alpha (alpha x - x̂_0)      for the other kinds
+  ln p(x_1) = ln N(x_T; 0, I) + ∫ ∇·(dx/du) du       (Chen et al. 2018, eq. 8; Song et al., eq. 39)
+  ∇·f = E_z zᵀ(∂f/∂x)z,  z of random signs           (Hutchinson; Grathwohl et al. 2019, 3.1)
+
+alpha and sigma are exact at every u; the t that the network is told is interpolated between the
+table's, linearly in u, so the network must take a float32 t. What is measured is the density of
+x_1/alpha_1, data with the chain's least noise, σ̄_1, on them. With zero terminal SNR, where u has no
+end, the way ends at T - 1. One probe for each image stays the same all the way, so that the solver
+sees a smooth function. Needs the extra `likelihood` (diffrax).
+"""
+
+import functools
+import math
+import types
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.errors import UserError, unknown
+from ddpm_jax.predictions import KINDS, check_kind
+from ddpm_jax.process import GaussianProcess
+from ddpm_jax.runtime import compiler
+from ddpm_jax.types import ApplyFn, Array, Conditioning, Params, PRNGKey
+
+PIXEL_SCALE = 127.5  # pixels {0..255} are x_0 = k / 127.5 - 1
+EVALUATIONS_PER_STEP = 6  # of Dopri5, whose last stage is the next step's first
+
+
+def make_log_prob(
+    process: GaussianProcess,
+    apply_fn: ApplyFn,
+    *,
+    kind: str = "eps",
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    num_probes: int = 1,
+    max_steps: int = 1000,
+) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    """Build `log_prob(params, key, x_0, cond=None, *, start=0)`: nats of continuous data.
+
+    It takes x_0: [B, ...] float and returns ln p: [B] float32 and the evaluations of the network
+    that each image took, [B] int32 (each with its derivatives along the probes). Image i has its
+    own steps, and its probes are drawn from fold_in(key, start + i): what else is in the batch
+    changes nothing but rounding. Unbiased over the probes, up to the solver's tolerance; without
+    variance where the Jacobian is diagonal, as with independent pixels.
+
+    Args:
+      process: the chain.
+      apply_fn: the network; t comes to it as float32. Of 2C channels the first C are read.
+      kind: what the network predicts: "eps", "x_0" or "v".
+      rtol, atol: the solver's (Dormand and Prince's 5(4)) bounds on the error of a step, of x and
+        of the log-density per dimension together (root mean square); Song et al. take 1e-5.
+      num_probes: probes of Hutchinson's estimator, at least 1.
+      max_steps: of the solver, for one image.
+
+    Raises:
+      UserError: unknown kind, eps at zero terminal SNR, T < 2, a number out of its range, diffrax
+        is not installed; from `log_prob`: the solver takes more than max_steps.
+    """
+    if kind not in KINDS:
+        raise unknown("kind", kind, KINDS)
+    check_kind(process, kind)
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if not 0.0 < value < math.inf:
+            raise UserError(f"{name} must be > 0, found {value}")
+    for name, value in (("num_probes", num_probes), ("max_steps", max_steps)):
+        if value < 1:
+            raise UserError(f"{name} must be at least 1, found {value}")
+    u = -0.5 * np.asarray(process.log_snr[1:], np.float64)
+    u = u[np.isfinite(u)]
+    if u.size < 2:
+        raise UserError("the ODE needs a chain of at least 2 timesteps with a finite log-SNR")
+    times = np.asarray(process.timesteps)[1 : u.size + 1]
+    tables = u.astype(np.float32), times.astype(np.float32)
+    solve = _make_solve(apply_fn, kind, num_probes, max_steps)
+
+    def log_prob(
+        params: Params,
+        key: PRNGKey,
+        x_0: Array,
+        cond: Conditioning | None = None,
+        *,
+        start: int = 0,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        keys = _keys(key, start, len(x_0))
+        solved = solve(
+            tables, dict(rtol=rtol, atol=atol), params, keys, jnp.asarray(x_0, jnp.float32), cond
+        )
+        nats, steps = jax.device_get(solved)
+        if not np.all(found := np.isfinite(nats)):
+            raise UserError(
+                f"the ODE of image {start + int(np.argmin(found))} was not solved in "
+                f"max_steps = {max_steps}: raise it, or the tolerances (rtol {rtol:g}, "
+                f"atol {atol:g}), unless the network returns what is not finite"
+            )
+        return nats, EVALUATIONS_PER_STEP * steps + 1
+
+    return log_prob
+
+
+def make_bits_per_dim(
+    process: GaussianProcess,
+    apply_fn: ApplyFn,
+    *,
+    kind: str = "eps",
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    num_probes: int = 1,
+    max_steps: int = 1000,
+) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    """Build `bits_per_dim(params, key, images, cond=None, *, start=0)` of 8-bit images.
+
+    It takes images: uint8 [B, ...] and returns -log_2 p per dimension, [B] float32, and the
+    evaluations. Pixels are dequantised, x_0 = (k + u - 1/2) / 127.5 - 1 with u uniform in [0, 1),
+    so that a bin is centred on the value that stands for it in training; a density of x_0 is
+    smaller than one of k + u by 127.5, and
+
+      -log_2 P(k) <= E_u[-log_2 p(x_0)] + log_2 127.5     per dimension   (Theis et al. 2016, 3.1)
+
+    Arguments and errors as in `make_log_prob`; from `bits_per_dim`: images that are not uint8.
+    """
+    log_prob = make_log_prob(
+        process,
+        apply_fn,
+        kind=kind,
+        rtol=rtol,
+        atol=atol,
+        num_probes=num_probes,
+        max_steps=max_steps,
+    )
+
+    def bits_per_dim(
+        params: Params,
+        key: PRNGKey,
+        images: Array,
+        cond: Conditioning | None = None,
+        *,
+        start: int = 0,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if images.dtype != np.uint8:
+            raise UserError(f"images must be uint8, 0..255, found {images.dtype}")
+        u_key, probe_key = jax.random.split(key)
+        x_0 = dequantise(_keys(u_key, start, len(images)), images)
+        nats, evaluations = log_prob(params, probe_key, x_0, cond, start=start)
+        return math.log2(PIXEL_SCALE) - nats / (x_0[0].size * math.log(2.0)), evaluations
+
+    return bits_per_dim
+
+
+def dequantise(key: PRNGKey, images: Array) -> Array:
+    """Return (k + u - 1/2) / 127.5 - 1, u uniform in [0, 1): [B, ...] float32.
+
+    Args:
+      key: [B] keys, one per image.
+      images: [B, ...] uint8.
+    """
+    u = jax.vmap(lambda k: jax.random.uniform(k, images.shape[1:]))(key)
+    return (jnp.asarray(images, jnp.float32) + (u - 0.5)) / PIXEL_SCALE - 1.0
+
+
+@functools.lru_cache(maxsize=8)
+def _make_solve(
+    apply_fn: ApplyFn, kind: str, num_probes: int, max_steps: int
+) -> Callable[..., tuple[Array, Array]]:
+    """Build (tables, tolerances, params, keys, x_0, cond) -> ln p: [B] nats, and steps: [B] int32.
+
+    ln p is NaN where max_steps did not suffice. One program serves all chains and tolerances.
+    """
+    diffrax = _diffrax()
+
+    def solve(
+        tables: tuple[Array, Array],
+        tolerances: dict[str, float],
+        params: Params,
+        key: PRNGKey,
+        x_0: Array,
+        cond: Conditioning | None,
+    ) -> tuple[Array, Array]:
+        u_table, times = tables
+        signs = jax.random.rademacher(key, (num_probes, *x_0.shape), jnp.float32)
+        cond = jax.tree.map(lambda c: c[None], cond)
+
+        def slope(u: Array, x: Array) -> Array:
+            alpha, sigma = _alpha_sigma(u)
+            t = (jnp.interp(u, u_table, times) - 1.0)[None]  # as `denoise.apply_network` tells it
+            output = apply_fn(params, x[None], t, cond, train=False, key=None)
+            output = output[0, ..., : x.shape[-1]].astype(x.dtype)
+            if kind == "eps":
+                return sigma * (output - sigma * x)
+            if kind == "x_0":
+                return alpha * (alpha * x - output)
+            return alpha * sigma * output
+
+        def field(u: Array, y: tuple[Array, Array], args: None) -> tuple[Array, Array]:
+            along = jax.vmap(
+                lambda z: jax.jvp(functools.partial(slope, u), (y[0],), (z,)), out_axes=(None, 0)
+            )
+            dx, derivatives = along(signs)
+            return dx, (signs * derivatives).sum() / (num_probes * x_0.size)
+
+        alpha_1, _ = _alpha_sigma(u_table[0])
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(field),
+            diffrax.Dopri5(),
+            t0=u_table[0],
+            t1=u_table[-1],
+            dt0=None,
+            y0=(alpha_1 * x_0, jnp.zeros(())),
+            stepsize_controller=diffrax.PIDController(**tolerances),
+            max_steps=max_steps,
+            throw=False,
+        )
+        x_T, divergence = (y[0] for y in solution.ys)
+        prior = -0.5 * (jnp.square(x_T).mean() + math.log(2.0 * math.pi))
+        nats = x_0.size * (prior + divergence + jnp.log(alpha_1))
+        solved = solution.result == diffrax.RESULTS.successful
+        return jnp.where(solved, nats, jnp.nan), solution.stats["num_steps"]
+
+    return jax.jit(
+        jax.vmap(solve, in_axes=(None, None, None, 0, 0, 0)),
+        compiler_options=compiler.options(compiler.NETWORK),
+    )
+
+
+def _alpha_sigma(u: Array) -> tuple[Array, Array]:
+    """Return alpha and sigma where σ̄ = e^u."""
+    return jnp.sqrt(jax.nn.sigmoid(-2.0 * u)), jnp.sqrt(jax.nn.sigmoid(2.0 * u))
+
+
+def _keys(key: PRNGKey, start: int, n: int) -> PRNGKey:
+    index = np.arange(start, start + n, dtype=np.uint32)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+
+
+def _diffrax() -> types.ModuleType:
+    """Import diffrax when it is first needed: nothing else of the library does."""
+    try:
+        import diffrax
+    except ImportError as error:
+        raise UserError(
+            "likelihoods by the ODE need diffrax: pip install 'ddpm_jax[likelihood]'"
+        ) from error
+    return diffrax

@@ -1,0 +1,1 @@
+"""Networks with weights that others trained, and the readers of the files that hold them."""

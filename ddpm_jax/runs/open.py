@@ -1,0 +1,112 @@
+"""A trained run: from its work directory to a sampling function and weights."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from ddpm_jax import build
+from ddpm_jax.build import learned
+from ddpm_jax.build.overrides import override
+from ddpm_jax.config import Config
+from ddpm_jax.errors import UserError
+from ddpm_jax.models import Model
+from ddpm_jax.process import GaussianProcess
+from ddpm_jax.runs.checkpoint import restore_ema
+from ddpm_jax.runs.workdir import DatasetFacts, WorkDir, open_for_reading, read_config, read_facts
+from ddpm_jax.types import Params
+
+
+def load(
+    root: str | os.PathLike,
+    step: int | None = None,
+    *,
+    sample: Mapping[str, Any] | None = None,
+    classifier: str | os.PathLike | None = None,
+    classifier_scale: float = 1.0,
+) -> tuple[Callable, Params]:
+    """Open a trained run: `sample, params = load("runs/digits")`.
+
+    Args:
+      root: the work directory of the training.
+      step: which checkpoint; None is the newest whole one.
+      sample: fields of `config.sample` in place of the run's own, e.g. {"guidance": 1.5}.
+      classifier: the work directory of `experiments.train_classifier`, to guide by it towards
+        cond["label"] (negative: no class), on top of any other guidance.
+      classifier_scale: its scale, at least 0.
+
+    Returns:
+      sample: `sample(params, key, n, cond=None) -> [n, H, W, C]` float32 in [-1, 1], with the
+        process and sampler of the run's config (`ddpm_jax.make_sample`). A class-conditional model
+        takes cond={"label": [n] int32}; without it, it samples its null class, if not guided.
+        A model of texts takes `pretrained.text_encoder.conditioning(texts)`, one of
+        super-resolution {"image": [n, H, W, C] in [-1, 1]}, the small images repeated to the
+        model's size.
+      params: the EMA weights; with a classifier, {"model": ..., "classifier": ...}.
+
+    Raises:
+      UserError: not a run, no readable checkpoint, a field that is not the config's, or a
+        classifier of another chain, image shape or number of classes.
+    """
+    run = open_run(root, step, sample=sample)
+    if classifier is None:
+        return build.sample_fn(
+            run.config, run.process, run.model, run.facts.image_shape
+        ), run.params
+    other = open_for_reading(classifier)
+    _check_fits(classifier, other, run)
+    shape, num_classes = run.facts.image_shape, run.facts.num_classes
+    judge = build.classifier(read_config(other).model, shape, num_classes)
+    sample_fn = build.sample_fn(
+        run.config, run.process, run.model, shape, classifier=judge, scale=classifier_scale
+    )
+    return sample_fn, {"model": run.params, "classifier": _restore(other, judge, None)[1]}
+
+
+class Run(NamedTuple):
+    """The parts of a trained run; `params` are the EMA weights of the checkpoint of `step`."""
+
+    config: Config
+    facts: DatasetFacts
+    process: GaussianProcess
+    model: Model
+    params: Params
+    step: int
+
+
+def open_run(
+    root: str | os.PathLike, step: int | None = None, *, sample: Mapping[str, Any] | None = None
+) -> Run:
+    """Open the parts of a trained run; arguments and errors as in `load`."""
+    workdir = open_for_reading(root)
+    config, facts = override(read_config(workdir), sample), read_facts(workdir)
+    model = build.model(config.model, facts.image_shape, facts.num_classes)
+    step, params = _restore(workdir, learned.joint_model(config.process, model), step)
+    process, params = learned.split(config.process, params)
+    return Run(config, facts, process, model, params, step)
+
+
+def _check_fits(root: str | os.PathLike, workdir: WorkDir, run: Run) -> None:
+    """Refuse a classifier that judges other images, classes or noise than the model's."""
+    theirs, their_facts = read_config(workdir), read_facts(workdir)
+    for what, found, wanted in (
+        ("data.num_classes", their_facts.num_classes, run.facts.num_classes),
+        ("image shape", their_facts.image_shape, run.facts.image_shape),
+        ("process", theirs.process, run.config.process),
+    ):
+        if found != wanted:
+            raise UserError(
+                f"the classifier in {root} does not fit the model: its {what} is {found}, the "
+                f"model's is {wanted}; train one on the same data and process"
+            )
+
+
+def _restore(workdir: WorkDir, model: Model, step: int | None) -> tuple[int, Params]:
+    """Return the step and the EMA weights of a checkpoint of a run."""
+    abstract = jax.eval_shape(model.init, jax.random.key(0))
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract
+    )
+    return restore_ema(workdir.checkpoints, abstract, step)
