@@ -1,9 +1,11 @@
-"""How good samples of the digits are: python -m benchmarks.digits_quality SAMPLES.npz
+"""Quality of samples of the digits: a Fréchet distance.
 
-Fréchet distance between samples and the training images in the 64 hidden features of a classifier
-of digits (scikit-learn's MLP, 98 % of held-out images right), as FID has it in Inception's. Its
-value depends on the number of images, so compare at one n only; at n = 200, by experiment (the
-last four with 100 steps of fixed_small, which unbroken give 2.7):
+    python -m benchmarks.digits_quality SAMPLES.npz
+
+The distance is between the samples and the training images, as in FID. The features are the 64
+hidden units of a classifier of digits (scikit-learn's MLP, 98 % of held-out images right). The
+distance depends on the number of images n, so compare only distances with the same n. Measured for
+n = 200 (the last four with 100 steps of fixed_small, which have 2.7 without any damage):
 
   training images drawn at random         1.1
   all held-out images (163)               1.7
@@ -14,7 +16,7 @@ last four with 100 steps of fixed_small, which unbroken give 2.7):
   sampler without its noise                98
   initial weights in place of the EMA     105
 
-On the pixels themselves the distance hardly tells a Gaussian (1.2) from the model (1.0).
+On pixels, the distance barely distinguishes a Gaussian (1.2) from the model (1.0).
 """
 
 import functools
@@ -31,7 +33,7 @@ from ddpm_jax.config import DataConfig
 
 @functools.cache
 def _classifier_and_images() -> tuple[MLPClassifier, np.ndarray]:
-    """Return a classifier trained on the training images, and these as [N, 64] in [-1, 1]."""
+    """Return a classifier trained on the training images, and the images [N, 64] in [-1, 1]."""
     train = data.open_dataset(DataConfig(name="digits")).train
     images, labels = train.read(np.arange(len(train)))
     images = images.reshape(len(images), -1) / 127.5 - 1.0
@@ -40,7 +42,7 @@ def _classifier_and_images() -> tuple[MLPClassifier, np.ndarray]:
 
 
 def classifier() -> MLPClassifier:
-    """Return the classifier, of rows [N, 64] in [-1, 1]: predict, score and the like."""
+    """Return the classifier; its methods (predict, score) take rows [N, 64] in [-1, 1]."""
     return _classifier_and_images()[0]
 
 

@@ -26,7 +26,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.model.embedding_dim = 384
     config.model.context_dim = 384
     if variant == "small":
-        config.data.skin_tones = False  # pictures that differ in shape, not in tone alone
+        config.data.skin_tones = False  # the pictures left differ in shape
         config.model.channel_multipliers = (1, 2)
         config.train.num_steps = 1200
         config.train.num_samples = 16
