@@ -29,7 +29,8 @@ def make_held_out(
       parts: the run's.
       mesh: the devices, which share each batch.
     """
-    if dataset.test is None:
+    test = dataset.test
+    if test is None:
         return None
     size_of_network = compiler.of_network(jax.eval_shape(parts.init).params)
     eval_step = jax.jit(
@@ -39,13 +40,13 @@ def make_held_out(
     )
     over_batch = sharding.over_batch(mesh)
     size = config.train.batch_size
-    count = min(config.eval.num_examples, len(dataset.test))
+    count = min(config.eval.num_examples, len(test))
 
     def held_out(params: Params) -> dict[str, float]:
         found = []
         for i in range(math.ceil(count / size)):
             indices = np.arange(i * size, (i + 1) * size) % count  # fills the last batch up
-            images, labels = dataset.test.read(indices)
+            images, labels = test.read(indices)
             batch = {"image": images, "label": labels}
             batch |= {name: value[indices] for name, value in rows.items()}
             shared = {

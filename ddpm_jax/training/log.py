@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.runs.metrics import Interval, MetricsWriter
@@ -24,7 +25,7 @@ class Log:
         self,
         writer: MetricsWriter,
         progress: ProgressLine,
-        rate: Callable[[int], float | Array],
+        rate: Callable[[Any], Any],
         max_nonfinite: int,
         checkpoints: pathlib.Path,
     ):
@@ -64,4 +65,4 @@ class Log:
                 f"{self._checkpoints}; try a lower optim.learning_rate, optim.clip_norm=1.0 or "
                 "model.dtype=float32"
             )
-        return row["skipped_in_a_row"]
+        return int(row["skipped_in_a_row"])

@@ -102,8 +102,8 @@ def make_train_step(
             cond = drop(cond, jax.random.bernoulli(null_key, p_uncond, t.shape))
 
         def mean_loss(params, examples, key):
-            *told, weight = examples
-            loss = loss_fn(params, *told, True, key)  #                            [B / accumulate]
+            x_0, t, eps, cond, weight = examples
+            loss = loss_fn(params, x_0, t, eps, cond, True, key)  #                [B / accumulate]
             return (weight * loss).mean(), loss
 
         def micro_step(gradient, part):
@@ -129,6 +129,7 @@ def make_train_step(
             gradient = jax.tree.map(lambda g: g / accumulate, gradient)
             loss = loss.swapaxes(0, 1).reshape(-1)
 
+        opt_state: Any  # optax.ApplyIfFiniteState
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         n = state.step.astype(jnp.float32)
