@@ -1,12 +1,15 @@
-"""Does a sample show what its text says? On a trained run of emoji_text.py:small:
+"""Do samples show what their texts say? On a trained run of emoji_text.py:small.
 
-python -m benchmarks.text_retrieval --workdir=runs/emoji_text --out=docs/figures/text.png
+    python -m benchmarks.text_retrieval --workdir=runs/emoji_text --out=docs/figures/text.png
 
-64 names are drawn, and a picture is sampled from each. A sample is matched against the true
-pictures of these 64 names, by root mean square distance of pixels. top-1 is how often its own is
-the nearest, top-5 how often it is among the nearest five; chance is 1/64 and 5/64. From names of
-the training set, whose pictures the model may have learned by heart, and of held-out ones, whose
-pictures it never saw. The picture of --out has a row for each of --prompts.
+The script draws 64 names and samples a picture from each name. It matches each sample with the true
+pictures of these 64 names, by the root mean square distance of pixels. top-1 is how often the
+nearest picture is the right one (chance: 1/64). top-5 is how often the right one is among the
+nearest five (chance: 5/64).
+
+It does this for names of the training set and for held-out names. The model may know the pictures
+of training names by heart; it has never seen those of held-out names. The picture of --out has a
+row for each of --prompts.
 """
 
 import pathlib
@@ -26,17 +29,17 @@ from ddpm_jax.runs.workdir import open_for_reading, read_config
 from ddpm_jax.sampling import sample_in_chunks
 from experiments import command
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a run of emoji_text.")
-N = flags.DEFINE_integer("n", 64, "Names of each split.", lower_bound=5)
-WEIGHTS = flags.DEFINE_list("weights", ["0", "1", "3"], "Guidance weights w.")
-SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of the samples; the names are the same.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a trained run of emoji_text.")
+N = flags.DEFINE_integer("n", 64, "Number of names from each split.", lower_bound=5)
+WEIGHTS = flags.DEFINE_list("weights", ["0", "1", "3"], "Weights w of guidance to measure.")
+SEEDS = flags.DEFINE_integer("seeds", 3, "Number of seeds; each samples the same names again.")
 PROMPTS = flags.DEFINE_list(
     "prompts",
     ["a red heart", "red apple", "blue circle", "flag: France"]  # or nearly so, in training
     + ["tomato", "grinning face", "woman dancing", "flag: Peru"],  # held out
-    "Texts of the picture, a row each: samples at the first w, then at the next.",
+    "Texts of the picture; each has a row with samples at each w.",
 )
-OUT = flags.DEFINE_string("out", None, "Where to draw the picture, a PNG; nowhere if unset.")
+OUT = flags.DEFINE_string("out", None, "File of the picture (PNG). Default: no picture.")
 flags.mark_flag_as_required("workdir")
 
 NAMES_SEED = 0
@@ -49,7 +52,10 @@ SHOWN = 8  # samples of a prompt
 def main() -> None:
     config = read_config(open_for_reading(WORKDIR.value))
     if not config.data.text:
-        raise UserError(f"--workdir={WORKDIR.value} is a run without texts (data.text is False)")
+        raise UserError(
+            f"--workdir={WORKDIR.value} is a run without texts (data.text is False); train "
+            "experiments/emoji_text.py:small"
+        )
     dataset = data.open_dataset(config.data)
     splits = {
         "training": (dataset.train, dataset.train_texts),
@@ -75,7 +81,7 @@ def main() -> None:
                 ranks.append(own_ranks(images, pictures))
             cells = []
             for k in TOPS:
-                hits = 100 * np.mean(np.stack(ranks) < k, axis=0)  # of each name, over the seeds
+                hits = 100 * np.mean(np.stack(ranks) < k, axis=0)  # per name, over the seeds
                 error = hits.std(ddof=1) / np.sqrt(len(hits))
                 cells.append(f"{hits.mean():.1f} ± {error:.1f}")
             print(f"| {name} | {w:g} | " + " | ".join(cells) + " |", flush=True)
@@ -98,12 +104,14 @@ def _draw(sample, params, seed: int, cond: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def _cond(config, texts: list[str]) -> dict[str, np.ndarray]:
-    """Return what the network is told of the texts, at one length of sequence for all."""
+    """Return the entries of cond for the texts, padded to one length of sequence."""
     rows = text_encoder.conditioning(texts)
     for name in ("context", "context_mask"):
         room = LENGTH - rows[name].shape[1]
         if room < 0:
-            raise UserError(f"a text has more than {LENGTH} tokens: {max(texts, key=len)!r}")
+            raise UserError(
+                f"a text has more than {LENGTH} tokens; shorten {max(texts, key=len)!r}"
+            )
         rows[name] = np.pad(rows[name], [(0, 0), (0, room), *[(0, 0)] * (rows[name].ndim - 2)])
     return {name: value for name, value in rows.items() if name in cond_names(config)}
 

@@ -36,6 +36,8 @@ from ddpm_jax.process import (
 from ddpm_jax.sampling import make_sample, sample_in_chunks
 from ddpm_jax.types import Prediction
 
+__version__ = "0.1.0"
+
 __all__ = [
     "GaussianProcess",
     "Prediction",

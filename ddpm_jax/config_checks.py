@@ -25,11 +25,20 @@ AT_LEAST_1 = (
     "eval.num_steps",
 )
 BELOW_1 = ("model.dropout", "data.holdout", "loss.p_uncond", "optim.ema_decay")
-SIGNED = ("mesh.data", "process.gamma_min", "process.gamma_max")
+SIGNED = ("mesh.data", "process.gamma_min", "process.gamma_max")  # may be negative
+NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "a string"}
 
 
 def check_ranges(flat: Mapping[str, Any]) -> None:
-    """Refuse counts and probabilities that cannot be."""
+    """Check that every number of a config is in its range.
+
+    Args:
+      flat: the config as `config.flatten` returns it, {"section.field": value}.
+
+    Raises:
+      UserError: a count below 1, a probability outside [0, 1), or another number that must not be
+        negative.
+    """
     for key in AT_LEAST_1:
         if flat[key] < 1:
             raise UserError(f"config.{key} must be at least 1, found {flat[key]}")
@@ -42,15 +51,24 @@ def check_ranges(flat: Mapping[str, Any]) -> None:
 
 
 def check_type(key: str, value: Any, hint: Any) -> Any:
-    """Return `value` as the type that the field has, or say what is wrong with it."""
-    if typing.get_origin(hint) is tuple:  # JSON has lists for tuples
+    """Return `value` in the type of its field: an int becomes a float, a list becomes a tuple.
+
+    Args:
+      key: the name of the field, "section.field", for the message.
+      value: the value found.
+      hint: the type of the field: int, float, bool, str or tuple[int, ...].
+
+    Raises:
+      UserError: the value has another type.
+    """
+    if typing.get_origin(hint) is tuple:  # JSON has lists in place of tuples
         if isinstance(value, (list, tuple)) and all(type(v) is int for v in value):
             return tuple(value)
         raise UserError(f"config.{key} must be a tuple of integers such as (1, 2), found {value!r}")
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
-        raise UserError(f"config.{key} must be {hint.__name__}, found {value!r}")
+        raise UserError(f"config.{key} must be {NAMES[hint]}, found {value!r}")
     return value
 
 

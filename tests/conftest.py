@@ -6,9 +6,13 @@ and why: `pytestmark = pytest.mark.loose_promotion(reason="Linen's ... adds int3
 Most of the time goes into compiling. What one test has compiled is loaded by those after it, and by
 the processes that they start; a module whose programs run for less time than it takes to optimise
 them says so: `pytestmark = pytest.mark.quick_to_compile`.
+
+`pytest` runs the quick tests; `pytest -m ""` also runs those marked `slow`. The mark is at the top
+of a module, so that a reader knows a module's speed from its first lines.
 """
 
 import os
+import pathlib
 import shutil
 import tempfile
 
@@ -30,26 +34,16 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-# Dealt first, the longest in front; what is short then keeps the workers busy to the end.
-LONGEST = (
-    "test_end_to_end.py",
-    "test_distributed.py",
-    "test_resume.py",
-    "test_training.py",
-    "test_classifier.py",
-    "test_bad_input.py",
-    "test_monitor.py",
-    "test_sharding.py",
-    "test_notebooks.py",
-    "test_learned_runs.py",
-    "test_vdm.py",
-    "test_text_runs.py",
-)
+def pytest_ignore_collect(collection_path: pathlib.Path, config: pytest.Config) -> bool | None:
+    """Leave the peers' modules out of a quick run: to import PyTorch takes longer than most."""
+    quick = config.option.markexpr == "not slow"
+    return True if quick and collection_path.name.startswith("test_peers") else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    rank = {name: i for i, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+    """Deal the slow modules first: the short ones then keep all workers busy to the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path not in slow, item.path.name != "test_end_to_end.py"))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from test_guided_runs import FACTS, command, config_of, make_run
+from mains import run as run_main
+from test_guided_runs import FACTS, config_of, make_run
 
 import ddpm_jax
 from ddpm_jax import build, guidance
@@ -189,7 +190,7 @@ def test_what_does_not_fit_is_refused(both, tmp_path):
 def test_the_command_line_guides_by_a_classifier(both, tmp_path):
     root, _, _ = both
     flags = (f"--workdir={root / 'model'}", f"--classifier={root / 'judge'}", "--n=2", "--label=1")
-    done = command("sample", *flags, "--classifier_scale=4", f"--out={tmp_path / 'guided'}")
+    done = run_main("sample", *flags, "--classifier_scale=4", f"--out={tmp_path / 'guided'}")
     assert done.returncode == 0, done.stderr
     sample, params = ddpm_jax.load(root / "model", classifier=root / "judge", classifier_scale=4.0)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):

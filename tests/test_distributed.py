@@ -9,7 +9,6 @@ import re
 import signal
 import socket
 import subprocess
-import time
 
 import numpy as np
 import pytest
@@ -19,6 +18,8 @@ from trainings import start, wait_for_step
 from ddpm_jax.errors import UserError
 from ddpm_jax.runs import metrics
 from ddpm_jax.runtime import distributed
+
+pytestmark = pytest.mark.slow
 
 HEARTBEAT = 10
 OVERRIDES = {
@@ -50,9 +51,9 @@ def start_two(workdir: pathlib.Path, cache: pathlib.Path, *of_second: str):
     ]
 
 
-def end(processes: list[subprocess.Popen], *codes: int) -> list[str]:
-    """Wait for the processes to end with their codes; return what they said."""
-    said = [process.communicate(timeout=300)[0] for process in processes]
+def end(processes: list[subprocess.Popen], *codes: int, limit: int = 300) -> list[str]:
+    """Wait for the processes to end with their codes; return their output."""
+    said = [process.communicate(timeout=limit)[0] for process in processes]
     assert [process.returncode for process in processes] == list(codes), "\n".join(said)
     return said
 
@@ -82,9 +83,8 @@ def test_two_processes_train_as_one_does_and_end_together(tmp_path):
     wait_for_step(processes[0], 30)
     assert processes[1].poll() is None
     processes[1].kill()
-    killed = time.monotonic()
-    said, _ = end(processes, 75, -signal.SIGKILL)
-    assert time.monotonic() - killed < 3 * HEARTBEAT  # the machine may be busy
+    # the machine may be busy, but without the flag it takes 100 s or more
+    said, _ = end(processes, 75, -signal.SIGKILL, limit=9 * HEARTBEAT)
     assert "error: another process of this run ended" in said, said
 
     # the same commands resume; SIGTERM to either saves, and both stop at one step

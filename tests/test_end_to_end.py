@@ -32,7 +32,10 @@ from ddpm_jax.runs import open_run
 from ddpm_jax.samplers.ancestral import AncestralState
 from ddpm_jax.variance import fixed_small
 
-pytestmark = pytest.mark.loose_promotion(reason="Linen's GroupNorm mixes ranks")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.loose_promotion(reason="Linen's GroupNorm mixes ranks"),
+]
 
 ROOT = pathlib.Path(__file__).parents[1]
 BAR = 4.0

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -201,7 +200,7 @@ def test_the_log_is_written_without_pytorch_where_that_is_installed(tmp_path):
     """tensorboardX would load it, for as long as all other imports of a training take."""
     (tmp_path / "torch.py").write_text("print('loaded'); Tensor = object")
     program = (
-        "import pathlib, sys; from ddpm_jax.training import metrics, workdir\n"
+        "import pathlib, sys; from ddpm_jax.runs import metrics, workdir\n"
         "paths = workdir.WorkDir(pathlib.Path(sys.argv[1]))\n"
         "writer = metrics.MetricsWriter(paths, 0)\n"
         "writer.scalars(1, {'loss': 0.5})\n"
@@ -241,9 +240,7 @@ def test_what_hangs_does_not_keep_the_process_from_ending():
         "import threading; from ddpm_jax.data.ahead import map_ahead\n"
         "next(map_ahead(lambda i: threading.Event().wait(), [1, 2], 1, 0, timeout=0.1))"
     )
-    start = time.monotonic()
-    ended = subprocess.run(
+    ended = subprocess.run(  # what hangs would hang for ever
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
     )
     assert ended.returncode == 1 and "TimeoutError: nothing came within 0.1 seconds" in ended.stderr
-    assert time.monotonic() - start < 110

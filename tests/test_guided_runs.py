@@ -1,13 +1,9 @@
 """Guidance by config: what a run allows, from `build`, `load` and the command line."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
+from mains import run as run_main
 
 import ddpm_jax
 from ddpm_jax import build, guidance, runs
@@ -23,7 +19,6 @@ pytestmark = [
     pytest.mark.quick_to_compile,
 ]
 
-ROOT = Path(__file__).parents[1]
 FACTS = DatasetFacts((4, 4, 1), 3, ("a", "b", "c"))
 TINY = {
     "process": {"schedule": "cosine", "num_timesteps": 4},
@@ -135,21 +130,10 @@ def test_the_defaults_guide_nothing():
     assert guides.from_config(Config(), build.process(config_of().process)) == 0.0
 
 
-def command(name, *flags):
-    return subprocess.run(
-        [sys.executable, "-m", f"experiments.{name}", *flags],
-        cwd=ROOT,
-        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 def test_the_command_line_guides_and_refuses(run, tmp_path):
     root, _ = run
     flags = (f"--workdir={root}", "--n=2", "--label=1")
-    done = command("sample", *flags, "--guidance=2.0", f"--out={tmp_path / 'guided'}")
+    done = run_main("sample", *flags, "--guidance=2.0", f"--out={tmp_path / 'guided'}")
     assert done.returncode == 0, done.stderr
     images = np.load(tmp_path / "guided.npz")
     sample, params = ddpm_jax.load(root, sample={"guidance": 2.0})
@@ -160,8 +144,9 @@ def test_the_command_line_guides_and_refuses(run, tmp_path):
 
     unconditional = tmp_path / "unconditional"
     make_run(unconditional, config_of(model=dict(class_conditional=False)))
-    refused = command("sample", f"--workdir={unconditional}", "--guidance=1.5")
+    refused = run_main("sample", f"--workdir={unconditional}", "--guidance=1.5")
     assert refused.returncode == 2
     assert refused.stderr.splitlines()[-1] == (
-        "error: --guidance=1.5 is given, but the model has no classes to guide to"
+        "error: --guidance=1.5 is given, but the model has no classes or texts to guide to; "
+        "leave out --guidance"
     )

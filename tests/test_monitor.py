@@ -23,6 +23,7 @@ from ddpm_jax.training.loop import train
 from ddpm_jax.training.monitor import make_monitor
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:Sharding info not provided"),
     pytest.mark.loose_promotion(reason="Linen's GroupNorm mixes ranks"),
     pytest.mark.quick_to_compile,

@@ -18,6 +18,8 @@ from ddpm_jax.randomness import draw_noise
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
+pytestmark = pytest.mark.slow
+
 # Theirs by name; `constant` has no name there
 OURS = {
     "linear": schedules.linear,

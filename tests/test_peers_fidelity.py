@@ -14,6 +14,8 @@ from ddpm_jax.evaluation import distances, manifolds
 from ddpm_jax.evaluation.features import make_features
 from ddpm_jax.evaluation.moments import frechet_distance, moments
 
+pytestmark = pytest.mark.slow
+
 N, WIDTH = 32, 16
 
 

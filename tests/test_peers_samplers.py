@@ -22,7 +22,10 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 # They call np.array on torch's tensors
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
 
 T, NUM_STEPS, SHAPE = 1000, 10, (2, 3, 4)
 GRID = timesteps.trailing(T, NUM_STEPS)

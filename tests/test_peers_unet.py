@@ -13,7 +13,7 @@ from ddpm_jax.models import UNet
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-pytestmark = pytest.mark.quick_to_compile
+pytestmark = [pytest.mark.slow, pytest.mark.quick_to_compile]
 
 PARTS = {  # theirs -> ours, inside a block
     "norm1": "norm_1",

@@ -2,15 +2,12 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_guided_runs import ROOT
+from mains import run as run_main
 from test_training import make_config
 
 from ddpm_jax import build, data
@@ -184,43 +181,13 @@ def test_evaluation_takes_its_own_sampler_and_no_options_of_the_runs():
     build.sampler(sample, build.process(config.process))
 
 
-DRIVER = """
-import json, sys
-from absl import flags
-from absl.testing import flagsaver
-from array_record.python import array_record_data_source  # defines flags, before these are saved
-from ddpm_jax.errors import UserError
-from experiments import evaluate
-
-for line in json.loads(sys.argv[1]):
-    with flagsaver.flagsaver():
-        flags.FLAGS(["evaluate", *line])
-        try:
-            evaluate.main()
-        except UserError as error:
-            print("error:", error)
-    print("----")
-"""
-
-
 def test_the_command_prints_a_table_and_writes_it(run_and_data):
     _, _, root = run_and_data
     flag = f"--workdir={root}"
-    lines = [
-        [flag, "--n=100", "--seeds=2", "--num_steps=3", "--bound_images=8", "--bound_terms=3"],
-        [flag, "--sampler=dimm"],
-        [f"--workdir={root / 'checkpoints'}"],
-    ]
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, json.dumps(lines)],
-        cwd=ROOT,
-        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    sizes = ["--n=100", "--seeds=2", "--num_steps=3", "--bound_images=8", "--bound_terms=3"]
+    done = run_main("evaluate", flag, *sizes)
     assert done.returncode == 0, done.stderr
-    table, unknown, no_run = done.stdout.split("----\n")[:3]
+    table = done.stdout
     assert "fd100_train_min" in table and "dpm_solver_pp_2m, 3 steps" in table
     written = json.loads((root / "evaluate.json").read_text())
     assert written["checkpoint"] == 3 and "2 x 100" in written["samples"]
@@ -231,5 +198,9 @@ def test_the_command_prints_a_table_and_writes_it(run_and_data):
     assert len(written["rate_distortion"]["train"]) == 3
     for name in ("nearest_training_images", "rate_distortion", "progressive"):
         assert (root / "samples" / f"{name}.png").exists()
-    assert unknown.startswith("error: unknown sample.sampler 'dimm'; did you mean 'ddim'?")
-    assert "is not the work directory of a run" in no_run
+    for flags, words in (
+        ([flag, "--sampler=dimm"], "error: unknown sample.sampler 'dimm'; did you mean 'ddim'?"),
+        ([f"--workdir={root / 'checkpoints'}"], "is not the work directory of a run"),
+    ):
+        refused = run_main("evaluate", *flags)
+        assert refused.returncode == 2 and refused.stdout == "" and words in refused.stderr

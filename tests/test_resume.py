@@ -20,6 +20,8 @@ from trainings import start, wait_for_step
 
 from ddpm_jax.runs import metrics
 
+pytestmark = pytest.mark.slow
+
 STEPS = 160
 OVERRIDES = {
     "train.num_steps": STEPS,

@@ -17,6 +17,7 @@ from sampler_cases import DETERMINISTIC
 import ddpm_jax
 from ddpm_jax import samplers
 from ddpm_jax.samplers import ode
+from ddpm_jax.types import Prediction
 
 ORDERS = {
     "ddim": 1,
@@ -114,6 +115,29 @@ def test_halving_the_steps_shows_the_order(setting, name):
             errors.append(np.sqrt(np.mean((np.asarray(x) - expected) ** 2, axis=0)))
     orders = np.log2(errors[0] / errors[1])  # of the Gaussian's pixels and of the mixture's
     np.testing.assert_allclose(orders, ORDERS[name], atol=0.35)
+
+
+@pytest.mark.parametrize(("t", "s"), [(9, 6), (6, 1), (12, 2)])
+def test_2s_is_exact_where_x_0_is_a_line_in_lambda_wherever_the_timestep_between_is(t, s):
+    """With x̂_0 = a + b λ the slope over r h is known: D = x̂_0(t) + b h / 2 whatever r is."""
+    process = ddpm_jax.make_process(oracles.betas("linear", 12))  # uneven in λ
+    alpha = oracles.chain_moments("linear", 12)[0]
+    sigma = np.sqrt(1 - alpha**2)
+    lambda_ = np.log(alpha[1:] / sigma[1:])
+    a, b = 0.3, 0.7
+
+    def denoise_fn(x_t, t):
+        alpha_t, sigma_t = oracles.tables(process, t)
+        x_0 = jnp.full_like(x_t, a) + b * jnp.log(alpha_t / sigma_t)
+        return Prediction(x_0, (x_t - alpha_t * x_0) / sigma_t)
+
+    x_t, keys = np.array([[0.5], [-1.0]], np.float32), jax.random.split(jax.random.key(0), 2)
+    sampler = samplers.dpm_solver_pp_2s(process)
+    x_s = sampler.step(denoise_fn, keys, sampler.init(jnp.asarray(x_t)), t, s)[0].x
+    h = lambda_[s - 1] - lambda_[t - 1]
+    x_0 = a + b * lambda_[t - 1] + 0.5 * b * h
+    expected = sigma[s] / sigma[t] * x_t + alpha[s] * (1 - np.exp(-h)) * x_0
+    np.testing.assert_allclose(x_s, expected, rtol=1e-5)
 
 
 def test_inversion_returns_the_image_with_an_error_of_order_1(setting):

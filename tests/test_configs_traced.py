@@ -1,0 +1,51 @@
+"""Every config file of experiments/: its parts can be built and traced."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from test_configs import CONFIGS, load
+
+from ddpm_jax import build
+from ddpm_jax.pretrained import text_encoder as text
+from ddpm_jax.training.parts import build_parts
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.loose_promotion(reason="Linen's GroupNorm mixes ranks"),
+]
+
+SHAPES = {"cifar10": (32, 32, 3), "digits": (8, 8, 1), "emoji": (32, 32, 3)}  # else of image_size
+
+
+def shape_of(config):
+    side = config.data.image_size
+    known = SHAPES.get(config.data.name, (32, 32, 3))
+    return (side, side, known[2]) if side else known
+
+
+@pytest.mark.parametrize(("name", "variant"), CONFIGS)
+def test_a_step_of_every_config_can_be_traced(name, variant):
+    config, n = load(name, variant), 2
+    shape, num_classes = shape_of(config), 10
+    if config.model.name == "classifier":
+        build.process(config.process)
+        model = build.classifier(config.model, shape, num_classes)
+        jax.eval_shape(model.init, jax.random.key(0))
+        return
+    parts = build_parts(config, shape, num_classes)
+    batch = {
+        "image": jax.ShapeDtypeStruct((n, *shape), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((n,), jnp.int32),
+    }
+    if config.data.text:
+        for key, dtype, inner in (
+            ("embedding", jnp.float32, (text.WIDTH,)),
+            ("context", jnp.float32, (8, text.WIDTH)),
+            ("context_mask", jnp.bool_, (8,)),
+        ):
+            batch[key] = jax.ShapeDtypeStruct((n, *inner), dtype)
+    state = jax.eval_shape(parts.init)
+    after, metrics = jax.eval_shape(parts.train_step, state, batch)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+    assert metrics["loss"].shape == ()
+    assert jax.eval_shape(parts.eval_step, state.params, batch, 0).shape == (n,)
