@@ -73,8 +73,7 @@ def _advance(
     def correct(i: Array, x: Array) -> Array:
         score = -denoise_fn(x, t).eps / sigma_t
         z = noise(fold_in(key, i + 1), t, x.shape)
-        norm = _norm(score)
-        ratio = _norm(z) / jnp.where(norm > 0.0, norm, jnp.inf)  # no score is nothing to follow
+        ratio = _norm(z) / _norm(score)  # not finite where there is nothing to follow
         size = 2.0 * alpha * jnp.square(snr * jnp.where(jnp.isfinite(ratio), ratio, 0.0))
         size = expand(size, x)
         return x + size * score + _root(2.0 * size) * z
@@ -88,6 +87,15 @@ def _norm(x: Array) -> Array:
     return _root(jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim))))
 
 
+@jax.custom_jvp
 def _root(x: Array) -> Array:
-    """Return √x, with a gradient of 0 instead of inf at 0."""
-    return jnp.where(x > 0.0, jnp.sqrt(jnp.where(x > 0.0, x, 1.0)), 0.0)
+    """Return √x, with a derivative of 0 instead of inf at 0."""
+    return jnp.sqrt(x)
+
+
+@_root.defjvp
+def _root_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (x_dot,) = primals, tangents
+    root = _root(x)
+    slope = jnp.where(x > 0.0, 0.5 / jnp.where(x > 0.0, root, 1.0), 0.0)
+    return root, slope * x_dot
