@@ -146,13 +146,13 @@ def inpaint(
     num_resamples: int = 10,
     jump_length: int = 1,
 ) -> Array:
-    """Return x_0 with what the mask hides drawn anew (RePaint).
+    """Return x_0 with new pixels where the mask is 0 (RePaint).
 
-    num_resamples = 1 only pastes the known pixels in at every step, and what is drawn hardly heeds
-    them; resampling brings the two into agreement, at num_resamples network calls a step. For two
-    correlated pixels (T = 100, fixed_large) the hidden one, whose mean should be 0.44, gets 0.151
-    at 1, 0.395 at 10 and 0.434 at 200. Resampling repeats what is wrong in a step: fixed_small,
-    a little narrow each time, ends at a variance of 0.18 where 0.28 is right (200).
+    num_resamples = 1 only pastes the known pixels in at every step: the new pixels do not fit them
+    well. Resampling brings the two into agreement, at num_resamples network calls a step. For two
+    correlated pixels (T = 100, fixed_large) the mean of the hidden one should be 0.44. It is 0.151
+    at num_resamples = 1, 0.395 at 10 and 0.434 at 200. Resampling also repeats the error of a step:
+    fixed_small is a little narrow each time, and ends at variance 0.18 instead of 0.28 (at 200).
 
     Args:
       process: the chain.

@@ -204,9 +204,9 @@ def sample_in_chunks(
 ) -> Iterator[np.ndarray]:
     """Draw the images of `sample(params, key, n, cond)` in chunks that fit on the device.
 
-    The next chunk is computed while the last one is fetched, so at most two are on the device.
-    All are of one size, so that nothing compiles twice; the last is cut. Several processes
-    share the chunks, and each yields them all; then `params` are the process's own copy.
+    The next chunk is computed while the last one is fetched, so at most two are on the device. All
+    chunks have one size, so that nothing compiles twice; the last one is cut. Several processes
+    share the chunks, and each process yields all of them. Then each needs its own copy of `params`.
 
     Args:
       sample: from `make_sample`, without `collect`.
@@ -230,7 +230,7 @@ def sample_in_chunks(
     size = math.ceil(n / (count * rounds))  # of the chunk that each process draws in a round
 
     def draw(start: int) -> Array:
-        mine = start + index * size  # of several processes, the last may draw what nobody wants
+        mine = start + index * size  # the last process may draw images beyond n, which are cut
         part = jax.tree.map(lambda leaf: leaf[min(mine, n - 1) : mine + size], cond)
         return sample(params, key, size, rows.pad(part, size), start=mine)
 

@@ -34,7 +34,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.figures import grids
 from ddpm_jax.pixels import to_uint8, to_x_0
 from ddpm_jax.randomness import image_keys
-from ddpm_jax.runtime import compiler
+from ddpm_jax.runtime import rows
 from experiments import command
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the trained run.")
@@ -153,8 +153,8 @@ def _editor(run: runs.Run, label: int | None) -> Callable:
     ) -> list[np.ndarray]:
         n = len(arrays[0]) // len(draws)
 
-        @functools.partial(jax.jit, compiler_options=compiler.options(compiler.NETWORK))
-        def run_all(params, keys, arrays):
+        def run_all(params, each):
+            keys, arrays = each
             cond = None
             if label is not None:
                 cond = {"label": jnp.full(len(keys), label, jnp.int32)}
@@ -163,7 +163,8 @@ def _editor(run: runs.Run, label: int | None) -> Callable:
 
         draw_keys = image_keys(jax.random.key(SEED.value), draws)
         keys = jax.vmap(image_keys, (0, None))(draw_keys, np.arange(n))
-        images = np.asarray(run_all(run.params, keys.reshape(-1), arrays))
+        spread = rows.over_local_devices(run_all)
+        images = np.asarray(spread(run.params, (keys.reshape(-1), arrays)))
         return list(images.reshape(len(draws), n, *images.shape[1:]))
 
     return edit
@@ -252,8 +253,8 @@ def _write(given: list[np.ndarray], edited: list[np.ndarray]) -> None:
     columns = given + edited
     if EDIT.value == "interpolate":  # one end at each side
         columns = [given[0], *edited, given[1]]
-    rows = to_uint8(np.stack(columns, axis=1))
-    picture = grids.make_grid(rows.reshape(-1, *rows.shape[2:]), columns=len(columns), side=32)
+    table = to_uint8(np.stack(columns, axis=1))
+    picture = grids.make_grid(table.reshape(-1, *table.shape[2:]), columns=len(columns), side=32)
     default = pathlib.Path(WORKDIR.value) / "samples" / f"{EDIT.value}_seed{SEED.value}"
     out = pathlib.Path(OUT.value or default)
     png, npz = (out.with_name(out.name + suffix) for suffix in (".png", ".npz"))

@@ -39,7 +39,7 @@ def test_all_devices_get_their_rows():
 
 
 def test_it_compiles_once_for_each_padded_size_and_static_value():
-    call = rows.over_local_devices(run, out_axes=(0, 1))
+    call = rows.over_local_devices(lambda *arguments: run(*arguments), out_axes=(0, 1))
     traces.clear()
     for n in (9, 16, 12):
         call(jnp.float32(3), {"x": np.ones((n, 2), np.float32)})
@@ -51,7 +51,7 @@ def test_it_compiles_once_for_each_padded_size_and_static_value():
 
 
 def test_inside_a_transform_the_rows_are_left_as_they_are():
-    call = rows.over_local_devices(run, out_axes=(0, 1))
+    call = rows.over_local_devices(lambda *arguments: run(*arguments), out_axes=(0, 1))
     x = np.ones((3, 2), np.float32)
     traces.clear()
     jax.jit(lambda: call(jnp.float32(3), {"x": x}))()

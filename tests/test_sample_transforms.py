@@ -1,7 +1,7 @@
 """`sample` as a JAX function, the noise that the caller gives, and the process named once."""
 
 import dataclasses
-import re
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +66,9 @@ def test_jit_of_sample_is_sample():
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_gradients_through_the_chain_are_those_of_finite_differences(name):
-    sample = make(SAMPLERS[name](PROCESS), timesteps=timesteps.trailing(T, 5))
+    """At zero terminal SNR, where the first step is infinitely long, as the last one is."""
+    process = ddpm_jax.make_process(oracles.betas("linear_zero_snr", T))
+    sample = make(SAMPLERS[name](process), process, timesteps=timesteps.trailing(T, 6))
 
     @jax.jit
     def loss_and_gradient(params):
@@ -75,8 +77,12 @@ def test_gradients_through_the_chain_are_those_of_finite_differences(name):
     _, gradient = loss_and_gradient(PARAMS)
     for leaf in PARAMS:
         step = 1e-2
-        low, high = (loss_and_gradient(PARAMS | {leaf: PARAMS[leaf] + d})[0] for d in (-step, step))
-        assert gradient[leaf] == pytest.approx((high - low) / (2 * step), rel=5e-3, abs=2e-3), leaf
+        low, high = (
+            float(loss_and_gradient(PARAMS | {leaf: PARAMS[leaf] + change})[0])
+            for change in (-step, step)
+        )
+        expected = (high - low) / (2 * step)
+        assert float(gradient[leaf]) == pytest.approx(expected, rel=5e-3, abs=2e-3), leaf
 
 
 def test_gradients_work_without_jit_around():
@@ -153,15 +159,20 @@ def test_the_noise_reaches_every_sampler_that_draws_and_the_walk_of_inpainting()
     denoise_fn = ddpm_jax.make_denoise_fn(PROCESS, network, PARAMS, kind="x_0", clip_x_0=False)
     grid, asked = timesteps.trailing(T, 5), set()
 
-    def nothing(key, t, shape):
-        asked.add(name)
-        return jnp.zeros(shape)
+    def silence(name):
+        def noise(key, t, shape):
+            asked.add(name)
+            return jnp.zeros(shape)
 
-    for name, build in SAMPLERS.items():
-        sampler = dataclasses.replace(build(PROCESS), noise=nothing)
-        jax.eval_shape(lambda x, s=sampler: samplers.sample_loop(s, denoise_fn, keys, grid, x), x_T)
-    name = "inpaint"
-    sampler = dataclasses.replace(samplers.ddim(PROCESS), noise=nothing)
+        return noise
+
+    def walk(x, name):
+        sampler = dataclasses.replace(SAMPLERS[name](PROCESS), noise=silence(name))
+        return samplers.sample_loop(sampler, denoise_fn, keys, grid, x)
+
+    for name in SAMPLERS:
+        jax.eval_shape(functools.partial(walk, name=name), x_T)
+    sampler = dataclasses.replace(samplers.ddim(PROCESS), noise=silence("inpaint"))
     jax.eval_shape(
         lambda x: editing.inpaint(PROCESS, sampler, denoise_fn, keys, x, x > 0, grid), x_T
     )
@@ -170,11 +181,9 @@ def test_the_noise_reaches_every_sampler_that_draws_and_the_walk_of_inpainting()
 
 
 def test_given_noise_and_x_T_of_another_shape_are_errors():
-    with pytest.raises(
-        UserError, match=re.escape("x_T must have the shape (3, 2, 1), found (2, 2")
-    ):
+    with pytest.raises(UserError, match=r"x_T must have the shape \(3, 2, 1\), found \(2, 2, 1"):
         SAMPLE(PARAMS, KEY, N, x_T=np.zeros((2, 2, 1)))
-    with pytest.raises(UserError, match=re.escape("noise must return the shape (3, 2, 1) that it")):
+    with pytest.raises(UserError, match=r"noise must return the shape \(3, 2, 1\) that it is"):
         SAMPLE(PARAMS, KEY, N, noise=lambda key, t, shape: jnp.zeros(shape[1:]))
 
 
@@ -282,7 +291,7 @@ def test_an_equal_process_is_the_same_process():
         (8, "list of at least 2 that descend strictly, found 8"),
         ([9, 3, 0], r"must be in 0..8 \(T\), found \[9 3 0\]"),
         ([8, 3, -1], r"must be in 0..8 \(T\), found \[ 8  3 -1\]"),
-        (np.arange(9.0), r"found \[0. 1. 2. 3. 4. 5. 6. 7. 8.\]$"),
+        (np.arange(9.0), r"found \[0. 1. 2. ... 6. 7. 8.\]$"),
     ],
 )
 def test_a_wrong_grid_is_refused_in_one_line_wherever_it_enters(grid, message):

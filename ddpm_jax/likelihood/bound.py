@@ -72,7 +72,7 @@ def make_bound(
 ) -> Callable[..., Bound]:
     """Build `bound(params, key, images, cond=None, *, start=0) -> Bound`.
 
-    `images` are [n, H, W, C] uint8. Image i is noised from fold_in(key, start + i) alone, so that
+    `images` are [n, H, W, C] uint8. Image i is noised from fold_in(key, start + i) only, so that
     batches and devices change nothing. All local devices share the images; it compiles once for
     each n (rounded up to a multiple of the devices).
 

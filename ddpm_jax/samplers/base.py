@@ -55,8 +55,8 @@ def normal(key: PRNGKey, t: Array, shape: tuple[int, ...]) -> Array:
 class Sampler:
     """A way from noise to data, one step at a time.
 
-    It is a pytree whose only data are the process. Two samplers with the same options share the
-    compiled programs that take them as arguments, if their processes have the same T:
+    It is a pytree: its process is data, all else is static. Two samplers with the same options
+    share the programs that take them as arguments, if their processes have the same T:
 
       other = dataclasses.replace(sampler, process=other_process)
 

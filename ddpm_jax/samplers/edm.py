@@ -6,7 +6,7 @@
   Heun:   x̄_s = x̄_t̂ + (σ̄_s - σ̄_t̂) (ε̂_t̂ + ε̂_s) / 2,  ε̂_s at Euler's x_s
                                         (Karras et al. 2022, algorithms 1 and 2, eq. 5's σ)
 
-Deviates from algorithm 2: the network exists at the table's timesteps alone, so churn goes to the
+Deviates from algorithm 2: the network exists at the table's timesteps only, so churn goes to the
 timestep nearest in ln σ̄ to (1+γ) σ̄_t; where the next one is further than that, nothing is added.
 With S_noise = 1 churn is a step of the forward chain, x_t̂ ~ q(x_t̂ | x_t).
 """

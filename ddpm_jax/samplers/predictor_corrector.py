@@ -73,10 +73,10 @@ def _advance(
     def correct(i: Array, x: Array) -> Array:
         score = -denoise_fn(x, t).eps / sigma_t
         z = noise(fold_in(key, i + 1), t, x.shape)
-        ratio = _norm(z) / _norm(score)
+        ratio = _norm(z) / _norm(score)  # not finite where there is nothing to follow
         size = 2.0 * alpha * jnp.square(snr * jnp.where(jnp.isfinite(ratio), ratio, 0.0))
-        size = expand(size, x)  # where the score is 0 there is nothing to follow
-        return x + size * score + jnp.sqrt(2.0 * size) * z
+        size = expand(size, x)
+        return x + size * score + _root(2.0 * size) * z
 
     x = jax.lax.fori_loop(0, num_corrections, correct, state.x)
     return predictor(process, denoise_fn, noise, fold_in(key, 0), AncestralState(x), t, s)
@@ -84,4 +84,18 @@ def _advance(
 
 def _norm(x: Array) -> Array:
     """Return the Euclidean norm of each image, [B]."""
-    return jnp.sqrt(jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim))))
+    return _root(jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim))))
+
+
+@jax.custom_jvp
+def _root(x: Array) -> Array:
+    """Return √x, with a derivative of 0 instead of inf at 0."""
+    return jnp.sqrt(x)
+
+
+@_root.defjvp
+def _root_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (x_dot,) = primals, tangents
+    root = _root(x)
+    slope = jnp.where(x > 0.0, 0.5 / jnp.where(x > 0.0, root, 1.0), 0.0)
+    return root, slope * x_dot

@@ -27,7 +27,7 @@ class UniPCState(NamedTuple):
     """The predicted sample, and what corrects it; the past is latest first.
 
     Attributes:
-      x: [B, ...] float32, predicted for the timestep t where the sampler stands.
+      x: [B, ...] float32, predicted for the timestep t that the sampler has reached.
       x_before: [B, ...], the corrected sample at the timestep before.
       x_0: p predictions at the timesteps before t, each [B, ...].
       h: the p steps in λ that led from each of them to the next, scalars; inf where there is none.
