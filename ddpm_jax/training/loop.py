@@ -168,16 +168,16 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
                     log.end_interval(step)
                 if due - {"log"} or ending:
                     skipped = log.flush()
-                    if "held_out" in due:
+                    if held_out and "held_out" in due:
                         figures = held_out(state.ema_params)
                         writer.scalars(step, figures)
-                    if "sample" in due:
+                    if pictures and "sample" in due:
                         pictures.draw(step, "raw", sharding.on_this_process(mesh, state.params))
                     if due & {"sample", "score"}:
                         ema = sharding.on_this_process(mesh, state.ema_params)
-                    if "sample" in due:
+                    if pictures and "sample" in due:
                         pictures.draw(step, "ema", ema)
-                    score = monitor(ema) if "score" in due else None
+                    score = monitor(ema) if monitor and "score" in due else None
                     if score:
                         writer.scalars(step, score)
                     good = due & {"checkpoint", "score"} and not skipped  # else the last one stays

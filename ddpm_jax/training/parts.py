@@ -60,8 +60,8 @@ class Parts(NamedTuple):
     init: Callable[[], TrainState]
     train_step: TrainStep
     eval_step: EvalStep
-    sample: Callable | None = None
-    sample_key: PRNGKey | None = None
+    sample: Callable[..., Any] | None = None
+    sample_key: Any = None
 
 
 def build_parts(
