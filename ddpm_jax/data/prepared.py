@@ -172,10 +172,10 @@ class Records:
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
         self.path = builder.data_path
-        # A decorator of TFDS turns this function into a class, which pyright does not follow.
-        skip_decoding: Any = getattr(tfds.decode, "SkipDecoding")  # noqa: B009
-        decoders = {"image": skip_decoding()}
-        self.source: Any = builder.as_data_source(split, decoders=decoders)
+        decoders = {"image": tfds.decode.SkipDecoding()}
+        # A decorator of TFDS hides the arguments from pyright.
+        source = builder.as_data_source(split, decoders=decoders)  # pyright: ignore[reportCallIssue]
+        self.source: Any = source
 
     def __len__(self) -> int:
         return len(self.source)
