@@ -6,8 +6,9 @@ import pytest
 from mains import run as run_main
 
 import ddpm_jax
-from ddpm_jax import build, guidance, runs
+from ddpm_jax import build, guidance
 from ddpm_jax.build import guidance as guides
+from ddpm_jax.build.overrides import override
 from ddpm_jax.config import Config, from_dict
 from ddpm_jax.errors import UserError
 from ddpm_jax.runs.checkpoint import Checkpoints
@@ -90,17 +91,17 @@ def test_load_guides_as_the_overridden_fields_say(run):
 
 def test_another_sampler_begins_with_its_own_defaults():
     config = config_of(sample=dict(variance="fixed_small", num_steps=2))
-    same = runs.override(config, {"num_steps": 3}).sample
+    same = override(config, {"num_steps": 3}).sample
     assert same.variance == "fixed_small" and same.num_steps == 3
-    other = runs.override(config, {"sampler": "ddim", "eta": 0.5}).sample
+    other = override(config, {"sampler": "ddim", "eta": 0.5}).sample
     assert (other.variance, other.eta, other.num_steps) == ("fixed_large", 0.5, 2)
 
 
 def test_override_is_checked_as_a_config_is():
-    assert runs.override(config_of(), {"guidance": 1}).sample.guidance == 1.0
-    assert runs.override(config_of(), None) == config_of()
+    assert override(config_of(), {"guidance": 1}).sample.guidance == 1.0
+    assert override(config_of(), None) == config_of()
     with pytest.raises(UserError, match="'sample.guidence'; did you mean 'sample.guidance'"):
-        runs.override(config_of(), {"guidence": 1.0})
+        override(config_of(), {"guidence": 1.0})
 
 
 @pytest.mark.parametrize(

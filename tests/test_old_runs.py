@@ -56,6 +56,7 @@ def test_it_is_evaluated(root):
     assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_it_is_resumed_with_more_steps(root):
     sections = json.loads((root / "config.json").read_text())
     sections["train"]["num_steps"] = 6

@@ -196,6 +196,7 @@ def test_without_a_workdir_the_command_says_what_is_left_out(data_dir, tmp_path)
     assert "reverse.png is not drawn: it needs a trained run; pass --workdir" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.loose_promotion(reason="Linen's initialisers mix types")
 def test_a_learned_schedule_is_drawn_beside_the_others_before_and_after_training(
     data_dir, tmp_path
