@@ -214,6 +214,7 @@ def digits(num_steps, **train):
     )
 
 
+@pytest.mark.slow
 @loose
 def test_training_learns_resumes_bit_for_bit_and_reports_accuracy_by_quarter(tmp_path, capsys):
     accuracy, signal = train_classifier(digits(80), tmp_path / "whole")

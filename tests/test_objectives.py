@@ -26,6 +26,7 @@ BOUND = dict(
 )
 
 
+@pytest.mark.slow
 def test_the_history_of_losses_is_saved_and_a_run_goes_on_as_if_never_stopped(tmp_path):
     parts, step = make_parts(make_config(**BOUND))
     straight = [jax.jit(parts.init)()]

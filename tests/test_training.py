@@ -134,6 +134,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted():
     assert not np.array_equal(kernel, state.params["conv_out"]["kernel"])
 
 
+@pytest.mark.slow
 def test_the_network_overfits_one_batch():
     """Gradients reach what they must: with t and eps fixed the loss falls from 1 to almost 0."""
     levels = {"model__channel_multipliers": (1, 2), "model__attention_resolutions": (4,)}
@@ -392,6 +393,7 @@ def test_a_config_that_cannot_work_is_one_line_and_leaves_nothing_behind(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run_stops_after_too_many_updates_that_are_not_finite(tmp_path):
     rate = {"optim__learning_rate": 1e38, "optim__warmup_steps": 4}  # step 1 ruins the weights
     steps = {"train__num_steps": 40, "train__log_every": 1, "train__checkpoint_every": 1}
