@@ -1,10 +1,12 @@
-"""Does a long run grow? python -m benchmarks.endurance --steps=10000
+"""Memory and files of a long run: do they grow?
 
-Trains a tiny network on the digits in a process of its own, with checkpoints, held-out losses and
-logs all along, and reads that process's memory and open files from /proc (Linux). Its own memory
-is the anonymous pages, resident or swapped out; the resident ones also hold pages of files, such as
-libraries, which the kernel takes back where memory is short. Prints the medians of every tenth of
-the run, the most, and the sizes of what was written.
+    python -m benchmarks.endurance --steps=10000
+
+The script trains a tiny network on the digits in a process of its own, with checkpoints, held-out
+losses and logs. It reads the memory and the open files of this process from /proc (Linux). "Own
+memory" is the anonymous pages, resident or swapped out. "Resident" also includes pages of files,
+such as libraries; the kernel takes these back if memory is short. The script prints the medians of
+every tenth of the run, the maxima, and the sizes of the written files.
 """
 
 import os
@@ -21,7 +23,7 @@ from ddpm_jax.runs import metrics
 from ddpm_jax.runs.workdir import WorkDir
 from experiments import command
 
-STEPS = flags.DEFINE_integer("steps", 10_000, "Steps of the run.")
+STEPS = flags.DEFINE_integer("steps", 10_000, "Number of training steps of the run.")
 INTERVAL = 0.2  # seconds between two looks
 
 TINY = {

@@ -1,20 +1,24 @@
-"""How cost grows as work grows: python -m benchmarks.growth --what=batch
+"""Growth of time and memory with the size of the work.
+
+    python -m benchmarks.growth --what=batch
 
 --what is one of
 
-    batch       a train step of CIFAR-10's U-Net with 32 channels against the images in its batch
-    width       the same, batch 4, against its channels
-    resolution  a train step of the 256x256 U-Net with 32 channels, batch 1, against the side
-    attention   the same of CIFAR-10's, whose second level of four attends at every side
-    steps       a whole run of a tiny network against its steps, less what a run of one step takes
-    sampling    64 digits against the sampler's steps; 25 steps against n, at once and in chunks
-    memory      of a process that draws n images in chunks of 16 against n, and all at once
+    batch       a train step of CIFAR-10's U-Net with 32 channels, against the images in its batch
+    width       a train step of CIFAR-10's U-Net, batch 4, against its channels
+    resolution  a train step of the 256x256 U-Net with 32 channels, batch 1, against the image side
+    attention   a train step of CIFAR-10's U-Net with 32 channels, batch 1, against the image side;
+                the second level of four has attention at every side
+    steps       a whole run of a tiny network against its steps, minus the time of a run of one step
+    sampling    64 digits against the number of sampling steps; 25 steps against n, at once and in
+                chunks
+    memory      peak memory of a process that draws n images in chunks of 16, and all at once
 
-The U-Nets have one residual block a level, not two: they compile in half the time. Every point is
-the median of --repeats calls after compilation, float32. A table ends with the exponent a of
-y ~ x^a, fitted in logarithms, with its standard error, and with that of its last two points alone,
-which fixed costs disturb least. Programs come from the compilation cache if they are there: call it
-once before, so that nothing compiles while it measures.
+The U-Nets have one residual block per level, not two, because they compile in half the time. Every
+point is the median of --repeats calls after compilation, in float32. Each table ends with the
+exponent a of y ~ x^a, fitted in logarithms, with its standard error. The exponent between the last
+two points follows; fixed costs disturb it least. Programs come from the compilation cache if they
+are there. Call the script once before, so that nothing compiles during the measurement.
 """
 
 import pathlib
@@ -40,8 +44,8 @@ from ddpm_jax.runtime import compiler, devices
 from ddpm_jax.training.parts import build_parts
 from experiments import celeba_hq_256, cifar10, command, digits
 
-REPEATS = flags.DEFINE_integer("repeats", 5, "Calls a point.")
-LARGEST = flags.DEFINE_integer("largest", 0, "Leave out what is larger; 0 is nothing.")
+REPEATS = flags.DEFINE_integer("repeats", 5, "Number of timed calls per point.")
+LARGEST = flags.DEFINE_integer("largest", 0, "Largest x to measure; 0 is no limit.")
 CHUNK = 16  # images at once where memory is measured
 
 
@@ -121,7 +125,7 @@ def _sampling() -> None:
 
 
 def _memory() -> None:
-    """Each n in a process of its own: a peak never falls again."""
+    """Measure each n in a process of its own, because a peak never falls."""
     for name, chunked, counts in (
         (f"n by {CHUNK}", True, (16, 64, 256, 1024)),
         ("n at once", False, (16, 64, 256)),
@@ -139,11 +143,11 @@ def _memory() -> None:
             resident, arrays = map(float, out.split())
             peaks.append(resident)
             print(f"{n:10,}  {resident:20.1f}  {arrays:33.2f}")
-        print(f"from the least n to the largest: {peaks[-1] - peaks[0]:+.1f} MiB resident\n")
+        print(f"from the smallest n to the largest: {peaks[-1] - peaks[0]:+.1f} MiB resident\n")
 
 
 def _draw(n: int, chunk: int) -> None:
-    """Draw n images, look at each chunk and forget it; print both peaks in MiB."""
+    """Draw n images, read each chunk and drop it; print both peaks in MiB."""
     config = _config(cifar10, channels=32, sample={"num_steps": 2})
     sample, params = _sampler(config, (32, 32, 3))
     jax.block_until_ready(sample(params, jax.random.key(0), chunk))  # compiled
@@ -198,7 +202,7 @@ def _sampler(config: Config, shape: tuple[int, int, int]) -> tuple[Callable, Any
 
 
 def _run_seconds(steps: int) -> float:
-    """Time a whole run, the median of two; checkpoints and logs keep their distance."""
+    """Time a whole run; return the median of two. Checkpoints and logs have their usual spacing."""
     seconds = []
     for _ in range(2):
         with tempfile.TemporaryDirectory() as root:
@@ -211,7 +215,7 @@ def _run_seconds(steps: int) -> float:
 
 
 def _median(call: Callable[[], Any]) -> float:
-    """Return the median seconds of a call that has compiled."""
+    """Return the median seconds of a call that is already compiled."""
     jax.block_until_ready(call())
     seconds = []
     for _ in range(REPEATS.value):
@@ -232,7 +236,7 @@ def _table(
     unit: str,
     per: Callable[[int, float], float],
 ) -> None:
-    """Measure the seconds at every point, and print them, what they mean and how they grow."""
+    """Measure the seconds at every point; print them, the rates, and the exponent of the growth."""
     print(f"{name:>10}  {'seconds':>9}  {unit:>10}")
     x, y = _allowed(points), []
     for n in x:
@@ -240,7 +244,7 @@ def _table(
         print(f"{n:10,}  {y[-1]:9.4f}  {per(n, y[-1]):10.3f}", flush=True)
     last = np.log(y[-1] / y[-2]) / np.log(x[-1] / x[-2])
     fitted, error = exponent(np.array(x), np.array(y))
-    print(f"seconds ~ {name}^a: a = {fitted:.3f} ± {error:.3f}; of the last two {last:.3f}\n")
+    print(f"seconds ~ {name}^a: a = {fitted:.3f} ± {error:.3f}; last two points: {last:.3f}\n")
 
 
 MEASURES = {
@@ -252,8 +256,8 @@ MEASURES = {
     "sampling": _sampling,
     "memory": _memory,
 }
-WHAT = flags.DEFINE_enum("what", "batch", list(MEASURES), "What grows.")
-DRAW = flags.DEFINE_list("draw", [], "n,chunk: of `memory`, in a process of its own.")
+WHAT = flags.DEFINE_enum("what", "batch", list(MEASURES), "Quantity that grows, explained above.")
+DRAW = flags.DEFINE_list("draw", [], "Internal: n,chunk of one process of --what=memory.")
 
 if __name__ == "__main__":
     command.run(main)

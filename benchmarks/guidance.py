@@ -1,10 +1,11 @@
-"""What classifier-free guidance buys and costs, on a trained run of digits_cond:
+"""Gain and cost of classifier-free guidance, on a trained run of digits_cond.
 
-python -m benchmarks.guidance --workdir=runs/digits_cond --out=docs/figures/guidance.png
+    python -m benchmarks.guidance --workdir=runs/digits_cond --out=docs/figures/guidance.png
 
-For each weight w, over seeds: how many samples are of the class asked for, as judged by the
-independent classifier of `benchmarks/digits_quality.py`; the diversity within a class; and the
-Fréchet distance to the training images. The picture has a row for each w, two digits of each class.
+For each weight w, over several seeds, the script measures three things: how many samples are of the
+requested class, as judged by the independent classifier of `benchmarks/digits_quality.py`; the
+diversity within a class; and the Fréchet distance to the training images. The picture has a row for
+each w, with two digits of each class.
 """
 
 import pathlib
@@ -17,15 +18,20 @@ from benchmarks import digits_quality, measures
 from ddpm_jax import data, runs
 from ddpm_jax.config import DataConfig
 from ddpm_jax.figures import grids
+from ddpm_jax.pixels import to_uint8, to_x_0
 from ddpm_jax.sampling import sample_in_chunks
 from experiments import command
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a run of digits_cond.")
-N = flags.DEFINE_integer("n", 500, "Images for each measurement, the classes in turn.")
-WEIGHTS = flags.DEFINE_list("weights", ["0", "0.5", "1", "2", "4", "8"], "Guidance weights w.")
-SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds.")
-NUM_STEPS = flags.DEFINE_integer("num_steps", 15, "Steps of the sampler.")
-OUT = flags.DEFINE_string("out", None, "Where to draw the picture, a PNG; nowhere if unset.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a trained run of digits_cond.")
+N = flags.DEFINE_integer(
+    "n", 500, "Number of images per measurement; they take the classes in turn."
+)
+WEIGHTS = flags.DEFINE_list(
+    "weights", ["0", "0.5", "1", "2", "4", "8"], "Weights w of guidance to measure."
+)
+SEEDS = flags.DEFINE_integer("seeds", 3, "Number of random seeds per weight.")
+NUM_STEPS = flags.DEFINE_integer("num_steps", 15, "Number of sampling steps.")
+OUT = flags.DEFINE_string("out", None, "File of the picture (PNG). Default: no picture.")
 flags.mark_flag_as_required("workdir")
 
 NUM_CLASSES, SHOWN = 10, 20
@@ -37,7 +43,7 @@ def main() -> None:
     classifier = digits_quality.classifier()
     dataset = data.open_dataset(DataConfig(name="digits"))
     train, held_out = (
-        (images / 127.5 - 1.0, labels)
+        (to_x_0(images), labels)
         for images, labels in (s.read(np.arange(len(s))) for s in (dataset.train, dataset.test))
     )
     real = measures.spread(digits_quality.features(train[0]), train[1])
@@ -48,7 +54,7 @@ def main() -> None:
     held_out_spread = measures.spread(digits_quality.features(held_out[0]), held_out[1])
     print(f"diversity of the held-out digits: {np.mean(held_out_spread / real):.3f}")
 
-    print("| w | of the class asked for, % | diversity | Fréchet distance |\n|---|---|---|---|")
+    print("| w | of the requested class, % | diversity | Fréchet distance |\n|---|---|---|---|")
     shown = []
     for w in map(float, WEIGHTS.value):
         options = SAMPLER | {"num_steps": NUM_STEPS.value, "guidance": w}
@@ -60,7 +66,7 @@ def main() -> None:
             chunks = sample_in_chunks(sample, params, key, N.value, CHUNK, {"label": labels})
             images = np.concatenate(list(chunks)).astype(np.float64)
             if not seed:
-                shown.append(grids.to_uint8(images[np.argsort(labels[:SHOWN], kind="stable")]))
+                shown.append(to_uint8(images[np.argsort(labels[:SHOWN], kind="stable")]))
             right = 100 * classifier.score(images.reshape(len(images), -1), labels)
             diversity = np.mean(measures.spread(digits_quality.features(images), labels) / real)
             measured.append((right, diversity, digits_quality.quality(images)))

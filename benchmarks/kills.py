@@ -1,9 +1,12 @@
-"""Is anything lost by kill -9? python -m benchmarks.kills --kills=20 --seed=0
+"""Does `kill -9` lose or change anything?
 
-Trains a tiny network on the digits that saves a checkpoint every fifth step, kills it at a random
-moment, starts it again, and so on; every other kill waits until a save is in progress. Each start
-must resume at a whole checkpoint, never at an earlier one than the start before saw; the end must
-equal, bit for bit, that of a run that nobody killed, and so must the log.
+    python -m benchmarks.kills --kills=20 --seed=0
+
+The script trains a tiny network on the digits. The run saves a checkpoint every fifth step. The
+script kills the run at a random moment, starts it again, and so on. Every other kill waits until a
+save is in progress. Each start must resume from a whole checkpoint, never from an earlier one than
+the previous start found. At the end, the state and the log must equal those of an undisturbed run
+bit for bit.
 """
 
 import json
@@ -23,8 +26,8 @@ from benchmarks.endurance import tiny_run
 from ddpm_jax.runs import metrics
 from experiments import command
 
-KILLS = flags.DEFINE_integer("kills", 20, "How many kills.")
-SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
+KILLS = flags.DEFINE_integer("kills", 20, "Number of kills.")
+SEED = flags.DEFINE_integer("seed", 0, "Random seed of the moments of the kills.")
 STEPS_A_KILL = 30
 LIMIT = 600  # seconds that one start may take
 
@@ -59,12 +62,12 @@ def main() -> int:
 
 
 def _kill(words: list[str], workdir: pathlib.Path, rng: random.Random, during_save: bool) -> int:
-    """Start, kill at a random moment; return whether that left an unfinished checkpoint."""
+    """Start a run and kill it at a random moment; return whether a checkpoint is unfinished."""
     checkpoints = workdir / "checkpoints"
     newest = _newest(checkpoints)
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         deadline = time.monotonic() + LIMIT
-        while _newest(checkpoints) <= newest:  # it has gone on from there
+        while _newest(checkpoints) <= newest:  # until it has made progress
             _check(process, deadline)
         moment = time.monotonic() + 0.3 * rng.random()
         while time.monotonic() < moment or (during_save and not _unfinished(checkpoints)):
@@ -74,19 +77,19 @@ def _kill(words: list[str], workdir: pathlib.Path, rng: random.Random, during_sa
     if newest:
         resumed = int(re.search(r"resumed at step (\d+)", output)[1])
         if resumed < newest:
-            raise SystemExit(f"resumed at step {resumed}, but {newest} was whole: {output}")
+            raise SystemExit(f"resumed at step {resumed}, but step {newest} was whole: {output}")
     return bool(_unfinished(checkpoints))
 
 
 def _check(process: subprocess.Popen, deadline: float) -> None:
     if process.poll() is not None or time.monotonic() > deadline:
         process.kill()
-        raise SystemExit(f"ended or hung before it was killed: {process.stdout.read().decode()}")
+        raise SystemExit(f"the run ended or hung before the kill: {process.stdout.read().decode()}")
     time.sleep(0.003)
 
 
 def _newest(checkpoints: pathlib.Path) -> int:
-    """Return the newest step that is whole; Orbax renames a checkpoint to its step at the end."""
+    """Return the newest whole step; Orbax renames a finished checkpoint to its step."""
     return max((int(path.name) for path in checkpoints.glob("*") if path.name.isdigit()), default=0)
 
 
@@ -99,7 +102,7 @@ def _finish(words: list[str]) -> str:
 
 
 def _state(path: pathlib.Path) -> dict[str, bytes]:
-    """Read every array of a checkpoint, without the library's help."""
+    """Read every array of a checkpoint, only with Orbax."""
     trees = {item: ocp.StandardCheckpointer().restore(path / item) for item in ("train", "ema")}
     return {
         jax.tree_util.keystr(name): np.asarray(leaf).tobytes()
@@ -108,7 +111,7 @@ def _state(path: pathlib.Path) -> dict[str, bytes]:
 
 
 def _log(workdir: pathlib.Path) -> list[str]:
-    """Read the log but for what depends on the clock."""
+    """Read the log without the fields that depend on the clock."""
     clock = ("time", "images_per_second")
     rows = metrics.read(workdir / "metrics.jsonl")
     return [json.dumps({k: v for k, v in row.items() if k not in clock}) for row in rows]

@@ -1,4 +1,4 @@
-"""What the benchmarks measure that no library does: spread, RMS, retrieval, how cost grows."""
+"""Measures that no library has: spread, RMS, retrieval, growth of cost."""
 
 import numpy as np
 

@@ -1,13 +1,14 @@
-"""Memory of a train step by the compiler's plan: nothing is allocated, no data are read.
+"""Memory of a train step by the compiler's plan. Nothing is allocated, and no data are read.
 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m benchmarks.memory \\
         --config=experiments/lsun_bedroom_256.py --shape=256,256,3 --config.mesh.fsdp=8
 
-compiles the step of a config for the devices at hand (here eight that the CPU pretends to be) and
-prints what `experiments.train` prints before it allocates: the bytes on each device, the state and
-one batch apart from what lives within the step. That plan is of the backend it is made for: XLA's
-CPU backend undoes recomputation (`model.remat`). So what the network keeps from its forward to its
-backward pass is printed too, for each image, as JAX traces it: `--trace` prints that alone.
+The script compiles the train step of a config for the available devices, here eight devices that
+the CPU simulates. It prints the plan that `experiments.train` prints before it allocates: the bytes
+on each device, split into the state with one batch, and the memory used within the step. The plan
+holds for one backend: XLA's CPU backend undoes recomputation (`model.remat`). So the script also
+prints the bytes per image that the network keeps from its forward to its backward pass, as JAX
+traces it. `--trace` prints only this.
 """
 
 import math
@@ -16,7 +17,6 @@ import time
 import jax
 import jax.numpy as jnp
 from absl import flags
-from ml_collections import config_flags
 
 from ddpm_jax import build
 from ddpm_jax.config import Config, from_dict
@@ -24,17 +24,16 @@ from ddpm_jax.models import count_parameters
 from ddpm_jax.runtime import devices, memory
 from ddpm_jax.training.parts import build_parts
 from ddpm_jax.training.programs import Programs
-from experiments import command
+from experiments import command, config_flag
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
-SHAPE = flags.DEFINE_list("shape", ["32", "32", "3"], "H,W,C of the images.")
-CLASSES = flags.DEFINE_integer("classes", 10, "Number of classes of the data.")
-TRACE = flags.DEFINE_bool("trace", False, "Compile nothing.")
-flags.mark_flag_as_required("config")
+CONFIG = config_flag.define("The experiment's config file.")
+SHAPE = flags.DEFINE_list("shape", ["32", "32", "3"], "Shape of the images: H,W,C.")
+CLASSES = flags.DEFINE_integer("classes", 10, "Number of classes of the data set.")
+TRACE = flags.DEFINE_bool("trace", False, "Trace only; compile nothing and print no plan.")
 
 
 def kept_per_image(config: Config, shape: tuple[int, ...], num_classes: int) -> int:
-    """Return the bytes that the backward pass of the network needs of the forward pass.
+    """Return the bytes per image that the network keeps from its forward to its backward pass.
 
     Without dropout, and with the convolutions that accelerators use in training.
     """
@@ -57,7 +56,7 @@ def main() -> None:
     shape = tuple(int(side) for side in SHAPE.value)
     print(
         f"{config.model.dtype}, remat {config.model.remat} (keeps {config.model.remat_keep}): "
-        f"kept for each image {kept_per_image(config, shape, CLASSES.value) / memory.GIB:.2f} GiB"
+        f"kept per image {kept_per_image(config, shape, CLASSES.value) / memory.GIB:.2f} GiB"
     )
     if TRACE.value:
         return

@@ -1,17 +1,26 @@
-"""Ours against torch on two CPU cores: python -m benchmarks.peer_torch --config=FILE
+"""Comparison with torch on two CPU cores.
 
-The same network in both (diffusers' UNet2DModel, set up as Ho et al.'s; equal numbers of parameters
-are asserted) does the same work in float32 on the same number of threads:
+    python -m benchmarks.peer_torch --config=experiments/digits.py --what=train
+
+The same network in JAX and in torch does the same work in float32, with the same number of threads.
+Torch's network is diffusers' UNet2DModel, with the settings of Ho et al.; the script asserts that
+the numbers of parameters are equal. --what is one of
 
   train   the train step of the config: loss, gradient, clip, Adam, EMA
-  sample  ancestral sampling of a batch, time of one of its steps
+  sample  ancestral sampling of a batch; the time is that of one step
 
-Contenders are processes that live through the whole run and take their turns, A B C A B C ...;
-a ratio is of two turns of one round, and the table has their median [min, max]. Torch's settings:
-"eager"; "last", with channels_last; "compile", with channels_last and torch.compile (a minute or
-two; needs a C++ compiler). Its Adam is fused, its EMA by foreach, its sampling loop without
-bookkeeping and under no_grad. All keep freed memory in the process, as our mains do. Needs the
-`peers` extra.
+Each contender is a process that lives through the whole comparison. The contenders take turns, A B
+C A B C ... A ratio is between two turns of the same round. The table has the median [min, max] of
+the ratios. Contenders:
+
+  ours     this library
+  eager    torch
+  last     torch with channels_last
+  compile  torch with channels_last and torch.compile (compiles for a minute or two; needs a C++
+           compiler)
+
+Torch uses a fused Adam, a foreach EMA, and a minimal sampling loop under no_grad. All contenders
+keep freed memory in the process, as the mains of this library do. Needs the `peers` extra.
 """
 
 import dataclasses
@@ -25,7 +34,6 @@ from collections.abc import Callable
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
 from ddpm_jax import build
 from ddpm_jax.config import Config, from_dict
@@ -33,16 +41,19 @@ from ddpm_jax.models import count_parameters
 from ddpm_jax.runtime import compiler
 from ddpm_jax.timesteps import uniform
 from ddpm_jax.training.parts import build_parts
-from experiments import command
+from experiments import command, config_flag
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
-WHAT = flags.DEFINE_enum("what", "train", ["train", "sample"], "What is timed.")
-SHAPE = flags.DEFINE_list("shape", ["8", "8", "1"], "H,W,C of the images.")
-STEPS = flags.DEFINE_integer("steps", 20, "Steps a turn; of sampling, the length of the chain.")
-ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns that every contender takes.")
-CONTENDERS = flags.DEFINE_list("contenders", ["ours", "eager", "last", "compile"], "Who runs.")
-WORKER = flags.DEFINE_string("worker", None, "Be this contender; the script starts it itself.")
-flags.mark_flag_as_required("config")
+CONFIG = config_flag.define("The experiment's config file.")
+WHAT = flags.DEFINE_enum("what", "train", ["train", "sample"], "Work to time, explained above.")
+SHAPE = flags.DEFINE_list("shape", ["8", "8", "1"], "Shape of the images: H,W,C.")
+STEPS = flags.DEFINE_integer("steps", 20, "Number of train steps, or of sampling steps, per turn.")
+ROUNDS = flags.DEFINE_integer("rounds", 7, "Number of turns of each contender.")
+CONTENDERS = flags.DEFINE_list(
+    "contenders", ["ours", "eager", "last", "compile"], "Contenders to run, explained above."
+)
+WORKER = flags.DEFINE_string(
+    "worker", None, "Internal: name of the contender that this process is."
+)
 
 THREADS = 2
 
@@ -61,7 +72,7 @@ def ours(config: Config, shape: tuple[int, int, int], what: str, steps: int) -> 
             config, sample=dataclasses.replace(config.sample, num_steps=steps)
         )
         sample = build.sample_fn(config, build.process(config.process), parts.model, shape)
-        # what starts at zero does not stay so
+        # no weight is zero, as after training
         params = jax.tree.map(lambda p: np.asarray(p) + np.float32(0.01), state.params)
         params = jax.device_put(params)
         return lambda _: jax.block_until_ready(sample(params, jax.random.key(0), size)), number
@@ -157,10 +168,10 @@ def theirs(
 
 
 def work(config: Config, shape: tuple[int, int, int]) -> None:
-    """Be a contender: for every line of stdin take a turn, answer with its seconds a step."""
+    """Be a contender: take a turn for every line of stdin, and print its seconds per step."""
     args = (config, shape, WHAT.value, STEPS.value)
     turn, number = ours(*args) if WORKER.value == "ours" else theirs(*args, WORKER.value)
-    turn(2)  # compilation, and what torch allocates at its first step
+    turn(2)  # compiles, and torch allocates
     print(number, flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()
@@ -169,7 +180,7 @@ def work(config: Config, shape: tuple[int, int, int]) -> None:
 
 
 def compare(workers: dict[str, subprocess.Popen], rounds: int) -> dict[str, list[float]]:
-    """Let the workers take their turns; return the seconds a step of each turn of each."""
+    """Let the workers take turns; return the seconds per step of each turn, by worker."""
     numbers = {name: int(worker.stdout.readline()) for name, worker in workers.items()}
     assert len(set(numbers.values())) == 1, f"networks of different sizes: {numbers}"
     print(f"{next(iter(numbers.values())):,} parameters in each")
@@ -186,7 +197,7 @@ def compare(workers: dict[str, subprocess.Popen], rounds: int) -> dict[str, list
 
 
 def report(seconds: dict[str, list[float]]) -> None:
-    """Print the times of each, and the ratios to the first."""
+    """Print the times of each contender, and their ratios to those of the first."""
     first = next(iter(seconds))
     for name, times in seconds.items():
         ratios = [b / a for a, b in zip(seconds[first], times, strict=True)]
@@ -194,7 +205,7 @@ def report(seconds: dict[str, list[float]]) -> None:
             f"{statistics.median(v):.4g} [{min(v):.4g}, {max(v):.4g}]"
             for v in ([1e3 * t for t in times], ratios)
         )
-        print(f"{name:10s} {ms} ms a step; over {first} {r}")
+        print(f"{name:10s} {ms} ms per step; divided by {first}: {r}")
 
 
 def main() -> None:

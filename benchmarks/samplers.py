@@ -1,12 +1,13 @@
-"""Quality against evaluations for every sampler, on a trained run of the digits:
+"""Quality against network evaluations for every sampler, on a trained run of the digits.
 
-python -m benchmarks.samplers --workdir=runs/digits --results=samplers.json \
-    --out=docs/figures/samplers.png
+    python -m benchmarks.samplers --workdir=runs/digits --results=samplers.json \
+        --out=docs/figures/samplers.png
 
-The quality is the Fréchet distance of `benchmarks/digits_quality.py`. Every sampler of one seed
-starts from the same noise, and is given the same number of network evaluations, not of steps. The
-yardstick is the whole chain by ancestral sampling, from several seeds. What was measured is kept in
---results: the same command goes on where it was stopped, and draws again without measuring.
+The quality is the Fréchet distance of `benchmarks/digits_quality.py`. For each seed, all samplers
+start from the same noise. They have the same number of network evaluations, not of steps. The
+reference is the whole chain by ancestral sampling, from several seeds. --results keeps the results.
+The same command, started again, continues the measurement, or only draws the plot if everything is
+measured.
 """
 
 import functools
@@ -23,24 +24,34 @@ from absl import flags
 from benchmarks.digits_quality import quality
 from ddpm_jax import build, runs, samplers
 from ddpm_jax.config import SampleConfig
+from ddpm_jax.randomness import draw_x_T, fold_in, image_keys
 from ddpm_jax.runtime import compiler
-from ddpm_jax.samplers.base import draw_x_T
 from experiments import command
 
 TRAILING, ALL = ("trailing",), ("trailing", "log_snr", "karras")  # grids
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a run of the digits.")
-N = flags.DEFINE_integer("n", 1000, "Images for each measurement; the distance depends on it.")
-EVALUATIONS = flags.DEFINE_list("evaluations", ["10", "20", "50"], "Network evaluations.")
-SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of the whole chain and of the candidates.")
-PARTS = flags.DEFINE_list("parts", ["table", "candidates", "whole"], "What to measure.")
-GRIDS = flags.DEFINE_list("grids", list(ALL), "Grids of the table and of the candidates.")
-RESULTS = flags.DEFINE_string("results", None, "JSON of what was measured, read and added to.")
-OUT = flags.DEFINE_string("out", None, "Where to draw the plot, a PNG; nowhere if unset.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a trained run of digits.")
+N = flags.DEFINE_integer("n", 1000, "Number of images per measurement; affects the distance.")
+EVALUATIONS = flags.DEFINE_list(
+    "evaluations", ["10", "20", "50"], "Numbers of network evaluations to measure."
+)
+SEEDS = flags.DEFINE_integer("seeds", 3, "Number of seeds, for the parts candidates and whole.")
+PARTS = flags.DEFINE_list(
+    "parts",
+    ["table", "candidates", "whole"],
+    "Parts to measure. table: all samplers, one seed. candidates: the best ones, --seeds seeds. "
+    "whole: the whole chain, --seeds seeds.",
+)
+GRIDS = flags.DEFINE_list("grids", list(ALL), "Grids, for the parts table and candidates.")
+RESULTS = flags.DEFINE_string("results", None, "JSON file of results; the script adds to it.")
+OUT = flags.DEFINE_string("out", None, "File of the plot (PNG). Default: no plot.")
 flags.mark_flags_as_required(["workdir", "results"])
 
-CHUNK = 50  # images at once: what the network makes of them fits in the caches
-ONE, TWO = (lambda e: e), (lambda e: (e + 1) // 2)  # evaluations -> steps; Heun's last takes one
+CHUNK = 50  # images at once: their activations fit in the CPU's caches
+ONE, TWO = (
+    (lambda e: e),
+    (lambda e: (e + 1) // 2),
+)  # evaluations -> steps; Heun's last step takes one
 SAMPLERS = {  # name -> (process -> sampler, evaluations -> steps, grids)
     "ancestral, fixed_small": (lambda p: samplers.ancestral(p, "fixed_small"), ONE, TRAILING),
     "ancestral, fixed_large": (lambda p: samplers.ancestral(p, "fixed_large"), ONE, TRAILING),
@@ -103,19 +114,19 @@ def _key(name: str, grid: str, evaluations: int, seed: int) -> str:
 def _walker(run: runs.Run, name: str) -> Callable[[np.ndarray, int], np.ndarray]:
     """Return (timesteps, seed) -> images [n, H, W, C]: what `make_sample` draws.
 
-    Here the step is compiled, not the chain, so that a sampler compiles once for all its grids.
+    Only the step is compiled, not the chain, so that a sampler compiles once for all its grids.
     """
     sampler = SAMPLERS[name][0](run.process)
     denoiser = build.denoiser(run.config, run.process, run.model)
 
     @functools.partial(jax.jit, compiler_options=compiler.options(compiler.NETWORK))
     def step(params, keys, state, t, s):
-        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
+        step_keys = fold_in(keys, t)
         return sampler.step(denoiser(params, None), step_keys, state, t, s)[0]
 
     @jax.jit
     def start(key, index):
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+        keys = image_keys(key, index)
         return keys, sampler.init(draw_x_T(keys, run.facts.image_shape))
 
     def walk(timesteps: np.ndarray, seed: int) -> np.ndarray:
@@ -131,7 +142,7 @@ def _walker(run: runs.Run, name: str) -> Callable[[np.ndarray, int], np.ndarray]
 
 
 def _seeds(results: Results, name: str, grid: str, evaluations: int) -> list[float]:
-    """Return what was measured from each seed."""
+    """Return the result of each seed that was measured."""
     keys = (_key(name, grid, evaluations, seed) for seed in range(SEEDS.value))
     return [results[key] for key in keys if key in results]
 
@@ -145,7 +156,7 @@ def _mean(values: list[float]) -> str:
 
 
 def _report(results: Results, evaluations: list[int], T: int) -> None:
-    """Print the table in Markdown, and means over seeds."""
+    """Print the table in Markdown, and the means over seeds."""
     print("| sampler | grid | " + " | ".join(map(str, evaluations)) + " |")
     print("|---|---|" + "---|" * len(evaluations))
     for name, (_, _, grids) in SAMPLERS.items():
@@ -161,7 +172,7 @@ def _report(results: Results, evaluations: list[int], T: int) -> None:
 
 
 def _plot(results: Results, evaluations: list[int], T: int, out: pathlib.Path) -> None:
-    """Draw distance against evaluations, a panel for each grid, the whole chain as a band."""
+    """Draw distance against evaluations, a panel for each grid; the band is the whole chain."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

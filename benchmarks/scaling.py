@@ -1,19 +1,24 @@
-"""What many devices would give, on paper: python -m benchmarks.scaling
+"""Estimate of training speed on many devices, on paper.
 
-For each network and machine: operations, bytes and seconds of a train step per device, and the
-efficiency of N devices against one. XLA counts the operations in the step as it is traced (nothing
-runs), the bytes follow from the parameters, the rates are the makers'. Two shares are assumed: of
-the peak rate, what Ho et al. 2020 (appendix B) reached on a TPU v3-8 of 4 x 123 TFLOP/s (21 steps/s
-of 128 images at 32x32: 0.2; 2.2 steps/s of 64 images at 256x256: 0.4), and of the links' rate 0.7.
+    python -m benchmarks.scaling
+
+For each network and machine, the script computes the operations, bytes and seconds of a train step
+per device, and the efficiency of N devices against one. XLA counts the operations in the traced
+step; nothing runs. The bytes follow from the parameters. The rates are those that the makers give.
 Nothing was timed on these machines.
 
-    compute         operations a device / (share x peak)
+Two shares are assumed. The share of the peak rate is the one that Ho et al. 2020 (appendix B)
+reached on a TPU v3-8 of 4 x 123 TFLOP/s: 0.2 for 32x32 (21 steps/s of 128 images), 0.4 for 256x256
+(2.2 steps/s of 64 images). The share of the links' rate is 0.7.
+
+    compute         operations per device / (share x peak)
     communication   2 (N - 1) / N x 4 bytes x parameters / (share x rate of the slowest link)
 
-of the gradient's all-reduce in data parallelism; gathering the parameters and scattering the
-gradient, as `mesh.fsdp` does, moves the same bytes. The efficiency is compute / (compute +
-communication) where none of the communication is hidden behind the backward pass, and
-compute / max(compute, communication) where all of it is.
+The communication is the gradient's all-reduce in data parallelism. `mesh.fsdp` gathers the
+parameters and scatters the gradient instead, and moves the same bytes. The efficiency is
+
+    compute / (compute + communication)        if no communication is hidden by the backward pass
+    compute / max(compute, communication)      if all communication is hidden
 """
 
 import importlib
@@ -30,7 +35,7 @@ LINK_SHARE = 0.7  # assumed
 
 
 class Machine(NamedTuple):
-    """Rates by the makers' data sheets: bf16 peak, and one direction of the slowest link."""
+    """Rates from the makers' data sheets: bf16 peak, and one direction of the slowest link."""
 
     name: str
     num_devices: int
@@ -54,9 +59,9 @@ NETWORKS = (
 
 
 def operations(config, shape: tuple[int, int, int]) -> tuple[float, int]:
-    """Return the operations of a train step for one image (2 a multiply-add), and the parameters.
+    """Return the operations of a train step per image (a multiply-add is 2), and the parameters.
 
-    Counted without recomputation, which spends operations and does no more work.
+    Recomputation is not counted, because it is not useful work.
     """
     n = 2
     parts = build_parts(config, shape, 0)
@@ -76,8 +81,8 @@ def main() -> None:
         config.model.remat = False
         flops, parameters = operations(from_dict(config), (side, side, 3))
         print(
-            f"\n{name}: {parameters:,} parameters, {flops / 1e9:,.1f} GFLOP an image a step, "
-            f"{per_device} images a device, {share:.0%} of the peak rate (assumed)"
+            f"\n{name}: {parameters:,} parameters, {flops / 1e9:,.1f} GFLOP per image and step, "
+            f"{per_device} images per device, {share:.0%} of the peak rate (assumed)"
         )
         for machine in MACHINES:
             N = machine.num_devices

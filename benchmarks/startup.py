@@ -1,17 +1,19 @@
-"""From a command to its first step: python -m benchmarks.startup --config=experiments/digits.py
+"""Time from the command to the end of the first train step.
 
-Starts the real training cold (nothing compiled, no data prepared) and warm (with what the cold
-start left), --rounds times in directories of their own, and kills it after its first step. Prints
-medians of what the seconds went into:
+    python -m benchmarks.startup --config=experiments/digits.py
+
+The script starts the real training and kills it after its first step: once cold (nothing compiled,
+no data prepared), and once warm (with the files of the cold start). It repeats this --rounds times,
+each time in new directories. It prints the median seconds of these phases:
 
     imports  Python, libraries, JAX's backend: until the run names its devices
-    data     preparing or opening the data: until it describes them, but for what compiles by then
-    init     the initial weights: traced, lowered, and compiled or taken from the cache
-    step     the train step: the same
-    small    all other programs by then: lowered, and compiled or taken from the cache
+    data     preparing or opening the data: until the run describes them, without compilation
+    init     the initial weights: tracing, lowering, and compiling or reading from the cache
+    step     the train step: tracing, lowering, and compiling or reading from the cache
+    small    all other programs: lowering, and compiling or reading from the cache
     rest     the first step, the work directory, threads
 
---images=512 makes as many random 32x32 images and trains on these. Other flags go to the training:
+--images=512 makes 512 random 32x32 images and trains on them. Other flags go to the training:
 
     python -m benchmarks.startup --config=experiments/cifar10.py --images=512 \\
         --config.train.batch_size=8
@@ -31,9 +33,12 @@ import numpy as np
 from PIL import Image
 
 PHASES = ("imports", "data", "init", "step", "small", "rest")
-FUNCTIONS = {"train_step": "step", "<lambda>": "init"}  # as JAX calls what the training jits
+FUNCTIONS = {
+    "train_step": "step",
+    "<lambda>": "init",
+}  # JAX's names of the functions that the training jits
 
-# experiments.train, with a line for whatever JAX traces, lowers or compiles
+# experiments.train, with a line for everything that JAX traces, lowers or compiles
 CHILD = """
 import json, runpy, sys
 import jax
@@ -48,10 +53,21 @@ runpy.run_module("experiments.train", run_name="__main__", alter_sys=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--config", required=True)
-    parser.add_argument("--images", type=int, default=0)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, help="Config file of the training.")
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=0,
+        help="Number of random 32x32 images to train on. Default: the config's own data.",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=2, help="Number of cold and warm starts. Default: 2."
+    )
     options, extra = parser.parse_known_args()
     starts = {"cold": [], "warm": []}
     for _ in range(options.rounds):
@@ -86,7 +102,7 @@ def _start(directory: pathlib.Path, words: list[str]) -> dict[str, float]:
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(directory / "compiled")}
     seconds = dict.fromkeys(PHASES, 0.0)
     start = time.perf_counter()
-    compiled = 0.0  # by the time that the data are described
+    compiled = 0.0  # seconds of compilation before the data are described
     with subprocess.Popen(
         [sys.executable, "-u", "-c", CHILD, *words],
         env=environment,
@@ -101,7 +117,9 @@ def _start(directory: pathlib.Path, words: list[str]) -> dict[str, float]:
                 event, function, spent = json.loads(line.removeprefix("compile "))
                 name = function.removeprefix("jit(").removesuffix(")")
                 phase = FUNCTIONS.get(name, "small")
-                if phase != "small" or "trace" not in event:  # theirs are parts of the others'
+                if (
+                    phase != "small" or "trace" not in event
+                ):  # small programs are traced inside the others
                     seconds[phase] += spent
             elif line.startswith("data: "):
                 compiled = seconds["init"] + seconds["step"] + seconds["small"]

@@ -1,14 +1,18 @@
-"""How true super-resolution is, on a trained run of digits_superres:
+"""Errors of super-resolution, on a trained run of digits_superres.
 
-python -m benchmarks.superres --workdir=runs/digits_superres --sampler=dpm_solver_pp_2m \
-    --timesteps=karras --num_steps=25 --out=docs/figures/superres.png
+    python -m benchmarks.superres --workdir=runs/digits_superres --sampler=dpm_solver_pp_2m \
+        --timesteps=karras --num_steps=25 --out=docs/figures/superres.png
 
-Each held-out digit is made small, and several times large again. Root mean square differences, in
-units of [-1, 1]: of the samples to the large image; of the samples, made small again, to the small
-image; and of the mean of the samples, the best guess in this measure, to the large image. Repeated
-pixels and bicubic interpolation of the small image are the baselines. How many are still the digit
-that they were is judged by the classifier of `benchmarks/digits_quality.py`. The picture of --out
-has the small images above, the samples below, and the large images last.
+Each held-out digit is made small, and enlarged several times by the model. The script prints root
+mean square differences in units of [-1, 1]:
+
+  - of the samples to the large image;
+  - of the samples, made small again, to the small image;
+  - of the mean of the samples to the large image. The mean is the best guess in this measure.
+
+The baselines are repeated pixels and bicubic interpolation of the small image. The classifier of
+`benchmarks/digits_quality.py` judges how many digits are still right. The picture of --out has the
+small images at the top, then samples, and the large images at the bottom.
 """
 
 import pathlib
@@ -25,24 +29,30 @@ from ddpm_jax import data, runs
 from ddpm_jax.data.cond import coarse
 from ddpm_jax.errors import UserError
 from ddpm_jax.figures import grids
-from ddpm_jax.pixels import to_x_0
+from ddpm_jax.pixels import to_uint8, to_x_0
 from ddpm_jax.runs.workdir import open_for_reading, read_config
 from ddpm_jax.sampling import sample_in_chunks
 from experiments import command
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a run of digits_superres.")
-DRAWS = flags.DEFINE_integer("draws", 8, "Samples of each image.", lower_bound=2)
-SAMPLER = flags.DEFINE_string("sampler", None, "Sampler; the run's if unset.")
-NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Steps of it; the run's if unset.")
-TIMESTEPS = flags.DEFINE_string("timesteps", None, "Where they are; the run's if unset.")
-OUT = flags.DEFINE_string("out", None, "Where to draw the picture, a PNG; nowhere if unset.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Work directory of a trained run of digits_superres."
+)
+DRAWS = flags.DEFINE_integer("draws", 8, "Number of samples per image.", lower_bound=2)
+SAMPLER = flags.DEFINE_string("sampler", None, "Name of the sampler. Default: the run's own.")
+NUM_STEPS = flags.DEFINE_integer(
+    "num_steps", None, "Number of sampling steps. Default: the run's own."
+)
+TIMESTEPS = flags.DEFINE_string(
+    "timesteps", None, "Grid of the sampling timesteps. Default: the run's own."
+)
+OUT = flags.DEFINE_string("out", None, "File of the picture (PNG). Default: no picture.")
 flags.mark_flag_as_required("workdir")
 
 SHOWN, SHOWN_DRAWS = 16, 3  # images in the picture, and samples of each
 
 
 def bicubic(images: np.ndarray, factor: int) -> np.ndarray:
-    """Return images [N, H, W, 1], of repeated pixels, interpolated from one pixel of each block."""
+    """Interpolate images [N, H, W, 1] of repeated pixels, from one pixel of each block."""
     size = images.shape[2], images.shape[1]
     small = images[:, ::factor, ::factor, 0].astype(np.float32)
     large = [np.asarray(Image.fromarray(i).resize(size, Image.Resampling.BICUBIC)) for i in small]
@@ -53,7 +63,10 @@ def main() -> None:
     config = read_config(open_for_reading(WORKDIR.value))
     factor = config.model.super_resolution
     if not factor:
-        raise UserError(f"--workdir={WORKDIR.value} is no run of super-resolution")
+        raise UserError(
+            f"--workdir={WORKDIR.value} is not a run of super-resolution "
+            "(model.super_resolution is 0); train experiments/digits_superres.py"
+        )
     test = data.open_dataset(config.data).test
     images, labels = test.read(np.arange(len(test)))
     large = np.asarray(to_x_0(jnp.asarray(images)))
@@ -91,12 +104,12 @@ def main() -> None:
     print(f"RMS deviation of a pixel between samples: {rms(deviation, 0 * deviation)[0]:.3f}")
     if OUT.value:
         rows = np.concatenate([small[None], draws[:SHOWN_DRAWS], large[None]])[:, :SHOWN]
-        cells = grids.to_uint8(rows.reshape(-1, *large.shape[1:]))
+        cells = to_uint8(rows.reshape(-1, *large.shape[1:]))
         grids.save_png(pathlib.Path(OUT.value), grids.make_grid(cells, columns=SHOWN, side=32))
 
 
 def _small(images: np.ndarray, factor: int) -> np.ndarray:
-    """Return [k, N, H, W, C] made small, at the size that they have."""
+    """Return images [k, N, H, W, C] made small, and enlarged again by repeating pixels."""
     flat = jnp.asarray(images.reshape(-1, *images.shape[2:]))
     return np.asarray(coarse(flat, factor)).reshape(images.shape)
 

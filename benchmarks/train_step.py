@@ -1,8 +1,11 @@
-"""Time and memory of a train step: python -m benchmarks.train_step --config=experiments/cifar10.py
+"""Time and memory of a train step.
 
-Runs the real step of a config (loss, gradient, clip, Adam, EMA) on random images of the right
-size, after compilation, waiting for each step. Prints the median time of a step, images/s, the time
-to compile and the peak memory of the process (host) and of the device where JAX can tell.
+    python -m benchmarks.train_step --config=experiments/cifar10.py
+
+The script runs the real train step of a config (loss, gradient, clip, Adam, EMA) on random images
+of the right size. It times each step after compilation. It prints the median time of a step,
+images/s, the time to compile, and the peak memory of the process. It prints the peak memory of the
+device if JAX reports it.
 """
 
 import resource
@@ -12,18 +15,16 @@ import time
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
 from ddpm_jax.config import from_dict
 from ddpm_jax.runtime import compiler, devices, sharding
 from ddpm_jax.training.parts import build_parts
-from experiments import command
+from experiments import command, config_flag
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
-SHAPE = flags.DEFINE_list("shape", ["32", "32", "3"], "H,W,C of the images.")
-CLASSES = flags.DEFINE_integer("classes", 10, "Number of classes of the data.")
-STEPS = flags.DEFINE_integer("steps", 10, "Steps to time.")
-flags.mark_flag_as_required("config")
+CONFIG = config_flag.define("The experiment's config file.")
+SHAPE = flags.DEFINE_list("shape", ["32", "32", "3"], "Shape of the images: H,W,C.")
+CLASSES = flags.DEFINE_integer("classes", 10, "Number of classes of the data set.")
+STEPS = flags.DEFINE_integer("steps", 10, "Number of train steps to time.")
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
-"""Being told nothing: the null value of each kind of conditioning, for training and for guidance.
+"""Null conditioning for classifier-free guidance (Ho & Salimans 2022).
 
-Classifier-free guidance (Ho & Salimans 2022) wants one network that is both p(x | c) and p(x). In
-training, `drop` hides c from some examples, all of it at once; in sampling, `with_null` puts beside
-each row its twin that is told nothing. What the network makes of null values is
-`models.inputs`.
+One network learns both p(x | c) and p(x). For p(x) it receives a null value in place of each entry
+of the conditioning c. In training, `drop` replaces c by its null value in some examples, all
+entries at once. In sampling, `with_null` adds an unconditional copy of each row. `models.inputs`
+reads the null values.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ddpm_jax.errors import UserError
 from ddpm_jax.types import Array, Conditioning
 
-# What the network knows as "no condition", per entry of cond; None: the entry is never hidden.
+# The null value of each entry of cond. None: the entry has no null value and always stays.
 NULL: Mapping[str, Any] = {
     "label": -1,
     "embedding": 0,
@@ -24,24 +24,26 @@ NULL: Mapping[str, Any] = {
 }
 
 
-def drop(cond: Conditioning, hidden: Array, null: Mapping[str, Any] | None = None) -> Conditioning:
+def drop(
+    cond: Conditioning, hidden: Array, null: Mapping[str, Any] | None = None
+) -> dict[str, Array]:
     """Return cond with null values in the rows where `hidden` is True.
 
     Args:
       cond: arrays with leading axis B.
       hidden: bool [B].
-      null: per entry its null value, broadcastable to a row, or None where the entry is never
-        hidden; None is `NULL`.
+      null: {entry: its null value}; the value broadcasts to a row. An entry with None always stays.
+        By default `NULL`.
 
     Raises:
-      UserError: an entry has no null value.
+      UserError: an entry of cond is not in `null`.
     """
     null = NULL if null is None else null
 
     def hide(name: str, rows: Array) -> Array:
         if name not in null:
             raise UserError(
-                f"cond[{name!r}] has no null value for classifier-free guidance; known are "
+                f"cond[{name!r}] has no null value for classifier-free guidance; entries with one: "
                 f"{sorted(null)}; pass null={{{name!r}: ...}}"
             )
         rows = jnp.asarray(rows)
@@ -54,21 +56,21 @@ def drop(cond: Conditioning, hidden: Array, null: Mapping[str, Any] | None = Non
 
 
 def with_null(cond: Conditioning | None, null: Mapping[str, Any] | None = None) -> dict[str, Array]:
-    """Return cond with each row followed by its null twin: leading axis 2B.
+    """Return cond with each row followed by its null copy: leading axis 2B.
 
-    Twins are neighbours, so that a device of those that share the batch keeps both.
+    The two rows are neighbours, so both stay on the same device if the batch is sharded.
 
     Args:
       cond: arrays with leading axis B.
       null: as in `drop`.
 
     Raises:
-      UserError: there is no cond, or nothing in it that can be null, or an entry has no null value.
+      UserError: cond is empty, none of its entries can be null, or an entry is not in `null`.
     """
     if not cond:
         raise UserError(
             "classifier-free guidance needs a condition, but cond is empty; pass "
-            "cond={'label': labels}, or guidance=0"
+            "cond={'label': labels}, or set guidance=0"
         )
     rows = {name: jnp.repeat(jnp.asarray(value), 2, axis=0) for name, value in cond.items()}
     twice = len(next(iter(rows.values())))
@@ -76,6 +78,6 @@ def with_null(cond: Conditioning | None, null: Mapping[str, Any] | None = None) 
     if all((NULL if null is None else null)[name] is None for name in cond):
         raise UserError(
             f"classifier-free guidance needs a condition that can be null, but cond has only "
-            f"{sorted(cond)}; pass another, such as 'label', or guidance=0"
+            f"{sorted(cond)}; pass another entry too, such as 'label', or set guidance=0"
         )
     return twins

@@ -1,9 +1,12 @@
 """The configuration of a run: frozen dataclasses, and the only place where defaults live.
 
 The defaults are the CIFAR-10 recipe of Ho et al. 2020 (section 4 and appendix B). A config file in
-`experiments/` starts from them and changes what its experiment changes; `from_dict` turns the
-edited mapping (an `ml_collections.ConfigDict`, or the JSON beside a checkpoint) back into a checked
-`Config`, so that a misspelled key or a value of the wrong type is an error that names the key.
+`experiments/` starts from the defaults and edits some of them in an `ml_collections.ConfigDict`.
+`from_dict` turns this mapping, or the JSON file of a run, into a checked `Config`. A misspelled key
+or a value of the wrong type is an error that names the key. Names, such as that of a schedule, are
+rows of a table; a wrong name is an error that lists all of them.
+
+In a comment, a word before a colon says when the field is used: "ddim: ..." is for that sampler.
 """
 
 import dataclasses
@@ -17,175 +20,254 @@ from ddpm_jax.errors import unknown
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Which images, from where, at which size."""
+    """The data set: its name, its files, its splits and the format of its images."""
 
-    name: str = "cifar10"  # cifar10 cifar100 mnist fashion_mnist digits emoji folder, or TFDS's
-    path: str = ""  # folder only: the directory of images; class sub-folders give labels
-    data_dir: str = ""  # where prepared sets lie; "" is TFDS's own default, ~/tensorflow_datasets
-    manual_dir: str = ""  # of archives placed by hand; "" is <data_dir>/downloads/manual
-    train_split: str = "train"
-    test_split: str = "test"  # held-out images; "" for none
-    holdout: float = 0.05  # folder only: the part held out as the test split
-    image_size: int = 0  # square side in pixels; 0 is the set's own (emoji: 32, folder: none)
-    channels: int = 0  # 1 grey, 3 RGB, 4 RGBA; 0 is the set's own (emoji: 3, folder: none)
-    crop: str = "center"  # to image_size: "center" (shorter side to it, centre crop) or "stretch"
-    flip: bool = True  # random horizontal flips of the training images
-    follow_links: bool = False  # folder: also links in it that lead to images outside of it
-    on_bad_image: str = "refuse"  # folder: "refuse" an unreadable image, or "skip" and name it
-    font_path: str = ""  # emoji: NotoColorEmoji.ttf; "" looks where Debian puts it
-    emoji_test_path: str = ""  # emoji: Unicode's emoji-test.txt; "" looks where Debian puts it
-    skin_tones: bool = True  # emoji: keep the skin-tone variants (3,641 images; 1,861 without)
-    text: bool = False  # emoji: batches carry the names, encoded by all-MiniLM-L6-v2
-    ram_limit_gb: float = 8.0  # sets smaller than this, decoded, are held in RAM
-    timeout_s: float = 600.0  # a batch that takes longer stops the run, its state saved; 0: never
+    # a row of BUILDERS in data/datasets.py, or the name of any TFDS set that is already prepared in
+    # data_dir
+    name: str = "cifar10"
+    path: str = ""  # folder only: directory of the images; class sub-folders become labels
+    data_dir: str = ""  # directory of prepared sets; "" is TFDS's default, ~/tensorflow_datasets
+    # directory of archives that you downloaded by hand; "" is <data_dir>/downloads/manual
+    manual_dir: str = ""
+    train_split: str = "train"  # name of the split to train on
+    test_split: str = "test"  # name of the split of held-out images; "" is none
+    holdout: float = 0.05  # folder only: fraction of the images that become the test split, [0, 1)
+    # height and width of the images in pixels; 0 keeps the size of the data set, which is 32 for
+    # emoji; folder has none, so it must be set
+    image_size: int = 0
+    # 1 grey, 3 RGB, 4 RGBA; 0 keeps the channels of the data set, which are 3 for emoji; folder has
+    # none, so it must be set
+    channels: int = 0
+    # how an image becomes image_size x image_size. center: scale its shorter side to image_size and
+    # cut out the middle. stretch: scale both sides to image_size
+    crop: str = "center"
+    flip: bool = True  # flip training images left to right at random, half of the time
+    # folder only: also read images through symbolic links that lead out of the directory
+    follow_links: bool = False
+    # folder only, for an image that cannot be read. refuse: stop with an error. skip: leave the
+    # image out and print its name
+    on_bad_image: str = "refuse"
+    # emoji only: file of the font NotoColorEmoji.ttf; "" is the path that Debian uses
+    font_path: str = ""
+    # emoji only: file of Unicode's list emoji-test.txt; "" is the path that Debian uses
+    emoji_test_path: str = ""
+    skin_tones: bool = True  # emoji only: keep skin-tone variants (3,641 images; 1,861 without)
+    # batches also contain the names of the images, encoded by all-MiniLM-L6-v2; for emoji, or
+    # another set that has a text feature "name"
+    text: bool = False
+    # gigabytes (10^9 bytes). A data set of at most this size, decoded, is held in RAM; a larger one
+    # is read from the disk
+    ram_limit_gb: float = 8.0
+    # seconds to wait for a batch. If a batch takes longer, the run saves its state and stops; 0
+    # waits forever
+    timeout_s: float = 600.0
 
 
 @dataclasses.dataclass(frozen=True)
 class ProcessConfig:
-    """The forward process q."""
+    """The forward process q, which adds noise to an image in T timesteps."""
 
-    schedule: str = "linear"  # linear, cosine, quadratic, sigmoid, constant, learned (as in VDM)
-    num_timesteps: int = 1000  # T
-    beta_1: float = 0.0  # first beta; 0 is the schedule's own, 1e-4 * 1000 / T
-    beta_T: float = 0.0  # last beta; 0 is the schedule's own, 0.02 * 1000 / T
-    zero_terminal_snr: bool = False  # rescale so that alpha_bar_T = 0 (Lin et al. 2023)
-    gamma_min: float = -13.3  # learned: minus the log-SNR at t = 1, where its training begins ...
-    gamma_max: float = 5.0  # ... and at t = T
+    # a row of SCHEDULES in build/processes.py, or learned: trained with the network (Kingma et al.
+    # 2021)
+    schedule: str = "linear"
+    num_timesteps: int = 1000  # T, the number of timesteps of the forward process, at least 1
+    # linear, quadratic, sigmoid: beta at t = 1, in (0, 1); 0 is the default, 1e-4 * 1000 / T
+    beta_1: float = 0.0
+    # linear, quadratic, sigmoid, constant: beta at t = T, in (0, 1); 0 is the default,
+    # 0.02 * 1000 / T
+    beta_T: float = 0.0
+    # rescale the betas so that alpha_bar_T = 0 (Lin et al. 2023); not with loss.kind=eps
+    zero_terminal_snr: bool = False
+    # learned: minus the log-SNR at t = 1 and at t = T before training (it learns both). The network
+    # receives the noise level on the scale of these two numbers, in place of t
+    gamma_min: float = -13.3
+    gamma_max: float = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The U-Net (Ho et al. 2020, appendix B)."""
+    """The network: the U-Net of Ho et al. 2020 (appendix B) and its extensions."""
 
-    name: str = "unet"  # unet; classifier, its way down (experiments.train_classifier)
-    channels: int = 128
+    # unet; classifier: only the downsampling half of the U-Net, for experiments.train_classifier
+    name: str = "unet"
+    channels: int = 128  # channels of the first level
+    # channels of each level, in multiples of model.channels; each level halves height and width
     channel_multipliers: tuple[int, ...] = (1, 2, 2, 2)
-    num_res_blocks: int = 2
-    attention_resolutions: tuple[int, ...] = (16,)  # image heights at which blocks attend
-    num_heads: int = 1
-    dropout: float = 0.1
-    num_groups: int = 32  # of GroupNorm
-    scale_shift: bool = False  # FiLM: the time embedding scales and shifts (Dhariwal & Nichol 2021)
-    class_conditional: bool = False  # labels of the data set, with a learned null class
-    embedding_dim: int = 0  # width of a vector per image (384 for data.text), with a learned null
-    context_dim: int = 0  # width of a sequence to attend to (384 for data.text), with a null too
-    super_resolution: int = 0  # factor: the network sees the image that much coarser; 0 is off
-    dtype: str = "float32"  # of the computation: float32 or bfloat16; parameters are float32
-    remat: bool = False  # recompute the blocks' activations in the backward pass to save memory ...
-    remat_keep: str = "nothing"  # ... but keep: nothing, convolutions (and products)
-    fourier_features: tuple[int, ...] = ()  # n of sin and cos(2^n pi x_t) shown to the network
-    learn_variance: bool = False  # twice the output channels; see sample.variance, loss.objective
+    num_res_blocks: int = 2  # residual blocks per level on the way down; one more on the way up
+    # heights in pixels of the levels that have self-attention; () is only the middle of the U-Net
+    attention_resolutions: tuple[int, ...] = (16,)
+    num_heads: int = 1  # heads of each attention
+    dropout: float = 0.1  # dropout rate in the residual blocks during training, in [0, 1)
+    num_groups: int = 32  # groups of each GroupNorm; must divide the channels of each level
+    # True: the time embedding scales and shifts the features (FiLM; Dhariwal & Nichol 2021).
+    # False: it is added to them (Ho et al. 2020)
+    scale_shift: bool = False
+    class_conditional: bool = False  # the network receives the label, or a learned null class
+    # width of one vector per image that the network receives (384 for data.text); 0 is none
+    embedding_dim: int = 0
+    # width of a sequence of vectors per image that the network attends to (384 for data.text); 0 is
+    # none
+    context_dim: int = 0
+    # the network also receives the image, made coarser by this factor, at least 2; 0 is off
+    super_resolution: int = 0
+    dtype: str = "float32"  # float32 or bfloat16 for computation; parameters are always float32
+    # recompute activations in the backward pass: less memory, more time
+    remat: bool = False
+    # with remat, the activations to keep. nothing: none of those inside a block. convolutions: the
+    # outputs of convolutions and matrix products
+    remat_keep: str = "nothing"
+    # exponents n of the features sin(2^n pi x_t) and cos(2^n pi x_t), added to the input (Kingma et
+    # al. 2021); () is none
+    fourier_features: tuple[int, ...] = ()
+    # the network also predicts the variance of the reverse step, in twice the output channels
+    # (Nichol & Dhariwal 2021); needs loss.objective=hybrid or vlb to train it
+    learn_variance: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """What the network predicts and how its error is weighted."""
+    """The training loss: what the network predicts, and how its error is weighted."""
 
-    kind: str = "eps"  # eps, x_0, v
-    weighting: str = "simple"  # simple, vlb, min_snr, p2
-    objective: str = "simple"  # simple; with learn_variance hybrid or vlb, the bound in bits/dim
-    vlb_lambda: float = 1e-3  # hybrid: weight of the bound
-    t_sampler: str = "uniform"  # uniform, stratified, loss_second_moment (for vlb)
-    min_snr_gamma: float = 5.0
-    p2_k: float = 1.0
-    p2_gamma: float = 1.0
-    p_uncond: float = 0.1  # conditional only: how often label, embedding and context become null
+    kind: str = "eps"  # what the network predicts: eps (noise), x_0 (clean image) or v
+    # weight of the squared error at each t: a row of WEIGHTINGS in build/loss.py. simple: 1
+    weighting: str = "simple"
+    # simple: the weighted squared error. vlb: the variational bound in bits/dim. hybrid: simple +
+    # vlb_lambda * vlb, needs model.learn_variance (Nichol & Dhariwal 2021)
+    objective: str = "simple"
+    vlb_lambda: float = 1e-3  # objective=hybrid: weight of the bound
+    # how each batch draws its timesteps: a row of TIME_SAMPLERS in build/loss.py. uniform: each
+    # independently
+    t_sampler: str = "uniform"
+    min_snr_gamma: float = 5.0  # weighting=min_snr: gamma, the largest weight of the error of x_0
+    p2_k: float = 1.0  # weighting=p2: k
+    p2_gamma: float = 1.0  # weighting=p2: gamma; 0 weights the error of eps by 1
+    # conditional models: fraction of training examples that lose their condition (label, embedding
+    # and context at once), for classifier-free guidance; in [0, 1)
+    p_uncond: float = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """The optimiser and the average of its iterates."""
+    """The optimiser, and the exponential moving average (EMA) of the parameters."""
 
-    name: str = "adam"  # adam, adamw
-    learning_rate: float = 2e-4
-    warmup_steps: int = 5000  # linear, from 0
-    decay: str = "constant"  # constant, cosine (to 0 at train.num_steps)
-    clip_norm: float = 1.0  # global norm of the gradient; 0 is off
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.0  # adamw only
-    ema_decay: float = 0.9999
-    ema_warmup: bool = True  # decay min(ema_decay, (1 + n) / (10 + n)) at step n
-    max_nonfinite: int = 20  # stop after so many non-finite updates in a row
+    name: str = "adam"  # adam or adamw
+    learning_rate: float = 2e-4  # learning rate after the warm-up
+    warmup_steps: int = 5000  # steps in which the learning rate rises linearly from 0; 0 is none
+    decay: str = "constant"  # learning rate after the warm-up: constant, or cosine (0 at the end)
+    clip_norm: float = 1.0  # largest global norm of the gradient; 0 does not clip
+    b1: float = 0.9  # Adam's beta_1, decay of the first moment
+    b2: float = 0.999  # Adam's beta_2, decay of the second moment
+    eps: float = 1e-8  # Adam's epsilon, added to the root of the second moment
+    weight_decay: float = 0.0  # adamw only: weight decay
+    ema_decay: float = 0.9999  # decay of the EMA per step, in [0, 1); samples use the EMA
+    # True: the decay at step n is min(ema_decay, (1 + n) / (10 + n)), so the EMA starts quickly
+    ema_warmup: bool = True
+    # stop the run after this many updates in a row with NaN or infinity; at least 1. Each such
+    # update is skipped
+    max_nonfinite: int = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """The loop."""
+    """The training loop: its length, its batches, and what it writes when."""
 
-    num_steps: int = 800_000
-    batch_size: int = 128  # over all devices and processes
-    seed: int = 0
-    steps_per_call: int = 0  # steps fused into one compiled call; 0 is 1 on CPU, 10 elsewhere
-    accumulate: int = 1  # micro-batches a step, to fit a batch that does not fit
-    log_every: int = 100
-    sample_every: int = 10_000  # sample grids, of EMA and raw weights; 0 is only at the end
-    num_samples: int = 64  # in a grid
-    checkpoint_every: int = 5000
-    keep_last: int = 2  # checkpoints kept: the last so many ...
-    keep_every: int = 100_000  # ... and every one at a multiple of this; 0 is none
+    num_steps: int = 800_000  # number of training steps (parameter updates)
+    batch_size: int = 128  # images per step, over all devices and processes together
+    seed: int = 0  # seed of initialisation, data order, noise and samples
+    # training steps per compiled call; 0 is 1 on CPU and 10 on other devices
+    steps_per_call: int = 0
+    # micro-batches per step: their gradients are averaged, so a large batch needs less memory
+    accumulate: int = 1
+    log_every: int = 100  # steps between rows of the metrics file; 0 is only at the end
+    # steps between grids of samples, by the EMA and by the raw weights; 0 is only at the end
+    sample_every: int = 10_000
+    num_samples: int = 64  # images in a grid of samples
+    checkpoint_every: int = 5000  # steps between checkpoints; 0 is only at the end
+    keep_last: int = 2  # number of newest checkpoints that stay on the disk, at least 1
+    # checkpoints at multiples of this step stay on the disk too; 0 is none
+    keep_every: int = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
-    """How images are drawn, while training and by `ddpm_jax.load`."""
+    """How images are sampled, during training and by `ddpm_jax.load`.
 
-    # ancestral, ddim, euler, heun, dpm_solver_pp_2m, dpm_solver_pp_3m, dpm_solver_pp_2s, unipc,
-    # predictor_corrector; an option that the sampler does not use must be left at its default
+    An option that the chosen sampler does not use must stay at its default.
+    """
+
+    # a row of SAMPLERS in build/sampling.py
     sampler: str = "ancestral"
-    # ancestral, predictor_corrector: fixed_large, fixed_small; with learn_variance learned_range
+    # ancestral, predictor_corrector: variance of the reverse step. fixed_large: beta_t.
+    # fixed_small: the posterior's, better for few steps. learned_range: the network's, needs
+    # model.learn_variance
     variance: str = "fixed_large"
-    eta: float = 0.0  # ddim: noise, in [0, 1]
-    order: int = 2  # unipc: 2 or 3
-    stochastic: bool = False  # dpm_solver_pp_2m: solve the SDE
-    s_churn: float = 0.0  # euler, heun: churn over the whole chain (Karras et al. 2022, table 5)
-    s_min: float = 0.0  # euler, heun: churn where s_min <= sigma_t/alpha_t <= s_max alone ...
-    s_max: float = 0.0  # ... and 0 is no upper limit
-    s_noise: float = 1.0  # euler, heun: scale of the churn's noise
-    corrector_snr: float = 0.16  # predictor_corrector: size of a Langevin step
+    eta: float = 0.0  # ddim: amount of noise, in [0, 1]; 0 is deterministic, 1 is ancestral
+    order: int = 2  # unipc: order of the solver, 2 or 3
+    stochastic: bool = False  # dpm_solver_pp_2m: solve the SDE instead of the ODE
+    # euler, heun: noise added over the whole chain (S_churn of Karras et al. 2022, table 5)
+    s_churn: float = 0.0
+    s_min: float = 0.0  # euler, heun: no churn where sigma_t / alpha_t is below this (S_tmin)
+    # euler, heun: no churn where sigma_t / alpha_t is above this (S_tmax); 0 is no upper limit
+    s_max: float = 0.0
+    s_noise: float = 1.0  # euler, heun: scale of the churn's noise, above 0 (S_noise)
+    corrector_snr: float = 0.16  # predictor_corrector: signal-to-noise ratio of a Langevin step
     num_corrections: int = 1  # predictor_corrector: Langevin steps at each timestep
-    num_steps: int = 0  # steps, one network evaluation each for most samplers; 0 is all T
-    timesteps: str = "uniform"  # uniform, trailing, quadratic, karras, log_snr
-    rho: float = 7.0  # karras: larger is denser towards 0
-    clip_x_0: bool = True
-    dynamic_threshold: float = 0.0  # clip to this percentile of |x_0|, e.g. 0.995; 0 is to [-1, 1]
-    guidance: float = 0.0  # classifier-free weight w (other codes' scale is 1 + w); 0 is off
-    guidance_interval: tuple[int, ...] = ()  # (low, high) timesteps at which to guide; () is all
-    guidance_rescale: float = 0.0  # 0..1, brings the deviation of a guided x_0 back; 0 is off
-    chunk_size: int = 256  # images on the device at once
+    # sampling steps; most samplers call the network once per step. 0 is all T timesteps
+    num_steps: int = 0
+    # spacing of the sampling timesteps: a row of GRIDS in build/sampling.py
+    timesteps: str = "uniform"
+    rho: float = 7.0  # timesteps=karras: exponent; a larger one has more steps at low noise
+    clip_x_0: bool = True  # clip each predicted x_0 to [-1, 1]
+    # with clip_x_0: clip x_0 to this quantile of |x_0| and rescale it, instead of to [-1, 1]
+    # (Saharia et al. 2022); in (0, 1], such as 0.995. 0 is off
+    dynamic_threshold: float = 0.0
+    # weight w of classifier-free guidance; 0 is off. Other codes' guidance scale is 1 + w
+    guidance: float = 0.0
+    # (low, high): guide only at timesteps low <= t <= high; () is all timesteps
+    guidance_interval: tuple[int, ...] = ()
+    # in [0, 1]: how far the standard deviation of a guided x_0 is brought back to that of the
+    # conditional x_0 without guidance (Lin et al. 2023); 0 is off
+    guidance_rescale: float = 0.0
+    chunk_size: int = 256  # images that are sampled at once, at least 1; limits the memory
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """The held-out loss and the quality of samples, while training and by experiments.evaluate."""
+    """The held-out loss and sample quality, during training and by `experiments.evaluate`."""
 
-    every: int = 5000  # steps between held-out losses; 0 is never
-    num_examples: int = 1024  # held-out images, the same ones with the same noise each time
-    samples_every: int = 0  # steps between Fréchet distances of samples; 0 is never
-    num_samples: int = 1000  # images of such a distance; part of its name
-    num_seeds: int = 3  # experiments.evaluate: so many times so many images
-    sampler: str = "dpm_solver_pp_2m"  # for both: a fast one, not the run's own
-    num_steps: int = 20
-    timesteps: str = "trailing"
-    bound_images: int = (
-        1024  # experiments.evaluate: images of each split whose bits/dim are bounded
-    )
-    bound_terms: int = 100  # of the T terms of the bound, for each of these images
-    ode_tolerance: float = 1e-4  # of experiments.evaluate --ode
+    every: int = 5000  # steps between evaluations of the held-out loss; 0 is never
+    # held-out images of that loss; each evaluation uses the same images and noise
+    num_examples: int = 1024
+    # steps between Fréchet distances of samples to the training images; 0 is never
+    samples_every: int = 0
+    # samples of a Fréchet distance. Compare only distances with the same number
+    num_samples: int = 1000
+    # experiments.evaluate: number of random seeds; each draws its own num_samples samples
+    num_seeds: int = 3
+    # sampler of the samples that are evaluated (names as in sample.sampler); a fast one
+    sampler: str = "dpm_solver_pp_2m"
+    num_steps: int = 20  # sampling steps of that sampler, at least 1; more than T is T
+    timesteps: str = "trailing"  # timesteps of that sampler (names as in sample.timesteps)
+    # experiments.evaluate: images of each split for the variational bound in bits/dim; 0 is none
+    bound_images: int = 1024
+    bound_terms: int = 100  # terms of the bound that are computed per image, of T in all
+    ode_tolerance: float = 1e-4  # experiments.evaluate --ode: tolerance of the ODE solver
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """The devices: data x fsdp of them share the batch."""
+    """The devices: data x fsdp of them share each batch."""
 
-    data: int = -1  # groups of devices, each of which holds the whole state; -1 is as many as fit
-    fsdp: int = 1  # devices of a group, among which the state is cut
+    # groups of devices; each group holds a full copy of the training state. -1 is as many as fit
+    data: int = -1
+    # devices per group. They shard the training state, so each holds 1/fsdp of it; must divide the
+    # number of devices
+    fsdp: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One run, whole."""
+    """The whole configuration of a run, one section per field."""
 
     data: DataConfig = DataConfig()
     process: ProcessConfig = ProcessConfig()
@@ -199,10 +281,14 @@ class Config:
 
 
 def from_dict(mapping: Mapping[str, Any]) -> Config:
-    """Build the checked `Config` from a mapping of sections to mappings of fields.
+    """Build the checked `Config` from {section: {field: value}}.
 
-    Sections and fields that are absent keep their defaults. Raises `UserError` for an unknown
-    section or field (naming the nearest right one) and for a value of the wrong type.
+    Args:
+      mapping: sections and their fields; those that are absent keep their defaults.
+
+    Raises:
+      UserError: an unknown section or field (the message names the nearest known one), a value of
+        the wrong type, or a number out of its range.
     """
     sections = typing.get_type_hints(Config)
     built = {}
@@ -222,12 +308,12 @@ def from_dict(mapping: Mapping[str, Any]) -> Config:
 
 
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:
-    """Return the config as nested dictionaries, the inverse of `from_dict`."""
+    """Return the config as {section: {field: value}}, the inverse of `from_dict`."""
     return dataclasses.asdict(config)
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """Return `{"section.field": value}` of every field."""
+    """Return the config as {"section.field": value}."""
     return {
         f"{section}.{name}": value
         for section, fields in to_dict(config).items()

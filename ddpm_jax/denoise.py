@@ -44,7 +44,7 @@ def apply_network(
       train: whether dropout and the like are on.
       key: randomness of a training step; None where `train` is False.
     """
-    t = jnp.broadcast_to(process.timesteps[t] - 1, x_t.shape[:1])
+    t = jnp.broadcast_to(jnp.asarray(process.timesteps)[t] - 1, x_t.shape[:1])
     return apply_fn(params, x_t, t, cond, train=train, key=key).astype(x_t.dtype)
 
 

@@ -19,7 +19,9 @@ import numpy as np
 
 from ddpm_jax.errors import UserError, unknown
 from ddpm_jax.process import GaussianProcess, expand, jump, q_sample
-from ddpm_jax.samplers.base import Sampler, draw_noise, draw_x_T, sample_loop
+from ddpm_jax.randomness import draw_x_T, fold_in
+from ddpm_jax.samplers.base import Noise, Sampler, on_process, sample_loop
+from ddpm_jax.timesteps import check_grid
 from ddpm_jax.types import Array, DenoiseFn, Prediction, PRNGKey
 
 
@@ -31,12 +33,12 @@ def from_depth(timesteps: np.ndarray, depth: int) -> np.ndarray:
       depth: t in 1..T: how much is forgotten, T is everything.
 
     Raises:
-      UserError: depth is not in 1..T.
+      UserError: depth is not in 1..T, or the grid does not descend.
     """
+    timesteps = check_grid(timesteps)
     T = int(timesteps[0])
     if not 1 <= depth <= T:
         raise UserError(f"depth must be in 1..{T} (T), found {depth}")
-    timesteps = np.asarray(timesteps)
     return np.append(depth, timesteps[timesteps < depth]).astype(np.int32)
 
 
@@ -55,12 +57,17 @@ def sdedit(
 
     Args:
       process: the chain.
-      sampler: any, built on it.
+      sampler: any, built on the same process.
       denoise_fn: the denoiser.
       key: [B] keys.
       x_0: [B, ...] float, the images.
-      timesteps: [K+1] int, descending from the depth to 0 (`from_depth`).
+      timesteps: [K+1] int, strictly descending from the depth to 0 (`from_depth`).
+
+    Raises:
+      UserError: a sampler of another process, or a wrong grid.
     """
+    sampler = on_process(sampler, process)
+    timesteps = check_grid(timesteps, process.num_timesteps)
     x_t = q_sample(process, x_0, jnp.int32(timesteps[0]), draw_x_T(key, x_0.shape[1:]))
     return sample_loop(sampler, denoise_fn, key, timesteps, x_t)
 
@@ -89,12 +96,14 @@ def interpolate(
       mix: "lerp", (1-λ) x_t + λ x'_t, or "slerp", along the arc between them.
 
     Raises:
-      UserError: unknown mix, or images of two shapes.
+      UserError: unknown mix, images of two shapes, a sampler of another process, a wrong grid.
     """
     if mix not in MIXES:
         raise unknown("mix", mix, MIXES)
     if x_0.shape != other.shape:
         raise UserError(f"the images to mix must have one shape, found {x_0.shape}, {other.shape}")
+    sampler = on_process(sampler, process)
+    timesteps = check_grid(timesteps, process.num_timesteps)
     t = jnp.int32(timesteps[0])
     eps = draw_x_T(key, x_0.shape[1:])
     x_t, other_t = (q_sample(process, x, t, eps) for x in (x_0, other))
@@ -137,13 +146,13 @@ def inpaint(
     num_resamples: int = 10,
     jump_length: int = 1,
 ) -> Array:
-    """Return x_0 with what the mask hides drawn anew (RePaint).
+    """Return x_0 with new pixels where the mask is 0 (RePaint).
 
-    num_resamples = 1 only pastes the known pixels in at every step, and what is drawn hardly heeds
-    them; resampling brings the two into agreement, at num_resamples network calls a step. For two
-    correlated pixels (T = 100, fixed_large) the hidden one, whose mean should be 0.44, gets 0.151
-    at 1, 0.395 at 10 and 0.434 at 200. Resampling repeats what is wrong in a step: fixed_small,
-    a little narrow each time, ends at a variance of 0.18 where 0.28 is right (200).
+    num_resamples = 1 only pastes the known pixels in at every step: the new pixels do not fit them
+    well. Resampling brings the two into agreement, at num_resamples network calls a step. For two
+    correlated pixels (T = 100, fixed_large) the mean of the hidden one should be 0.44. It is 0.151
+    at num_resamples = 1, 0.395 at 10 and 0.434 at 200. Resampling also repeats the error of a step:
+    fixed_small is a little narrow each time, and ends at variance 0.18 instead of 0.28 (at 200).
 
     Args:
       process: the chain.
@@ -157,7 +166,8 @@ def inpaint(
       jump_length: steps in a stretch, at least 1 (the paper's images take 10 of each).
 
     Raises:
-      UserError: num_resamples or jump_length below 1, or a mask of another shape.
+      UserError: num_resamples or jump_length below 1, a mask of another shape, a sampler of
+        another process, or a wrong grid.
     """
     try:
         mask = jnp.broadcast_to(jnp.asarray(mask), x_0.shape).astype(bool)
@@ -166,9 +176,11 @@ def inpaint(
             f"the mask of shape {np.shape(mask)} does not fit images of {x_0.shape}; it must have "
             "their height and width, and one channel or theirs"
         ) from None
+    sampler = on_process(sampler, process)
+    timesteps = check_grid(timesteps, process.num_timesteps, whole=True)
     grid = resampling_grid(timesteps, num_resamples, jump_length)
     x_T = draw_x_T(key, x_0.shape[1:])
-    return sample_loop(repaint(process, sampler, x_0, mask), denoise_fn, key, grid, x_T)
+    return sample_loop(repaint(sampler, x_0, mask), denoise_fn, key, grid, x_T)
 
 
 def resampling_grid(timesteps: np.ndarray, num_resamples: int, jump_length: int) -> np.ndarray:
@@ -185,7 +197,7 @@ def resampling_grid(timesteps: np.ndarray, num_resamples: int, jump_length: int)
             "num_resamples and jump_length must be at least 1, found "
             f"{num_resamples} and {jump_length}"
         )
-    timesteps = np.asarray(timesteps, np.int32)
+    timesteps = check_grid(timesteps)
     noisy = len(timesteps) - 2  # index of the last timestep that is not clean
     ends = np.arange(noisy, 0, -jump_length)[::-1]
     walk, start = [timesteps[:1]], 0
@@ -204,35 +216,42 @@ class RepaintState(NamedTuple):
     count: Array
 
 
-def repaint(process: GaussianProcess, sampler: Sampler, x_0: Array, mask: Array) -> Sampler:
+def repaint(sampler: Sampler, x_0: Array, mask: Array) -> Sampler:
     """Build the sampler whose steps down keep x_0 where mask, and whose steps up add noise.
 
     Args:
-      process, sampler, x_0: as in `inpaint`.
+      sampler, x_0: as in `inpaint`.
       mask: bool, of the shape of x_0; True is known.
     """
 
     def init(x_T: Array) -> RepaintState:
         return RepaintState(x_T, Prediction(x_T, x_T), jnp.int32(0))
 
-    def down(denoise_fn: DenoiseFn, key: PRNGKey, state: RepaintState, t: Array, s: Array):
-        key = jax.vmap(jax.random.split)(key)  #                                   [B, 2]
-        drawn, prediction = sampler.step(denoise_fn, key[:, 0], sampler.init(state.x), t, s)
-        known = q_sample(process, x_0, s, draw_noise(key[:, 1], x_0.shape[1:]))
-        prediction = prediction._replace(log_variance_fraction=None)  # of the way up's structure
-        return jnp.where(mask, known, drawn.x), prediction
+    def advance(
+        process: GaussianProcess,
+        denoise_fn: DenoiseFn,
+        noise: Noise,
+        key: PRNGKey,
+        state: RepaintState,
+        t: Array,
+        s: Array,
+    ) -> tuple[RepaintState, Prediction]:
+        key = fold_in(key, state.count)
 
-    def up(key: PRNGKey, state: RepaintState, t: Array, s: Array):
-        ratio, beta = jump(process, s, t)  # from t to the noisier s
-        return ratio * state.x + jnp.sqrt(beta) * draw_noise(key, x_0.shape[1:]), state.prediction
+        def down() -> tuple[Array, Prediction]:
+            keys = jax.vmap(jax.random.split)(key)  #                              [B, 2]
+            inner = sampler.init(state.x)
+            drawn, prediction = sampler.advance(process, denoise_fn, noise, keys[:, 0], inner, t, s)
+            known = q_sample(process, x_0, s, noise(keys[:, 1], t, x_0.shape))
+            prediction = prediction._replace(log_variance_fraction=None)  # as on the way up
+            return jnp.where(mask, known, drawn.x), prediction
 
-    def step(denoise_fn: DenoiseFn, key: PRNGKey, state: RepaintState, t: Array, s: Array):
-        key = jax.vmap(jax.random.fold_in, (0, None))(key, state.count)
-        x, prediction = jax.lax.cond(
-            s < t,
-            lambda: down(denoise_fn, key, state, t, s),
-            lambda: up(key, state, t, s),
-        )
+        def up() -> tuple[Array, Prediction]:
+            ratio, beta = jump(process, s, t)  # from t to the noisier s
+            x = ratio * state.x + jnp.sqrt(beta) * noise(key, t, x_0.shape)
+            return x, state.prediction
+
+        x, prediction = jax.lax.cond(s < t, down, up)
         return RepaintState(x, prediction, state.count + 1), prediction
 
-    return Sampler(init, step)
+    return Sampler(sampler.process, init, advance, sampler.noise, direction="both")

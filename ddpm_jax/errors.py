@@ -1,9 +1,9 @@
-"""Errors that the user can mend.
+"""Errors that the user can fix.
 
-A `UserError` is a mistake in a config, a command line, a file or a call. Its message is one line
-that names the key or file, what was found, what is allowed and what to do. The mains in
-`experiments/` print it without a traceback and exit with code 2, or 75 if it is a `PassingError`;
-every other exception is a bug of ours and keeps its traceback.
+A `UserError` reports a mistake in a config, a command line, a file or a call. Its message is one
+line that names the key or file, what was found, what is allowed and what to do. The mains in
+`experiments/` print this line without a traceback. They exit with code 2, or with code 75 for a
+`PassingError`. Every other exception is a bug in this library and keeps its traceback.
 """
 
 import difflib
@@ -12,28 +12,28 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend; the message is one line and says how."""
+    """A mistake that the user can fix; the message is one line and says how."""
 
 
 class PassingError(UserError):
-    """What may be over when the same command is started again."""
+    """A failure that may be gone when the same command is started again."""
 
 
 class SourceError(PassingError):
-    """Data that stopped coming while a run went on."""
+    """The data could no longer be read while a run was training."""
 
 
 class PeerError(PassingError):
-    """Another process of the run that ended, or cannot be reached."""
+    """Another process of the run ended, or cannot be reached."""
 
 
 def unknown(what: str, name: object, allowed: Iterable[str]) -> UserError:
-    """Build the error for a name that is not in a table, with the nearest right one.
+    """Return the error for an unknown name; the message suggests the nearest known name.
 
     Args:
-      what: what the name stands for, with its config key where there is one ("schedule").
-      name: what was found.
-      allowed: the names that exist.
+      what: what the name chooses, such as "kind", or its config key, such as "process.schedule".
+      name: the unknown name.
+      allowed: the known names.
     """
     allowed = sorted(allowed)
     nearest = difflib.get_close_matches(str(name), allowed, n=1)
@@ -42,10 +42,15 @@ def unknown(what: str, name: object, allowed: Iterable[str]) -> UserError:
 
 
 def look_up(table: Mapping[str, Any], key: str, name: str) -> Any:
-    """Return table[name], or say which names it has.
+    """Return table[name].
+
+    Args:
+      table: the values by name.
+      key: what the name chooses, such as its config key "process.schedule", for the message.
+      name: the name to look up.
 
     Raises:
-      UserError: it has none such; the message calls it `key`.
+      UserError: the table has no such name; the message lists the names that it has.
     """
     if name not in table:
         raise unknown(key, name, table)

@@ -12,8 +12,9 @@ They compose, and act on unclipped predictions; a threshold (`ddpm_jax.denoise`)
     pair = make_denoise_fn(process, apply_fn, params, with_null(cond), clip_x_0=False)
     denoise_fn = static_threshold(process, classifier_free(process, pair, w=1.5))
 
-`make_sample(..., guidance=1.5)` does just that; its `guidance` may also be any `Guide`, a function
-that builds the guided denoiser from a `Denoiser`, which makes unguided, unclipped ones.
+`make_sample(..., guidance=1.5)` does just that. Its `guidance` may also be any `Guide`, a function
+(process, denoiser, params, cond) -> the guided DenoiseFn. There `denoiser(params, cond)` builds
+unguided, unclipped denoisers, and the process may be traced (an argument of `jax.jit`).
 """
 
 from collections.abc import Callable
@@ -34,7 +35,7 @@ from ddpm_jax.process import GaussianProcess, alpha_sigma, expand
 from ddpm_jax.types import ApplyFn, Array, Conditioning, DenoiseFn, Params, Prediction
 
 Denoiser = Callable[[Params, Conditioning | None], DenoiseFn]
-Guide = Callable[[Denoiser, Params, Conditioning | None], DenoiseFn]
+Guide = Callable[[GaussianProcess, Denoiser, Params, Conditioning | None], DenoiseFn]
 Interval = tuple[int, int]  # timesteps t, both ends included
 
 
@@ -172,7 +173,7 @@ def make_guided_denoise_fn(
         return make_denoise_fn(process, apply_fn, params, cond, kind=kind, clip_x_0=False)
 
     if callable(guidance):
-        denoise_fn = guidance(denoiser, params, cond)
+        denoise_fn = guidance(process, denoiser, params, cond)
     elif guidance:
         denoise_fn = classifier_free(process, denoiser(params, with_null(cond)), guidance)
     else:

@@ -1,17 +1,19 @@
-"""The training losses: the squared error of what the network predicts, weighted by t; the bound.
+"""The training losses: the weighted squared error of the prediction, and the variational bound.
 
   L_simple = E ‖ε - ε_θ(x_t, t)‖²                                           (Ho et al. 2020, eq. 14)
   L_{t-1} = β_t² / (2 σ_t² α_t (1-ᾱ_t)) ‖ε - ε_θ(x_t, t)‖² + const          (eq. 12)
   L_vlb = L_T + Σ_{t>1} L_{t-1} + L_0 = E_t[T L_{t-1}] + L_T                (eq. 5)
-  L_hybrid = L_simple + λ L_vlb, L_vlb's gradient to the variance alone
+  L_hybrid = L_simple + λ L_vlb, where L_vlb trains only the variance
                                                                    (Nichol & Dhariwal 2021, eq. 16)
 
-The errors of the three kinds at one x_t are one error in three units:
-  ‖ε - ε̂‖² = SNR_t ‖x_0 - x̂_0‖²,  ‖v - v̂‖² = ‖x_0 - x̂_0‖² / σ_t²
-so a weighting is defined once, on the error of x_0, and divided by the unit of the kind.
+At the same x_t, the errors of the three kinds of prediction differ only by a factor:
+  ‖ε - ε̂‖² = SNR_t ‖x_0 - x̂_0‖²,  ‖v - v̂‖² = ‖x_0 - x̂_0‖² / sigma_t²
+So a weighting is defined once, for the error of x_0, and divided by the factor of the kind.
 
-A weighting is a function (process, t, kind) -> [B] float32, the weight of the mean squared error
-of that kind's own target; set the options of one with `functools.partial`.
+Above and in `vlb`, σ_t² is the variance of p(x_{t-1} | x_t); sigma_t² = 1-ᾱ_t.
+
+A weighting is a function (process, t, kind) -> [B] float32. It returns the weight of the mean
+squared error of a network that predicts `kind`. Set its options with `functools.partial`.
 """
 
 from collections.abc import Callable
@@ -33,22 +35,32 @@ OBJECTIVES = ("simple", "hybrid", "vlb")
 
 
 def simple(process: GaussianProcess, t: Array, kind: str) -> Array:
-    """Return 1, on whatever the network predicts; for eps this is Ho's L_simple (eq. 14)."""
+    """Return weight 1 for every kind. For eps the loss is then L_simple (Ho et al. 2020, eq. 14).
+
+    Args:
+      process: the chain.
+      t: int32 in 1..T, scalar or [B].
+      kind: what the network predicts; not used.
+    """
     return jnp.ones_like(read(process.betas, t))
 
 
 def vlb(process: GaussianProcess, t: Array, kind: str, variance: str = "fixed_large") -> Array:
     """Return the weight of the variational bound's L_{t-1} (Ho et al. 2020, eq. 12).
 
-    On eps it is β_t² / (2 σ_t² α_t (1-ᾱ_t)), on x_0 c_1² / (2 σ_t²). The weighted loss is then
-    the KL divergence in nats per dimension, but for the constant that the choice of σ_t leaves
-    (0 for fixed_small). At t = 1 the term is a decoder's; σ_1² is the one that `variance` gives it.
+    The weight is β_t² / (2 σ_t² α_t (1-ᾱ_t)) for eps and c_1² / (2 σ_t²) for x_0. The weighted loss
+    is the KL divergence in nats per dimension, up to a constant that depends only on σ_t (0 for
+    fixed_small). At t = 1 the bound has a decoder term instead; its σ_1² is the value of `variance`
+    at t = 1.
 
     Args:
       process: the chain.
       t: int32 in 1..T, scalar or [B].
-      kind: what the network predicts.
-      variance: σ_t², "fixed_small" or "fixed_large".
+      kind: what the network predicts: "eps", "x_0" or "v".
+      variance: σ_t² of p(x_{t-1} | x_t), "fixed_small" or "fixed_large".
+
+    Raises:
+      UserError: unknown kind or variance.
     """
     if variance not in VARIANCES:
         raise unknown("variance", variance, VARIANCES)
@@ -58,15 +70,35 @@ def vlb(process: GaussianProcess, t: Array, kind: str, variance: str = "fixed_la
 
 
 def min_snr(process: GaussianProcess, t: Array, kind: str, gamma: float = 5.0) -> Array:
-    """Return min(SNR_t, γ) on the error of x_0: min(SNR_t, γ) / SNR_t on eps, / (SNR_t + 1) on v.
+    """Return the Min-SNR weight, min(SNR_t, γ) for the error of x_0 (Hang et al. 2023, sec. 3.4).
 
-    (Hang et al. 2023, section 3.4.)
+    The weight is min(SNR_t, γ) / SNR_t for eps, and min(SNR_t, γ) / (SNR_t + 1) for v.
+
+    Args:
+      process: the chain.
+      t: int32 in 1..T, scalar or [B].
+      kind: what the network predicts: "eps", "x_0" or "v".
+      gamma: γ, the largest weight for x_0.
+
+    Raises:
+      UserError: unknown kind.
     """
     return _from_x_0(process, jnp.minimum(snr(process, t), gamma), t, kind)
 
 
 def p2(process: GaussianProcess, t: Array, kind: str, k: float = 1.0, gamma: float = 1.0) -> Array:
-    """Return 1 / (k + SNR_t)^γ on the error of eps (Choi et al. 2022, eq. 8)."""
+    """Return the P2 weight, 1 / (k + SNR_t)^γ for the error of eps (Choi et al. 2022, eq. 8).
+
+    Args:
+      process: the chain.
+      t: int32 in 1..T, scalar or [B].
+      kind: what the network predicts: "eps", "x_0" or "v".
+      k: keeps the weight finite where SNR_t is small.
+      gamma: γ, how strongly high SNR_t (little noise) is weighted down; 0 gives weight 1.
+
+    Raises:
+      UserError: unknown kind.
+    """
     snr_t = snr(process, t)
     return _from_x_0(process, snr_t / (k + snr_t) ** gamma, t, kind)
 
@@ -90,9 +122,10 @@ def denoising_loss(
 ) -> Array:
     """Return the loss of each example, averaged over its pixels: [B] float32.
 
-    "simple" is the weighted squared error. "vlb" is T L_{t-1}, in bits/dim: its mean over t is the
-    bound without L_T, which nothing here trains. "hybrid" is the weighted squared error + λ T
-    L_{t-1}, of which the second trains the variance alone.
+    - objective "simple": the weighted squared error.
+    - "vlb": T L_{t-1} in bits/dim. Its mean over t is the bound without L_T, which has no
+      parameters.
+    - "hybrid": the weighted squared error + λ T L_{t-1}. The second term trains only the variance.
 
     Args:
       process: the chain.
@@ -100,18 +133,19 @@ def denoising_loss(
       params: its parameters.
       x_0: [B, ...] float, clean data in [-1, 1].
       t: [B] int32 in 1..T.
-      eps: [B, ...] float, the standard normal noise of x_t.
+      eps: [B, ...] float, standard normal, the noise of x_t.
       cond: None, or arrays with leading axis B.
       kind: what the network predicts: "eps", "x_0" or "v".
       weighting: `simple`, `vlb`, `min_snr`, `p2` or another function (process, t, kind) -> [B].
       objective: "simple", "hybrid" or "vlb".
-      vlb_lambda: λ, of "hybrid" alone.
-      variance: σ_t² of "hybrid" and "vlb" (`ddpm_jax.variance`).
-      train: whether dropout and the like are on.
-      key: randomness of a training step; None where `train` is False.
+      vlb_lambda: λ, only for "hybrid".
+      variance: σ_t² of p(x_{t-1} | x_t), only for "hybrid" and "vlb" (`ddpm_jax.variance`).
+      train: whether dropout and other randomness of training are on.
+      key: key of that randomness; None if `train` is False.
 
     Raises:
-      UserError: unknown kind, objective or variance.
+      UserError: unknown kind, objective or variance, or "learned_range" with a network that does
+        not predict the variance.
     """
     if objective not in OBJECTIVES:
         raise unknown("objective", objective, OBJECTIVES)
@@ -136,7 +170,7 @@ def denoising_loss(
 
 
 def _from_x_0(process: GaussianProcess, weight: Array, t: Array, kind: str) -> Array:
-    """Turn a weight of the error of x_0 into the equal weight of the error of `kind`."""
+    """Convert a weight for the error of x_0 to the equivalent weight for the error of `kind`."""
     if kind == "x_0":
         return weight
     if kind == "eps":

@@ -1,4 +1,4 @@
-"""A classifier of noisy images, as functions of its network: log p(y | x_t), loss, accuracy.
+"""A classifier of noisy images x_t: its log probability log p(y | x_t), its loss, its accuracy.
 
   L = -E log p(y | x_t),  x_t ~ q(x_t | x_0)              (Dhariwal & Nichol 2021, section 4.1)
 
@@ -24,20 +24,19 @@ def label_log_prob(
     train: bool = False,
     key: PRNGKey | None = None,
 ) -> Array:
-    """Return log p(y | x_t): [B] float32, what `guidance.classifier` climbs.
+    """Return log p(y | x_t): [B] float32. `guidance.classifier` follows its gradient.
 
     Args:
       process: the chain.
-      apply_fn: the classifier.
+      apply_fn: the classifier; it returns logits [B, num_classes].
       params: its parameters.
-      x_t: [B, ...] float.
-      t: int32 in 0..T, scalar or [B].
-      label: [B] int32; negative is any class, whose log probability is 0.
+      x_t: [B, ...] float, noisy images.
+      t: int32 in 0..T, scalar or [B], the timestep of x_t.
+      label: [B] int32, the class y. A negative label means any class: its log probability is 0.
       train: whether dropout is on.
-      key: randomness of a training step; None where `train` is False.
+      key: key of the dropout; None if `train` is False.
     """
-    logits = apply_network(process, apply_fn, params, x_t, t, None, train=train, key=key)
-    log_prob = jax.nn.log_softmax(logits)
+    log_prob = jax.nn.log_softmax(_logits(process, apply_fn, params, x_t, t, train, key))
     wanted = jnp.take_along_axis(log_prob, jnp.maximum(label, 0)[:, None], axis=1)[:, 0]
     return jnp.where(label < 0, 0.0, wanted)
 
@@ -54,7 +53,19 @@ def label_loss(
     train: bool = False,
     key: PRNGKey | None = None,
 ) -> Array:
-    """Return -log p(y | x_t) at x_t = q_sample(x_0, t, eps): [B]; arguments as there and above."""
+    """Return -log p(y | x_t) at x_t = q_sample(process, x_0, t, eps): [B] float32.
+
+    Args:
+      process: the chain.
+      apply_fn: the classifier; it returns logits [B, num_classes].
+      params: its parameters.
+      x_0: [B, ...] float, clean images in [-1, 1].
+      t: int32 in 0..T, scalar or [B].
+      eps: [B, ...] float, standard normal.
+      label: [B] int32, the class y. A negative label means any class: its loss is 0.
+      train: whether dropout is on.
+      key: key of the dropout; None if `train` is False.
+    """
     x_t = q_sample(process, x_0, t, eps)
     return -label_log_prob(process, apply_fn, params, x_t, t, label, train=train, key=key)
 
@@ -69,6 +80,18 @@ def is_right(
     label: Array,
 ) -> Array:
     """Return whether the likeliest class of x_t is the label: [B] bool."""
-    x_t = q_sample(process, x_0, t, eps)
-    logits = apply_network(process, apply_fn, params, x_t, t, None, train=False, key=None)
+    logits = _logits(process, apply_fn, params, q_sample(process, x_0, t, eps), t)
     return logits.argmax(axis=-1) == label
+
+
+def _logits(
+    process: GaussianProcess,
+    apply_fn: ApplyFn,
+    params: Params,
+    x_t: Array,
+    t: Array,
+    train: bool = False,
+    key: PRNGKey | None = None,
+) -> Array:
+    """Return what the classifier finds in x_t: [B, num_classes]. It receives no conditioning."""
+    return apply_network(process, apply_fn, params, x_t, t, None, train=train, key=key)

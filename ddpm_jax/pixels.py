@@ -1,10 +1,39 @@
-"""Pixels: whole numbers 0..255 on the outside, floats in [-1, 1] on the inside."""
+"""Pixels: whole numbers k in 0..255 on the outside, floats x_0 = k / 127.5 - 1 on the inside."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
 
-from ddpm_jax.types import Array
+from ddpm_jax.types import Array, PRNGKey
+
+SCALE = 127.5  # pixel values in one unit of x_0
+HALF_BIN = 0.5 / SCALE  # half the distance in x_0 between two neighbouring pixel values
 
 
-def to_x_0(image: Array) -> Array:
-    """Scale uint8 pixels {0..255} to float32 in [-1, 1] (Ho et al. 2020, section 3.3)."""
-    return image.astype(jnp.float32) / 127.5 - 1.0
+def to_x_0(image: Any) -> Any:
+    """Scale uint8 pixels {0..255} to float32 in [-1, 1] (Ho et al. 2020, section 3.3).
+
+    A numpy array stays on the host.
+    """
+    return image.astype(jnp.float32) / SCALE - 1.0
+
+
+def to_uint8(x_0: ArrayLike) -> np.ndarray:
+    """Return images in [-1, 1] as uint8 {0..255} on the host, rounded and clipped."""
+    return np.clip(np.round((np.asarray(x_0) + 1) * SCALE), 0, 255).astype(np.uint8)
+
+
+def dequantise(key: PRNGKey, image: Array) -> Array:
+    """Return (k + u - 1/2) / 127.5 - 1 of pixels k, u uniform in [0, 1): [B, ...] float32.
+
+    Each bin is centred on the value x_0 = k / 127.5 - 1 that training uses.
+
+    Args:
+      key: [B] keys, one for each image (`randomness.image_keys`).
+      image: [B, ...] uint8.
+    """
+    u = jax.vmap(lambda k: jax.random.uniform(k, image.shape[1:]))(key)
+    return (jnp.asarray(image, jnp.float32) + (u - 0.5)) / SCALE - 1.0

@@ -1,13 +1,15 @@
-"""What the network predicts, by kind, and its two views: clean data x_0 and noise eps.
+"""The kinds of prediction: eps, x_0 or v, and how each converts to clean data x_0 and noise eps.
 
   eps:  the noise                                    (Ho et al. 2020, section 3.2)
   x_0:  the clean data
   v:    v = alpha_t eps - sigma_t x_0                (Salimans & Ho 2022, section 4)
 
-Every kind converts to (x_0, eps) in one function and from (x_0, eps) to a training target in
-another; nothing converts from kind to kind. A network with twice the channels says besides, in the
-second half of them, what the variance of the reverse step is: v in [-1, 1] where it is sane, read
-as the fraction (v + 1) / 2                          (Nichol & Dhariwal 2021, section 3.1 and code)
+One function converts every kind to (x_0, eps). Another computes every kind's training target from
+(x_0, eps). No function converts one kind to another.
+
+A network with twice the channels also predicts the variance of the reverse step. The second half of
+its channels is read as the fraction f = (output + 1) / 2 of `variance.learned_range`. Sensible
+outputs are in [-1, 1], so f is in [0, 1].          (Nichol & Dhariwal 2021, section 3.1 and code)
 """
 
 import jax.numpy as jnp
@@ -22,17 +24,21 @@ KINDS = ("eps", "x_0", "v")
 def to_prediction(
     process: GaussianProcess, output: Array, x_t: Array, t: Array, kind: str
 ) -> Prediction:
-    """Return the (x_0, eps) that a network's output means at x_t = alpha_t x_0 + sigma_t eps.
+    """Convert the network's output to x_0 and eps, with x_t = alpha_t x_0 + sigma_t eps.
 
     Args:
       process: the chain.
-      output: [B, ..., C] float, what the network returned, or [B, ..., 2C] with its variance.
-      x_t: [B, ...] float.
-      t: int32 in 1..T, scalar or [B].
-      kind: "eps", "x_0" or "v".
+      output: [B, ..., C] float, the network's output; or [B, ..., 2C] if it predicts the variance
+        too.
+      x_t: [B, ..., C] float, the network's input.
+      t: int32 in 1..T, scalar or [B], the timestep of x_t.
+      kind: what the output is: "eps", "x_0" or "v".
+
+    Returns:
+      x_0 and eps: [B, ..., C]; log_variance_fraction: [B, ..., C], or None without a variance.
 
     Raises:
-      UserError: unknown kind.
+      UserError: unknown kind, or an output of another shape.
     """
     alpha_t, sigma_t = alpha_sigma(process, t, x_t)
     output, v = split_output(output, x_t)
@@ -48,29 +54,44 @@ def to_prediction(
 
 
 def split_output(output: Array, x_t: Array) -> tuple[Array, Array | None]:
-    """Return the half of a network's output that predicts, and the half that is the variance's.
+    """Split the network's output into the prediction and the channels of the variance.
 
     Args:
-      output: [B, ..., C] as x_t, then there is no other half, or [B, ..., 2C].
-      x_t: [B, ..., C].
+      output: [B, ..., C], or [B, ..., 2C] with the variance in the second half of the channels.
+      x_t: [B, ..., C], the network's input.
+
+    Returns:
+      prediction: [B, ..., C]; variance channels: [B, ..., C], or None if the output has C channels.
 
     Raises:
-      UserError: output of another shape.
+      UserError: an output of another shape.
     """
     if output.shape == x_t.shape:
         return output, None
     if output.shape == (*x_t.shape[:-1], 2 * x_t.shape[-1]):
-        return tuple(jnp.split(output, 2, axis=-1))
+        predicted, variance = jnp.split(output, 2, axis=-1)
+        return predicted, variance
     raise UserError(
-        f"a network's output must have the shape of x_t, {x_t.shape}, or twice its channels (with "
-        f"the variance); found {output.shape}"
+        f"the network's output must have the shape of x_t, {x_t.shape}, or twice its channels (the "
+        f"second half for the variance); found shape {output.shape}"
     )
 
 
 def training_target(process: GaussianProcess, x_0: Array, eps: Array, t: Array, kind: str) -> Array:
-    """Return what the network should output at x_t = alpha_t x_0 + sigma_t eps: [B, ...].
+    """Return the output that the network is trained to give at x_t = alpha_t x_0 + sigma_t eps.
 
-    Arguments and errors as in `to_prediction`.
+    Args:
+      process: the chain.
+      x_0: [B, ...] float, clean data.
+      eps: [B, ...] float, the noise of x_t.
+      t: int32 in 1..T, scalar or [B].
+      kind: "eps", "x_0" or "v".
+
+    Returns:
+      [B, ...] float.
+
+    Raises:
+      UserError: unknown kind.
     """
     if kind == "eps":
         return eps
@@ -85,15 +106,24 @@ def training_target(process: GaussianProcess, x_0: Array, eps: Array, t: Array, 
 def check_kind(process: GaussianProcess, kind: str) -> None:
     """Check that a network of this kind can be trained and sampled on this chain.
 
-    Reads the tables, so it is called where things are built, not under `jit`.
+    Reads the tables, so call it before `jit`, not inside.
+
+    Args:
+      process: the chain.
+      kind: "eps", "x_0" or "v".
 
     Raises:
-      UserError: unknown kind; or eps at zero terminal SNR, where x_T holds no x_0 to recover.
+      UserError: unknown kind; or "eps" at zero terminal SNR, where x_T contains nothing of x_0.
     """
-    if kind not in KINDS:
-        raise unknown("kind", kind, KINDS)
+    check_kind_name(kind)
     if kind == "eps" and process.alphas_cumprod[-1] == 0.0:
         raise UserError(
-            "kind 'eps' cannot be used with zero_terminal_snr: at t = T the noise says nothing "
-            "about x_0; set kind to 'v' or 'x_0', or zero_terminal_snr to False"
+            "kind 'eps' cannot be used with zero_terminal_snr: at t = T, x_t is only noise and eps "
+            "does not determine x_0; set kind to 'v' or 'x_0', or zero_terminal_snr to False"
         )
+
+
+def check_kind_name(kind: str) -> None:
+    """Raise `UserError` where kind is not one of `KINDS`."""
+    if kind not in KINDS:
+        raise unknown("kind", kind, KINDS)

@@ -1,22 +1,25 @@
 """From a network to a sampling function: one compiled program for the whole chain."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ddpm_jax.denoise import check_threshold
 from ddpm_jax.errors import UserError
 from ddpm_jax.guidance import Guide, check, make_guided_denoise_fn
-from ddpm_jax.predictions import check_kind
+from ddpm_jax.predictions import check_kind, check_kind_name
 from ddpm_jax.process import GaussianProcess
-from ddpm_jax.runtime import compiler
-from ddpm_jax.samplers.base import Collect, Sampler, draw_x_T, sample_loop
+from ddpm_jax.randomness import draw_x_T, image_keys, threefry
+from ddpm_jax.runtime import rows
+from ddpm_jax.samplers.base import Collect, Noise, Sampler, on_process, sample_loop
+from ddpm_jax.timesteps import check_grid
 from ddpm_jax.types import ApplyFn, Array, Conditioning, Params, PRNGKey
 
 
@@ -34,23 +37,41 @@ def make_sample(
     collect: Collect | None = None,
     num_frames: int | None = None,
 ) -> Callable[..., Any]:
-    """Build `sample(params, key, n, cond=None, *, start=0)`.
+    """Build `sample(params, key, n, cond=None, *, start=0, x_T=None, noise=None)`.
 
-    It returns n images [n, *shape] float32; with `collect` the pair of them and what was kept,
-    [num_frames, n, ...]. Image i is drawn from fold_in(key, start + i) alone: `sample(params, key,
-    8)[:3]` equals `sample(params, key, 3)`, and `start` continues a series. All local devices
-    share the images, and the number of devices changes nothing but the speed. It compiles once
-    for each n (rounded up to a multiple of the devices).
+    `sample` returns n images [n, *shape] float32. With `collect` it returns a pair: the images, and
+    what was kept, [num_frames, n, ...]. The whole chain is one compiled program, one for each n
+    (rounded up to a multiple of the devices). All local devices share the images.
+
+    Image i depends on fold_in(key, start + i) only, whatever the implementation of the key:
+    `sample(params, key, 8)[:3]` equals `sample(params, key, 3)`, and `start` continues a series.
+
+    `sample` is a JAX function of params, key, cond and x_T: `jax.jit` (n is static), `jax.grad` and
+    `jax.vmap` work. The program around it then chooses the devices.
+
+    `sample` takes:
+      params: the network's parameters.
+      key: one key.
+      n: number of images.
+      cond: None, or a mapping of arrays with leading axis n.
+      start: number of the first image.
+      x_T: [n, *shape] float, the start of the chain; None draws it from the key.
+      noise: the noise of the steps, a function (key: [n] keys, t, shape: (n, *shape)) -> array of
+        this shape (`samplers.Noise`); None draws it from the keys. A recording of another
+        implementation, [T+1, n, *shape], is replayed by `lambda key, t, shape: recording[t]`. A new
+        function object compiles a new program.
 
     Args:
-      process: the chain.
-      apply_fn: the network.
+      process: the chain. The sampler must be built on the same one.
+      apply_fn: the network, apply_fn(params, x_t, t, cond, *, train, key) -> its prediction
+        (`types.ApplyFn`). x_t is [B, *shape] float32. t is [B] int32 in 0..T-1, one less than the
+        papers' t. Here train is False and key is None.
       shape: of one image, (H, W, C).
-      sampler: built on the same process, e.g. `samplers.ancestral(process)`.
+      sampler: for instance `samplers.ancestral(process)`.
       kind: what the network predicts: "eps", "x_0" or "v".
       clip_x_0: clip predicted x_0 to [-1, 1] at every step.
       guidance: the weight w of classifier-free guidance (`ddpm_jax.guidance`), 0 is off; or a
-        function (denoiser, params, cond) -> DenoiseFn for any other guidance.
+        function (process, denoiser, params, cond) -> DenoiseFn for any other guidance.
       percentile: clip by `dynamic_threshold` with this percentile instead, e.g. 0.995; 0 is off.
       timesteps: the grid to walk, strictly descending from T to 0 (`timesteps.uniform`); None is
         every timestep.
@@ -59,24 +80,63 @@ def make_sample(
       num_frames: how many steps to keep; None is every one.
 
     Raises:
-      UserError: unknown kind, eps at zero terminal SNR, a grid that does not descend from T to
-        0, a guidance weight below -1; from `sample`: n < 1, conditioning whose first axis is
-        not n, or none where guidance needs it.
+      UserError: a sampler of another process, unknown kind, eps at zero terminal SNR, a grid that
+        does not descend from T to 0, a guidance weight below -1; from `sample`: n < 1, x_T of
+        another shape, conditioning whose first axis is not n, or none where guidance needs it.
     """
+    T = process.num_timesteps
+    grid = check_grid(np.arange(T, -1, -1) if timesteps is None else timesteps, T, whole=True)
     check_kind(process, kind)
+    draw = make_chain_sample(
+        apply_fn,
+        shape=shape,
+        sampler=on_process(sampler, process),
+        kind=kind,
+        clip_x_0=clip_x_0,
+        guidance=guidance,
+        percentile=percentile,
+        collect=collect,
+        num_frames=num_frames,
+    )
+    return functools.partial(draw, process, grid)
+
+
+def make_chain_sample(
+    apply_fn: ApplyFn,
+    *,
+    shape: tuple[int, ...],
+    sampler: Sampler,
+    kind: str = "eps",
+    clip_x_0: bool = True,
+    guidance: float | Guide = 0.0,
+    percentile: float = 0.0,
+    collect: Collect | None = None,
+    num_frames: int | None = None,
+) -> Callable[..., Any]:
+    """Build `draw(process, timesteps, params, key, n, cond, *, start, x_T, noise)`.
+
+    It is `make_sample` for a chain that is known only later, such as one with a learned schedule.
+    The process and the grid are arguments of the compiled program: processes of the same T, with
+    grids of the same length, share it. The sampler's own process is replaced by the argument.
+    Other arguments, results and errors are as in `make_sample`.
+    """
+    check_kind_name(kind)
     check_threshold(clip_x_0, percentile)
     if not callable(guidance):
         check(guidance)
-    T = process.num_timesteps
-    grid = np.arange(T, -1, -1) if timesteps is None else np.asarray(timesteps)
-    if grid.ndim != 1 or [*grid[:1], *grid[-1:]] != [T, 0] or np.any(np.diff(grid) >= 0):
-        raise UserError(f"timesteps must descend strictly from T = {T} to 0, found {grid}")
+    shape = tuple(shape)
 
-    num_devices, replicated, sharded = local_devices()
-
-    def run(params: Params, key: PRNGKey, index: Array, cond: Conditioning | None) -> Any:
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
-        x_T = draw_x_T(keys, tuple(shape))  # sharded as `index` is, and so is all that follows
+    def run(
+        shared: tuple[GaussianProcess, Array, Params, PRNGKey],
+        each: tuple[Array, Conditioning | None, Array | None],
+        n: int,
+        noise: Noise | None,
+    ) -> Any:
+        (process, timesteps, params, key), (index, cond, x_T) = shared, each
+        keys = image_keys(key, index)  # sharded as `index` is, and so is all that follows
+        walker = dataclasses.replace(sampler, process=process)
+        if noise is not None:
+            walker = dataclasses.replace(walker, noise=_of_first(noise, n))
         denoise_fn = make_guided_denoise_fn(
             process,
             apply_fn,
@@ -87,30 +147,51 @@ def make_sample(
             clip_x_0=clip_x_0,
             percentile=percentile,
         )
-        return sample_loop(sampler, denoise_fn, keys, grid, x_T, collect, num_frames)
+        x_T = draw_x_T(keys, shape) if x_T is None else x_T
+        return sample_loop(walker, denoise_fn, keys, timesteps, x_T, collect, num_frames)
 
-    @functools.cache
-    def compiled(kind: str) -> Callable[..., Any]:
-        return jax.jit(run, compiler_options=compiler.options(kind))
+    spread_run = rows.over_local_devices(run, out_axes=0 if collect is None else (0, 1))
 
-    def sample(
-        params: Params, key: PRNGKey, n: int, cond: Conditioning | None = None, *, start: int = 0
+    def draw(
+        process: GaussianProcess,
+        timesteps: Array,
+        params: Params,
+        key: PRNGKey,
+        n: int,
+        cond: Conditioning | None = None,
+        *,
+        start: int = 0,
+        x_T: Array | None = None,
+        noise: Noise | None = None,
     ) -> Any:
         if n < 1:
             raise UserError(f"n, the number of images, must be at least 1, found {n}")
-        padded = math.ceil(n / num_devices) * num_devices
-        index = np.arange(start, start + padded, dtype=np.uint32)
-        params, key = jax.device_put((params, key), replicated)
-        index, cond = jax.device_put((index, pad(check_cond(cond, n), padded)), sharded)
-        result = compiled(compiler.of_network(params))(params, key, index, cond)
-        if padded == n:
-            return result
-        if collect is None:
-            return result[:n]
-        x_0, frames = result
-        return x_0[:n], jax.tree.map(lambda f: f[:, :n] if f.ndim > 1 else f, frames)
+        if x_T is not None and np.shape(x_T) != (n, *shape):
+            raise UserError(f"x_T must have the shape {(n, *shape)}, found {np.shape(x_T)}")
+        x_T = None if x_T is None else jnp.asarray(x_T, jnp.float32)
+        timesteps = check_grid(timesteps, process.num_timesteps, whole=True)
+        index = np.arange(start, start + n, dtype=np.uint32)
+        shared = process, timesteps, params, threefry(key)
+        # n is part of the program only where the caller's noise depends on it
+        static = 0 if noise is None else n, noise
+        return spread_run(shared, (index, check_cond(cond, n), x_T), *static)
 
-    return sample
+    return draw
+
+
+def _of_first(noise: Noise, n: int) -> Noise:
+    """Return the noise of a batch whose first n rows are images, and whose others are padding."""
+
+    def padded(key: PRNGKey, t: Array, shape: tuple[int, ...]) -> Array:
+        found = jnp.asarray(noise(key[:n], t, (n, *shape[1:])), jnp.float32)
+        if found.shape != (n, *shape[1:]):
+            raise UserError(
+                f"noise must return the shape {(n, *shape[1:])} that it is asked for, found "
+                f"{found.shape}"
+            )
+        return rows.pad(found, shape[0])
+
+    return padded
 
 
 def sample_in_chunks(
@@ -123,9 +204,9 @@ def sample_in_chunks(
 ) -> Iterator[np.ndarray]:
     """Draw the images of `sample(params, key, n, cond)` in chunks that fit on the device.
 
-    The next chunk is computed while the last one is fetched, so at most two are on the device.
-    All are of one size, so that nothing compiles twice; the last is cut. Several processes
-    share the chunks, and each yields them all; then `params` are the process's own copy.
+    The next chunk is computed while the last one is fetched, so at most two are on the device. All
+    chunks have one size, so that nothing compiles twice; the last one is cut. Several processes
+    share the chunks, and each process yields all of them. Then each needs its own copy of `params`.
 
     Args:
       sample: from `make_sample`, without `collect`.
@@ -149,9 +230,9 @@ def sample_in_chunks(
     size = math.ceil(n / (count * rounds))  # of the chunk that each process draws in a round
 
     def draw(start: int) -> Array:
-        mine = start + index * size  # of several processes, the last may draw what nobody wants
+        mine = start + index * size  # the last process may draw images beyond n, which are cut
         part = jax.tree.map(lambda leaf: leaf[min(mine, n - 1) : mine + size], cond)
-        return sample(params, key, size, pad(part, size), start=mine)
+        return sample(params, key, size, rows.pad(part, size), start=mine)
 
     ahead = draw(0)
     for start in range(0, n, count * size):
@@ -164,35 +245,20 @@ def sample_in_chunks(
         yield host[: n - start]
 
 
-def local_devices() -> tuple[int, NamedSharding, NamedSharding]:
-    """Return the number of local devices, and how to give them the same, or each its rows."""
-    mesh = jax.make_mesh(
-        (jax.local_device_count(),), ("data",), (AxisType.Auto,), devices=jax.local_devices()
-    )
-    return (
-        mesh.size,
-        NamedSharding(mesh, PartitionSpec()),
-        NamedSharding(mesh, PartitionSpec("data")),
-    )
-
-
-def check_cond(cond: Conditioning | None, n: int) -> dict[str, np.ndarray] | None:
-    """Check that the arrays of the conditioning have leading axis n; return them on the host."""
+def check_cond(cond: Conditioning | None, n: int) -> dict[str, Array] | None:
+    """Return the conditioning as a dict of arrays, after a check that their leading axis is n."""
     if cond is None:
         return None
     if not isinstance(cond, Mapping):
         raise UserError(f"cond must be a mapping such as {{'label': labels}}, found {type(cond)}")
+    cond = {
+        name: value if isinstance(value, jax.Array) else np.asarray(value)
+        for name, value in cond.items()
+    }
     for name, value in cond.items():
-        if np.ndim(value) < 1 or len(value) != n:
+        if value.ndim < 1 or len(value) != n:
             raise UserError(
                 f"cond[{name!r}] must have one row for each of the n = {n} images, "
                 f"found shape {np.shape(value)}"
             )
-    return {name: np.asarray(value) for name, value in cond.items()}
-
-
-def pad(cond: dict[str, np.ndarray] | None, size: int) -> dict[str, np.ndarray] | None:
-    """Repeat the last row of each array until there are `size` rows."""
-    return jax.tree.map(
-        lambda leaf: np.concatenate([leaf, np.repeat(leaf[-1:], size - len(leaf), axis=0)]), cond
-    )
+    return cond

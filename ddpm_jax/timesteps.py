@@ -5,9 +5,11 @@ a sampler takes one step, one look at the network, from each entry to the next. 
 clean data, and the first is always T, where the noise is.
 """
 
+import jax
 import numpy as np
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.types import Array
 
 
 def uniform(T: int, num_steps: int) -> np.ndarray:
@@ -82,6 +84,54 @@ def log_snr_uniform(log_snr: np.ndarray, num_steps: int) -> np.ndarray:
     `karras`, of which this is the limit rho -> inf.
     """
     return _even(-np.asarray(log_snr, np.float64), num_steps)
+
+
+def check_grid(
+    timesteps: Array, T: int | None = None, direction: str = "down", *, whole: bool = False
+) -> Array:
+    """Return the grid as int32, or say what is wrong with it.
+
+    Args:
+      timesteps: [K+1] whole numbers in 0..T, K >= 1. A traced array is returned unchecked.
+      T: number of timesteps of the process; None allows any.
+      direction: "down" where it must strictly descend, "up" where it must strictly ascend, "both"
+        where neighbours must only differ.
+      whole: whether it must lead from T to 0.
+
+    Raises:
+      UserError: the grid breaks one of these rules.
+    """
+    if isinstance(timesteps, jax.core.Tracer):
+        return timesteps
+    grid = np.asarray(timesteps)
+    allowed = "0 or more" if T is None else f"in 0..{T} (T)"
+    if grid.dtype.kind not in "iuf" or not np.all(np.isfinite(grid) & (grid == np.round(grid))):
+        raise UserError(f"timesteps must be whole numbers {allowed}, found {_first_wrong(grid)}")
+    steps = np.diff(np.atleast_1d(grid).astype(np.float64))
+    ordered = {"down": steps < 0, "up": steps > 0, "both": steps != 0}[direction]
+    rule = {"down": "descend strictly", "up": "ascend strictly", "both": "change at every step"}
+    good = grid.ndim == 1 and grid.size >= 2 and ordered.all()
+    if whole and not (good and grid[0] == T and grid[-1] == 0):
+        raise UserError(f"timesteps must descend strictly from T = {T} to 0, found {_show(grid)}")
+    if not good:
+        raise UserError(
+            f"timesteps must be a list of at least 2 that {rule[direction]}, found {_show(grid)}"
+        )
+    if grid.min() < 0 or (T is not None and grid.max() > T):
+        raise UserError(f"timesteps must be {allowed}, found {_show(grid)}")
+    return grid.astype(np.int32)
+
+
+def _first_wrong(grid: np.ndarray) -> str:
+    """Return the first entry that is not a whole number, or what the entries are instead."""
+    if grid.dtype.kind != "f":
+        return f"{grid.dtype}"
+    return f"{grid[~(np.isfinite(grid) & (grid == np.round(grid)))][0]:g}"
+
+
+def _show(grid: np.ndarray) -> str:
+    """Return the grid in one line."""
+    return np.array2string(grid, threshold=8, max_line_width=1000).replace("\n", "")
 
 
 def _even(scale: np.ndarray, num_steps: int) -> np.ndarray:

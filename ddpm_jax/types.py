@@ -1,29 +1,32 @@
-"""The types that the rest of the library speaks in.
+"""The types that connect a network to the mathematics of diffusion.
 
-A network enters the maths as an `ApplyFn`, is closed over into a `DenoiseFn`, and what it says
-about x_t is a `Prediction`; a model written in any library fits through these three.
+A network is an `ApplyFn`. Together with its parameters it becomes a `DenoiseFn`, which returns a
+`Prediction` of x_0 and eps. A model written in any library can be wrapped as an `ApplyFn`.
 """
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import numpy as np
 
 Array = jax.Array
 PRNGKey = jax.Array  # one key, or an array of keys
 Params = Any  # any pytree of arrays
-Conditioning = Mapping[str, Array]  # what the network is told besides x_t and t, e.g. "label": [B]
+Conditioning = Mapping[
+    str, Array | np.ndarray
+]  # further inputs of the network, such as {"label": [B]}
 
 
 class Prediction(NamedTuple):
-    """What the denoiser says about x_t: two views of one thing, x_t = alpha_t x_0 + sigma_t eps.
+    """The denoiser's prediction at x_t. Its fields satisfy x_t = alpha_t x_0 + sigma_t eps.
 
     Attributes:
-      x_0: [B, ...] float, the clean data.
-      eps: [B, ...] float, the noise.
-      log_variance_fraction: [B, ...] float, where the log variance of the reverse step lies between
-        the smallest (0) and the largest (1) that make sense (`variance.learned_range`); None of a
-        network that does not say.
+      x_0: [B, ...] float, the predicted clean data.
+      eps: [B, ...] float, the predicted noise.
+      log_variance_fraction: [B, ...] float, the fraction f of `variance.learned_range`: f = 0 is
+        the log variance of "fixed_small", f = 1 is ln β_{t|s}. None if the network does not predict
+        the variance.
     """
 
     x_0: Array
@@ -32,7 +35,7 @@ class Prediction(NamedTuple):
 
 
 class ApplyFn(Protocol):
-    """The network's contract."""
+    """The network as a function of its parameters. The mathematics calls nothing else of it."""
 
     def __call__(
         self,
@@ -48,22 +51,29 @@ class ApplyFn(Protocol):
 
         Args:
           params: the network's parameters.
-          x_t: [B, ...] float, noisy data.
-          t: [B] int32 in 0..T-1, the step as Ho's weights know it (one less than the papers' t);
-            float32 between them in `likelihood.ode`, and by the noise of a learned schedule
-            (`likelihood.continuous`).
+          x_t: [B, ..., C] float, noisy data.
+          t: [B] int32 in 0..T-1, the papers' t minus 1, as in Ho's code. `likelihood.ode` passes
+            float32 values between these integers. With a learned schedule t is float32 and follows
+            the noise level (`likelihood.continuous`).
           cond: None, or arrays with leading axis B.
-          train: whether dropout and the like are on.
-          key: randomness of a training step; None where `train` is False.
+          train: whether dropout and other randomness of training are on.
+          key: key of that randomness; None if `train` is False.
 
         Returns:
-          [B, ..., C] the shape of x_t, of any float type; or [B, ..., 2C], of which the second half
-          is what it says of the variance.
+          [B, ..., C] of any float type, the prediction. A network that predicts the variance too
+          returns [B, ..., 2C]; the second half of the channels is for the variance.
         """
+        ...
 
 
 class DenoiseFn(Protocol):
-    """A network with its parameters, conditioning and kind closed over."""
+    """A network with fixed parameters, conditioning and kind of prediction."""
 
     def __call__(self, x_t: Array, t: Array) -> Prediction:
-        """Predict x_0 and eps from x_t: [B, ...] at t: int32 in 1..T, a scalar or [B]."""
+        """Predict x_0 and eps.
+
+        Args:
+          x_t: [B, ...] float, noisy data.
+          t: int32 in 1..T, scalar or [B], the timestep of x_t.
+        """
+        ...

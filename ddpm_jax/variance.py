@@ -1,17 +1,20 @@
-"""Log variances of the reverse step p(x_s | x_t), for any s < t.
+"""The log variance of the reverse step p(x_s | x_t) = N(mean, σ² I), for any s < t.
 
-  fixed_small:  σ² = β̃ = β_{t|s} (1-ᾱ_s)/(1-ᾱ_t), optimal where x_0 is one point
-  fixed_large:  σ² = β_{t|s},                     optimal where x_0 is N(0, I)
+  fixed_small:  σ² = β̃ = β_{t|s} (1-ᾱ_s)/(1-ᾱ_t), optimal if all x_0 are one point
+  fixed_large:  σ² = β_{t|s},                     optimal if x_0 is N(0, I)
                                                   (Ho et al. 2020, section 3.2)
 
-  learned_range:  ln σ² = f ln β_{t|s} + (1-f) ln β̃,  f by the network, a fraction for each pixel
+  learned_range:  ln σ² = f ln β_{t|s} + (1-f) ln β̃,  the network predicts f for each pixel
                                                   (Nichol & Dhariwal 2021, eq. 15)
 
 fixed_large with few steps ruins images: β_{t|s} of a long jump is far more noise than the step
-removes (FID 268 against 41 at 10 steps). Pair few steps with fixed_small.
+removes (CIFAR-10, 10 steps: FID 367 against 41; Song et al. 2021, table 1). Use fixed_small with
+few steps.
 
-Each is a function (process, t, s, prediction) -> log variance, a scalar, [B] or [B, ...]. The
-fixed ones do not look at the prediction; learned_range reads its fraction there.
+Each variance is a function (process, t, s, prediction) -> log variance, a scalar, [B] or [B, ...]:
+  process: the chain.
+  t, s: int32 scalars or [B], t in 1..T and s in 0..t-1.
+  prediction: the denoiser's prediction at x_t. Only learned_range reads it, to get the fraction f.
 """
 
 import jax.numpy as jnp
@@ -24,17 +27,20 @@ from ddpm_jax.types import Array, Prediction
 def fixed_small(
     process: GaussianProcess, t: Array, s: Array, prediction: Prediction | None = None
 ) -> Array:
-    """Return ln β̃, the log variance of the posterior q(x_s | x_t, x_0); finite at s = 0 too."""
+    """Return ln β̃, the log variance of the posterior q(x_s | x_t, x_0); scalar or [B].
+
+    At s = 0 the variance is 0; its logarithm is read at s = 1 instead (`posterior_log_variance`).
+    """
     return posterior_log_variance(process, t, s)
 
 
 def fixed_large(
     process: GaussianProcess, t: Array, s: Array, prediction: Prediction | None = None
 ) -> Array:
-    """Return ln β_{t|s}; at s = 0 ln β̃ as in `fixed_small`.
+    """Return ln β_{t|s}, or `fixed_small` at s = 0; scalar or [B].
 
-    The entry at s = 0 serves the decoder term of the likelihood only (a sampler adds no noise
-    there); Ho's code takes the posterior's for it.
+    Only the decoder term of the likelihood uses the value at s = 0, since a sampler adds no noise
+    in its last step. Ho's code takes the posterior's log variance there.
     """
     beta = jump(process, t, s)[1]
     return jnp.where(s == 0, posterior_log_variance(process, t, s), jnp.log(beta))
@@ -43,17 +49,18 @@ def fixed_large(
 def learned_range(
     process: GaussianProcess, t: Array, s: Array, prediction: Prediction | None = None
 ) -> Array:
-    """Return f ln β_{t|s} + (1-f) ln β̃, [B, ...]; at s = 0 between ln β_{t|0} and `fixed_small`.
+    """Return f ln β_{t|s} + (1-f) ln β̃: [B, ...], for the fraction f that the network predicts.
 
-    f = 0 is fixed_small; f = 1 is fixed_large where s > 0. Few steps need no other choice.
+    f = 0 is `fixed_small`. f = 1 is ln β_{t|s}: `fixed_large` if s > 0. It suits few steps as well
+    as many.
 
     Raises:
-      UserError: the network says nothing of its variance.
+      UserError: the network does not predict the variance.
     """
     if prediction is None or prediction.log_variance_fraction is None:
         raise UserError(
-            "variance 'learned_range' needs a network that says its variance (twice the channels "
-            "of x_t; model.learn_variance=True); take fixed_small or fixed_large"
+            "variance 'learned_range' needs a network that predicts the variance (twice the "
+            "channels of x_t; model.learn_variance=True); take fixed_small or fixed_large"
         )
     fraction = prediction.log_variance_fraction
     low = expand(jnp.asarray(posterior_log_variance(process, t, s)), fraction)

@@ -1,13 +1,12 @@
-"""CelebA-HQ, 256x256, by Ho et al. 2020 (appendix B).
+"""CelebA-HQ at 256x256, by the recipe of Ho et al. 2020 (appendix B).
 
-Paper:    no FID stated for this set; 0.5M steps at 2.2 steps/s on a TPU v3-8, about 63
-          hours; 128 samples in 300 s; 114M parameters (here 113,673,219).
 Command:  python -m experiments.train --config=experiments/celeba_hq_256.py
           --config.data.path=IMAGES
+Data:     IMAGES is a folder of images of any size. Each is cropped to its central square and
+          resized. The set (30,000 images) is not downloaded: export it to a folder first.
+Paper:    The paper gives no FID for this set. 0.5M steps at 2.2 steps/s on a TPU v3-8, about 63
+          hours; 128 samples in 300 s; 114M parameters (here 113,673,219).
 Measured: nothing yet (2026-11-23).
-
-IMAGES is a folder of images of any size; they are cropped to their central square and resized.
-The set (30,000 images) is not downloaded: export it to a folder first.
 """
 
 import ml_collections

@@ -1,17 +1,18 @@
-"""CIFAR-10 by the recipe of Ho et al. 2020 (section 4, appendix B), to the letter.
+"""CIFAR-10, exactly by the recipe of Ho et al. 2020 (section 4, appendix B).
 
+Command:  python -m experiments.train --config=experiments/cifar10.py --workdir=runs/cifar10
 Paper:    FID 3.17 against the train split (5.24 against test), NLL <= 3.75 bits/dim; 800k steps in
           10.6 hours on a TPU v3-8 (21 steps/s).
-Command:  python -m experiments.train --config=experiments/cifar10.py --workdir=runs/cifar10
-Measured: nothing on this data set yet (2026-11-23); the U-Net has the paper's 35,746,307
+Measured: nothing on this data set yet (2026-11-23). The U-Net has the paper's 35,746,307
           parameters.
 
 T = 1000, linear beta from 1e-4 to 0.02, L_simple on epsilon, Adam 2e-4 with 5,000 steps of warm-up,
 gradients clipped to 1, batch 128, dropout 0.1, random flips, EMA 0.9999, 800k steps, sigma_t^2 =
-beta_t. Written out in full, although these are the library's defaults.
+beta_t. The file sets all of these, although they are the library's defaults.
 
 Deviates from the paper's code in one thing: the decay of the EMA is warmed up (`optim.ema_warmup`).
-From step 90,000 on it is 0.9999, and by 800k steps the difference has faded by a factor e^-71.
+From step 90,000 on the decay is 0.9999. After 800k steps the difference has faded by a factor
+e^-71.
 """
 
 import ml_collections

@@ -1,12 +1,10 @@
 """CIFAR-10, class-conditional, with a learned null class for classifier-free guidance.
 
-Papers:   Ho et al. 2020 for all but the labels; Ho & Salimans 2022 for the null class (p_uncond
-          0.1-0.2). No paper states the FID of this network with labels.
 Command:  python -m experiments.train --config=experiments/cifar10_cond.py
-Measured: nothing yet (2026-11-23). Hardware and hours: as `cifar10.py`.
-
-Sample one class with `python -m experiments.sample --workdir=runs/cifar10_cond --label=3`, and
-guided towards it with `--guidance=1.5`.
+          python -m experiments.sample --workdir=runs/cifar10_cond --label=3 --guidance=1.5
+Papers:   Ho et al. 2020 for everything except the labels. Ho & Salimans 2022 for the null class
+          (p_uncond 0.1-0.2). No paper gives the FID of this network with labels.
+Measured: nothing yet (2026-11-23). Hardware and hours: as in `cifar10.py`.
 """
 
 import ml_collections

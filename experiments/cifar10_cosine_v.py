@@ -1,10 +1,10 @@
 """CIFAR-10 with the cosine schedule, v-prediction and min-SNR weights.
 
-Papers:   Nichol & Dhariwal 2021 (cosine), Salimans & Ho 2022 (v), Hang et al. 2023 (min-SNR-gamma,
-          gamma = 5: "3.4x faster convergence", on latent ImageNet). No paper states a CIFAR-10 FID
-          for the three together.
 Command:  python -m experiments.train --config=experiments/cifar10_cosine_v.py
-Measured: nothing yet (2026-11-23). Hardware and hours: as `cifar10.py`.
+Papers:   Nichol & Dhariwal 2021 (cosine), Salimans & Ho 2022 (v), Hang et al. 2023 (min-SNR-gamma,
+          gamma = 5: "3.4x faster convergence", on latent ImageNet). No paper gives a CIFAR-10 FID
+          for this combination.
+Measured: nothing yet (2026-11-23). Hardware and hours: as in `cifar10.py`.
 """
 
 import ml_collections

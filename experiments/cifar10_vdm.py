@@ -1,17 +1,17 @@
 """CIFAR-10 on the bound, with a learned noise schedule: VDM (Kingma et al. 2021, appendix B).
 
-Paper:    2.65 bits/dim without augmentation (2.49 with), 10M steps on 8 TPUv3 chips.
 Command:  python -m experiments.train --config=experiments/cifar10_vdm.py --workdir=runs/cifar10_vdm
+Paper:    2.65 bits/dim without augmentation (2.49 with), 10M steps on 8 TPUv3 chips.
 Measured: nothing on this data set.
 
-As the authors' configs/cifar10.py has it: γ from -13.3 to 5, learned with its ends; Fourier
-features; antithetic times; eps; AdamW with b2 0.99 and weight decay 0.01, 2e-4 after 100 steps,
-batch 128, dropout 0.1, EMA 0.9999, no clipping, no flips. The schedule is the
-paper's monotone network; that config's is the straight line between two learned ends.
+The settings follow the authors' configs/cifar10.py: learned γ with ends that start at -13.3 and 5;
+Fourier features; antithetic times; eps; AdamW with b2 0.99 and weight decay 0.01, 2e-4 after 100
+steps, batch 128, dropout 0.1, EMA 0.9999, no clipping, no flips. The schedule is the paper's
+monotone network. The authors' config uses a straight line between two learned ends instead.
 
-Deviates in the network, which is this library's U-Net of 4 levels: VDM's keeps one resolution all
-through, 32 blocks of 128 channels each way, with attention in the middle alone. The EMA is warmed
-up, and the weight decay is on the schedule too.
+Deviates in the network, which is this library's U-Net with 4 levels. VDM's network keeps one
+resolution throughout, with 32 blocks of 128 channels each way, and attends only in the middle. Here
+the EMA is warmed up, and the weight decay also applies to the schedule.
 """
 
 import ml_collections

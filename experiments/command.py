@@ -1,4 +1,4 @@
-"""What the mains share: flags without tracebacks, quiet logs, the compilation cache."""
+"""Shared by all mains: errors of one line, quiet logs, the compilation cache."""
 
 import ctypes
 import logging
@@ -13,12 +13,13 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from ddpm_jax.errors import PassingError, PeerError, UserError
+from experiments import config_flag
 
 
 def run(main: Callable[[], int | None], before: Callable[[], None] = lambda: None) -> None:
-    """Parse the command line, run `main`, and turn the user's mistakes into one line and exit 2.
+    """Parse the command line and run `main`; a user's mistake is one line and exit code 2.
 
-    What must come before JAX looks for devices is called `before`.
+    `before` is called first, before JAX looks for devices.
 
     A `PassingError` exits with 75 (EX_TEMPFAIL of sysexits.h: try again later).
     """
@@ -26,23 +27,15 @@ def run(main: Callable[[], int | None], before: Callable[[], None] = lambda: Non
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Parse flags; a config key that does not exist is one line, not a traceback."""
+    """Parse the flags; a mistake in them is one line, not a traceback."""
     try:
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise UserError(f"unexpected argument {rest[1]!r}; flags begin with --")
-        if "config" in flags.FLAGS and flags.FLAGS.config is not None:
-            _ = flags.FLAGS.config.items  # of a file that could not be loaded, this raises
         return rest
-    except (
-        UserError,
-        flags.Error,
-        AttributeError,  # a key that the config does not have
-        KeyError,
-        OSError,  # a config file that is not there
-        TypeError,
-        ValueError,
-    ) as error:
+    except flags.UnrecognizedFlagError as error:
+        _fail(config_flag.explain(error))
+    except (flags.Error, ValueError) as error:  # a UserError is a ValueError
         _fail(error)
 
 
@@ -65,17 +58,17 @@ def _guarded(main: Callable[[], int | None], before: Callable[[], None]) -> int 
         reason = str(error).splitlines()[0]
         _fail(
             PeerError(
-                f"another process of this run ended, or cannot be reached ({reason}); its own log "
-                "says why; the newest checkpoint stands: start all processes again"
+                f"another process of this run ended or cannot be reached ({reason}); its log says "
+                "why. The newest checkpoint is intact: start all processes again"
             )
         )
 
 
 def _report_unraisable(unraisable: Any) -> None:
-    """Report an error that nobody can catch, but for TensorStore's when Orbax gives up a save.
+    """Report an error that no code can catch, except those of TensorStore after a failed save.
 
-    Its threads then report, hundreds of times, to an event loop that is closed; the failed save
-    itself is raised by what waits for it.
+    TensorStore's threads then report, hundreds of times, to an event loop that is closed. The code
+    that waits for the save raises the error of the save itself.
     """
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
@@ -85,7 +78,7 @@ def _fail(error: Exception) -> None:
     text = " ".join(str(error).split())
     print(f"error: {text}", file=sys.stderr)
     code = 75 if isinstance(error, PassingError) else 2
-    if jax.distributed.is_initialized():  # an orderly end would wait for the others to end too
+    if jax.distributed.is_initialized():  # a normal exit would wait for the other processes
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -93,7 +86,7 @@ def _fail(error: Exception) -> None:
 
 
 def _quiet_logs() -> None:
-    """Show what this library logs, as plain lines; the libraries below it raise what matters."""
+    """Print this library's log as plain lines, and hide the logs of the other libraries."""
     absl_logging.set_verbosity(absl_logging.FATAL)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
@@ -104,18 +97,18 @@ def _quiet_logs() -> None:
 
 
 def _use_compilation_cache() -> None:
-    """Keep compiled programs in ~/.cache/ddpm_jax, unless JAX_COMPILATION_CACHE_DIR says where."""
+    """Keep compiled programs in ~/.cache/ddpm_jax, or in JAX_COMPILATION_CACHE_DIR if it is set."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache / "ddpm_jax" / "compiled"))
 
 
 def _keep_freed_memory() -> None:
-    """On CPU, keep freed memory in the process for the next step instead of giving it back.
+    """On CPU, keep freed memory in the process for the next step.
 
-    XLA takes its temporary buffers anew at every call, and glibc would return and zero them each
-    time: with the digits' network a train step takes 98 ms instead of 119 (medians of 60 steps,
-    A B A B, two cores, 2026-11-23).
+    XLA allocates its temporary buffers again at every call. glibc would return them to the system
+    and zero them each time. With this setting, a train step of the digits' network takes 98 ms
+    instead of 119 (medians of 60 steps, A B A B, two cores, 2026-11-23).
     """
     if not sys.platform.startswith("linux") or jax.default_backend() != "cpu":
         return

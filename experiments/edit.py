@@ -1,13 +1,19 @@
-"""Edit images with a trained run: python -m experiments.edit --workdir=runs/digits --edit=inpaint
+"""Edit images with a trained run.
 
-  --edit=inpaint      draw what --mask hides: left (kept), center (hidden), or a file, a PNG or an
-                      .npz with `mask`, light where the image is kept
-  --edit=interpolate  from one image to another in --frames steps, mixed at --depth
-  --edit=sdedit       noise to each --depth, and denoise
+    python -m experiments.edit --workdir=runs/digits --edit=inpaint
 
-The images are the run's held-out ones, or --images: a PNG, or an .npz with `images` uint8
-[n, H, W, C], as `experiments.sample` writes. Writes a grid (PNG; a row for each image, what was
-given at its left) and the edited images (.npz: `images` uint8 [n, k, H, W, C]).
+  --edit=inpaint      Keep one part of each image and draw the rest with RePaint. --mask gives the
+                      part to keep: left, center, or a file (PNG, or .npz with `mask`). A file is
+                      light where the image is kept.
+  --edit=interpolate  Go from one image to another in --frames images. The two images are mixed at
+                      the timestep --depth.
+  --edit=sdedit       Add noise up to the timestep --depth, and denoise from there. Several depths
+                      are possible: --depth=100,250.
+
+The images are held-out images of the run, or those of --images: a PNG, or an .npz with `images`,
+uint8 [n, H, W, C], as `experiments.sample` writes it. The program writes a grid (PNG) with one row
+per image and the given images at the left. It also writes the edited images: an .npz with `images`,
+uint8 [n, k, H, W, C], where k is the number of results per image.
 """
 
 import functools
@@ -26,28 +32,69 @@ from ddpm_jax import build, data, editing, runs
 from ddpm_jax.data import images as pictures
 from ddpm_jax.errors import UserError
 from ddpm_jax.figures import grids
-from ddpm_jax.pixels import to_x_0
-from ddpm_jax.runtime import compiler
+from ddpm_jax.pixels import to_uint8, to_x_0
+from ddpm_jax.randomness import image_keys
+from ddpm_jax.runtime import rows
 from experiments import command
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a training.")
-EDIT = flags.DEFINE_enum("edit", None, ["inpaint", "interpolate", "sdedit"], "What to do.")
-IMAGES = flags.DEFINE_string("images", None, "PNG or .npz; the run's held-out images if unset.")
-N = flags.DEFINE_integer("n", 8, "Number of images, or of pairs to interpolate.", lower_bound=1)
-MASK = flags.DEFINE_string("mask", "left", "left, center, or a PNG or .npz, to inpaint.")
-DEPTH = flags.DEFINE_list("depth", None, "Timestep in 1..T, T/2 if unset; for sdedit also several.")
-FRAMES = flags.DEFINE_integer("frames", 9, "Images from end to end.", lower_bound=2)
-MIX = flags.DEFINE_enum("mix", "lerp", sorted(editing.MIXES), "How to interpolate.")
-DRAWS = flags.DEFINE_integer("draws", 4, "Inpainted images of each image.", lower_bound=1)
-RESAMPLES = flags.DEFINE_integer("num_resamples", 10, "RePaint's resampling; 1 is none.")
-JUMP = flags.DEFINE_integer("jump_length", 10, "RePaint's jump length.")
-LABEL = flags.DEFINE_integer("label", None, "Class, for a class-conditional model; any if unset.")
-NUM_STEPS = flags.DEFINE_integer(
-    "num_steps", None, "Steps from T to 0 in place of the run's own; RePaint's images take 250."
+WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the trained run.")
+EDIT = flags.DEFINE_enum(
+    "edit",
+    None,
+    ["inpaint", "interpolate", "sdedit"],
+    "Kind of edit, explained above.",
 )
-SEED = flags.DEFINE_integer("seed", 0, "Seed.")
-STEP = flags.DEFINE_integer("step", None, "Checkpoint; the newest if unset.")
-OUT = flags.DEFINE_string("out", None, "Output path without suffix; in <workdir>/samples if unset.")
+IMAGES = flags.DEFINE_string(
+    "images", None, "File of the images to edit, PNG or .npz. Default: the run's held-out images."
+)
+N = flags.DEFINE_integer(
+    "n", 8, "Number of images to edit, or of pairs to interpolate.", lower_bound=1
+)
+MASK = flags.DEFINE_string(
+    "mask",
+    "left",
+    "For inpaint: the part of the image to keep. left: the left half; center: all but the centre; "
+    "or a PNG or .npz that is light where the image is kept.",
+)
+DEPTH = flags.DEFINE_list(
+    "depth",
+    None,
+    "For interpolate and sdedit: timestep in 1..T up to which noise is added. sdedit takes one or "
+    "several, separated by commas. Default: T/2.",
+)
+FRAMES = flags.DEFINE_integer(
+    "frames", 9, "For interpolate: number of mixed images per pair.", lower_bound=2
+)
+MIX = flags.DEFINE_enum(
+    "mix",
+    "lerp",
+    sorted(editing.MIXES),
+    "For interpolate: mix the noisy images linearly (lerp) or along a sphere (slerp).",
+)
+DRAWS = flags.DEFINE_integer("draws", 4, "For inpaint: number of results per image.", lower_bound=1)
+RESAMPLES = flags.DEFINE_integer(
+    "num_resamples", 10, "For inpaint: how often RePaint repeats each jump; 1 is no resampling."
+)
+JUMP = flags.DEFINE_integer(
+    "jump_length", 10, "For inpaint: number of sampling steps in one jump of RePaint."
+)
+LABEL = flags.DEFINE_integer(
+    "label",
+    None,
+    "For a class-conditional model: class of all images, from 0 on. Default: the null class.",
+)
+NUM_STEPS = flags.DEFINE_integer(
+    "num_steps",
+    None,
+    "Number of sampling steps from T to 0. Default: the run's own. The RePaint paper uses 250.",
+)
+SEED = flags.DEFINE_integer("seed", 0, "Random seed of the noise.")
+STEP = flags.DEFINE_integer(
+    "step", None, "Training step of the checkpoint to load. Default: the newest checkpoint."
+)
+OUT = flags.DEFINE_string(
+    "out", None, "Path of the output files without suffix. Default: a name in <workdir>/samples."
+)
 flags.mark_flags_as_required(["workdir", "edit"])
 
 
@@ -72,7 +119,7 @@ def main() -> None:
         pairs = len(x_0) // 2
         if not pairs:
             raise UserError(
-                f"--edit=interpolate takes two images, but --images={IMAGES.value} has 1"
+                f"--edit=interpolate takes two images, but --images={IMAGES.value} has only 1"
             )
         given, k = [x_0[:pairs], x_0[pairs : 2 * pairs]], FRAMES.value
         weights = np.repeat(np.linspace(0, 1, k, dtype=np.float32), pairs)
@@ -89,14 +136,14 @@ def main() -> None:
 
 
 def _tile(images: np.ndarray, k: int) -> np.ndarray:
-    """Return all the images k times over: [k * n, ...]."""
+    """Return the images, repeated k times: [k * n, ...]."""
     return np.concatenate([images] * k)
 
 
 def _editor(run: runs.Run, label: int | None) -> Callable:
     """Return edit(function, grid, draws [k], x_0 [k * n, ...], *others) -> k arrays [n, ...].
 
-    The key of an image is that of its draw and of its place among the n.
+    The key of an image depends on its draw and on its place among the n images.
     """
     sampler = build.sampler(run.config.sample, run.process)
     denoiser = build.denoiser(run.config, run.process, run.model)
@@ -106,17 +153,18 @@ def _editor(run: runs.Run, label: int | None) -> Callable:
     ) -> list[np.ndarray]:
         n = len(arrays[0]) // len(draws)
 
-        @functools.partial(jax.jit, compiler_options=compiler.options(compiler.NETWORK))
-        def run_all(params, keys, arrays):
+        def run_all(params, each):
+            keys, arrays = each
             cond = None
             if label is not None:
                 cond = {"label": jnp.full(len(keys), label, jnp.int32)}
             denoise_fn = denoiser(params, cond)
             return function(run.process, sampler, denoise_fn, keys, *arrays, grid)
 
-        fold = jax.vmap(jax.random.fold_in, (None, 0))
-        keys = jax.vmap(fold, (0, None))(fold(jax.random.key(SEED.value), draws), np.arange(n))
-        images = np.asarray(run_all(run.params, keys.reshape(-1), arrays))
+        draw_keys = image_keys(jax.random.key(SEED.value), draws)
+        keys = jax.vmap(image_keys, (0, None))(draw_keys, np.arange(n))
+        spread = rows.over_local_devices(run_all)
+        images = np.asarray(spread(run.params, (keys.reshape(-1), arrays)))
         return list(images.reshape(len(draws), n, *images.shape[1:]))
 
     return edit
@@ -136,7 +184,7 @@ def _depths(T: int) -> list[int]:
 
 
 def _label(run: runs.Run) -> int | None:
-    """Return the class to give to the network; negative is its null class, None no classes."""
+    """Return the network's class; -1 is the null class, None is for a model without classes."""
     if not run.config.model.class_conditional:
         if LABEL.value is not None:
             raise UserError(f"--label={LABEL.value} is given, but the model has no classes")
@@ -159,14 +207,14 @@ def _images(run: runs.Run) -> np.ndarray:
         images = images[None] if images.ndim == 3 else images[:n]
     if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
         raise UserError(
-            f"--images={IMAGES.value} must hold uint8 images of {shape} (H, W, C), as the model "
-            f"was trained on; found {images.dtype} {images.shape[-3:]}"
+            f"--images={IMAGES.value} must hold uint8 images of {shape} (H, W, C), like the "
+            f"training images; found {images.dtype} {images.shape[-3:]}"
         )
     return np.asarray(to_x_0(jnp.asarray(images)))
 
 
 def _mask(shape: tuple[int, ...]) -> np.ndarray:
-    """Return what is known of images [n, H, W, C]: bool [H, W, 1], or [n, H, W, 1]."""
+    """Return where images [n, H, W, C] are kept: bool [H, W, 1], or [n, H, W, 1]."""
     height, width = shape[1:3]
     mask = np.zeros((height, width, 1), bool)
     if MASK.value == "left":
@@ -180,7 +228,7 @@ def _mask(shape: tuple[int, ...]) -> np.ndarray:
         mask = (mask if mask.shape[-1] == 1 else mask[..., None]) > light
         if mask.shape[-3:-1] != (height, width) or mask.shape[:-3] not in ((), shape[:1]):
             raise UserError(
-                f"--mask={MASK.value} must be of {height}x{width} pixels like the images, "
+                f"--mask={MASK.value} must have {height}x{width} pixels like the images, "
                 f"found shape {mask.shape}"
             )
     return mask
@@ -201,18 +249,18 @@ def _read(name: str, path: str, channels: int) -> np.ndarray:
 
 
 def _write(given: list[np.ndarray], edited: list[np.ndarray]) -> None:
-    """Write the grid, and the edited images: lists of columns [n, H, W, C]."""
+    """Write the grid and the edited images, both given as lists of columns [n, H, W, C]."""
     columns = given + edited
     if EDIT.value == "interpolate":  # one end at each side
         columns = [given[0], *edited, given[1]]
-    rows = grids.to_uint8(np.stack(columns, axis=1))
-    picture = grids.make_grid(rows.reshape(-1, *rows.shape[2:]), columns=len(columns), side=32)
+    table = to_uint8(np.stack(columns, axis=1))
+    picture = grids.make_grid(table.reshape(-1, *table.shape[2:]), columns=len(columns), side=32)
     default = pathlib.Path(WORKDIR.value) / "samples" / f"{EDIT.value}_seed{SEED.value}"
     out = pathlib.Path(OUT.value or default)
     png, npz = (out.with_name(out.name + suffix) for suffix in (".png", ".npz"))
     try:
         grids.save_png(png, picture)
-        np.savez(npz, images=grids.to_uint8(np.stack(edited, axis=1)))
+        np.savez(npz, images=to_uint8(np.stack(edited, axis=1)))
     except OSError as error:
         raise UserError(f"--out={out} cannot be written ({error.strerror})") from error
     print(f"grid: {png}{os.linesep}images: {npz}")

@@ -1,16 +1,18 @@
 """Emoji, 32x32 RGB, conditional on their 9 groups (people, food, flags ...).
 
-Data:     3,641 pictures rendered from the Noto colour emoji font: no download, but the font
-          (Debian: apt install fonts-noto-color-emoji unicode-data; elsewhere set data.font_path and
-          data.emoji_test_path). A stand-in for CIFAR-10 where there is no network.
 Command:  python -m experiments.train --config=experiments/emoji.py            one GPU
           python -m experiments.train --config=experiments/emoji.py:small      two CPU cores
+Data:     3,641 pictures, rendered from the Noto colour emoji font. Nothing is downloaded, but the
+          font must be installed (Debian: apt install fonts-noto-color-emoji unicode-data). On other
+          systems, set data.font_path and data.emoji_test_path. The set can replace CIFAR-10 on a
+          machine without network.
 Measured: `:small` (16x16): loss 0.138; 17 minutes on two cores that also did other work, 0.24 s a
-          step on two idle ones (2026-11-23, jax 0.10.2); faces, people and flags can be told, most
-          else is a coloured blot. The full config: not yet.
+          step on two idle ones (2026-11-23, jax 0.10.2). Faces, people and flags can be recognised;
+          most other samples are coloured blots. The full config: nothing yet.
 
-The full config is the CIFAR-10 U-Net with the cosine schedule and v-prediction in bfloat16, for
-50,000 steps (about 1,800 passes over the set: dropout and flips are what holds memorisation off).
+The full config is the CIFAR-10 U-Net with the cosine schedule and v-prediction in bfloat16. It
+trains for 50,000 steps, about 1,800 passes over the set. Dropout and flips must prevent
+memorisation.
 """
 
 import ml_collections

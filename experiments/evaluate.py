@@ -1,17 +1,29 @@
-"""Judge a run, likelihood and samples: python -m experiments.evaluate --workdir=runs/digits
+"""Evaluate a trained run: its likelihood and its samples.
 
-Prints a table and writes it to <workdir>/evaluate.json, and to <workdir>/samples the pictures
-rate_distortion.png, progressive.png (images as their bits arrive: x̂_0 from x_t for falling t) and
-nearest_training_images.png (samples over the training images that they are nearest to).
+    python -m experiments.evaluate --workdir=runs/digits
 
-By default the samples are drawn by a fast sampler, `config.eval.sampler`, and the caption says so:
-the whole chain of Ho et al. takes fifty times as long.
+The program prints a table and writes it to <workdir>/evaluate.json. It writes three pictures to
+<workdir>/samples:
 
-  --ode=64                        the likelihood by the probability-flow ODE, of so many images
-  --sampler=own                   the run's own sampler, for all its steps
-  --sampler=ddim --num_steps=50   another, as in experiments.sample
-  --n=50000 --features=inception --inception_weights=FILE    fid50k_train, as papers report it
-  --split=test                    compare with the held-out images
+  rate_distortion.png            rate against distortion
+  progressive.png                x̂_0 from x_t for falling t: images as their bits arrive
+  nearest_training_images.png    samples, each above the training image nearest to it
+
+By default a fast sampler, `config.eval.sampler`, draws the samples, and the table names it. The
+whole chain of Ho et al. takes fifty times as long.
+
+Other flags:
+
+  --sampler=own
+      Use the run's own sampler with all its steps.
+  --sampler=ddim --num_steps=50
+      Use another sampler, as in experiments.sample.
+  --n=50000 --features=inception --inception_weights=FILE
+      Compute fid50k_train, the FID that papers report.
+  --split=test
+      Compare the samples with held-out images.
+  --ode=64
+      Add the likelihood by the probability-flow ODE, of 64 images of each split.
 """
 
 import json
@@ -36,34 +48,85 @@ from ddpm_jax.figures.curves import rate_distortion
 from ddpm_jax.likelihood.bound import Part
 from ddpm_jax.runs import Run, open_run
 from ddpm_jax.runs.workdir import WorkDir, open_for_reading, read_config
+from ddpm_jax.runtime.files import replacing
 from experiments import command
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a training.")
-STEP = flags.DEFINE_integer("step", None, "Checkpoint; the newest if unset.")
-N = flags.DEFINE_integer("n", None, "Images of each seed; config.eval.num_samples if unset.", 1)
-SEEDS = flags.DEFINE_integer("seeds", None, "How often; config.eval.num_seeds if unset.", 1)
+WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the trained run.")
+STEP = flags.DEFINE_integer(
+    "step", None, "Training step of the checkpoint to load. Default: the newest checkpoint."
+)
+N = flags.DEFINE_integer(
+    "n", None, "Number of samples per seed. Default: config.eval.num_samples.", 1
+)
+SEEDS = flags.DEFINE_integer(
+    "seeds",
+    None,
+    "Number of random seeds; each draws its own --n samples. Default: config.eval.num_seeds.",
+    1,
+)
 FEATURES = flags.DEFINE_enum(
     "features",
     "classifier",
     ["classifier", "inception", "none"],
-    "Network to compare samples in; none leaves the samples out.",
+    "Features in which samples and images are compared. classifier: of a small network, trained on "
+    "the run's data set. inception: of Inception-v3 (FID). none: do not draw samples.",
 )
 INCEPTION_WEIGHTS = flags.DEFINE_string(
-    "inception_weights", "", "File of Inception's weights; downloaded once if unset."
+    "inception_weights",
+    "",
+    "For --features=inception: file of Inception's weights. Default: download them once (96 MB).",
 )
-SPLIT = flags.DEFINE_enum("split", "train", ["train", "test"], "Images to compare with.")
-SAMPLER = flags.DEFINE_string("sampler", None, "Sampler, or own; config.eval.sampler if unset.")
-NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Steps of it.", lower_bound=1)
-TIMESTEPS = flags.DEFINE_string("timesteps", None, "Where they are.")
+SPLIT = flags.DEFINE_enum(
+    "split",
+    "train",
+    ["train", "test"],
+    "Split of the data set that the samples are compared with; test is the held-out images.",
+)
+SAMPLER = flags.DEFINE_string(
+    "sampler",
+    None,
+    "Name of the sampler, or own for the run's own. Default: config.eval.sampler, a fast one.",
+)
+NUM_STEPS = flags.DEFINE_integer(
+    "num_steps",
+    None,
+    "Number of sampling steps. Default: config.eval.num_steps; with --sampler, the run's own.",
+    lower_bound=1,
+)
+TIMESTEPS = flags.DEFINE_string(
+    "timesteps",
+    None,
+    "Grid of the sampling timesteps: uniform, trailing, quadratic, karras or log_snr. Default: "
+    "config.eval.timesteps; with --sampler, the run's own.",
+)
 BOUND_IMAGES = flags.DEFINE_integer(
-    "bound_images", None, "Images of each split for bits/dim; config.eval's if unset.", 0
+    "bound_images",
+    None,
+    "Number of images of each split for the bound in bits/dim; 0 skips the bound. Default: "
+    "config.eval.bound_images.",
+    0,
 )
 BOUND_TERMS = flags.DEFINE_integer(
-    "bound_terms", None, "Terms of the bound for each of them; config.eval's if unset.", 1
+    "bound_terms",
+    None,
+    "Number of the bound's T terms that are computed per image. Default: config.eval.bound_terms.",
+    1,
 )
-VARIANCE = flags.DEFINE_string("variance", None, "Variance of the bound; the run's if unset.")
-ODE = flags.DEFINE_integer("ode", 0, "Images for the ODE's likelihood; 0 is none.", 0)
-GUIDANCE = flags.DEFINE_float("guidance", None, "Classifier-free weight w; the run's if unset.")
+VARIANCE = flags.DEFINE_string(
+    "variance",
+    None,
+    "Variance of the reverse steps in the bound: fixed_large, fixed_small or learned_range. "
+    "Default: learned_range if the network learns its variance, otherwise config.sample.variance.",
+)
+ODE = flags.DEFINE_integer(
+    "ode",
+    0,
+    "Number of images of each split for the likelihood by the probability-flow ODE; 0 skips it.",
+    0,
+)
+GUIDANCE = flags.DEFINE_float(
+    "guidance", None, "Weight w of classifier-free guidance; 0 is off. Default: the run's own."
+)
 flags.mark_flag_as_required("workdir")
 
 
@@ -96,7 +159,7 @@ def main() -> None:
             f"{SPLIT.value!r} of {config.data.name}",
             "errors of samples": f"standard errors over {num_seeds} seeds of sampling"
             if num_seeds > 1
-            else "the estimates' own, where they have one",
+            else "each estimate's own error, if it has one",
         }
     print_table(rows, facts)
     _write(workdir, rows, facts, curves)
@@ -105,14 +168,14 @@ def main() -> None:
     if FEATURES.value != "none":
         picture = workdir.samples / "nearest_training_images.png"
         grids.save_png(picture, report.neighbours)
-        print(f"samples over their nearest training images: {picture}")
-    print(f"the table: {workdir.root / 'evaluate.json'} ({time.perf_counter() - start:.0f} s)")
+        print(f"samples above their nearest training images: {picture}")
+    print(f"table: {workdir.root / 'evaluate.json'} ({time.perf_counter() - start:.0f} s)")
 
 
 def _likelihoods(
     run: Run, dataset: data.Dataset, config: Config
 ) -> tuple[list[Row], dict[str, list[Part]]]:
-    """Return the rows of bits/dim of each split, and its rate-distortion curve."""
+    """Return the rows in bits/dim, and the rate-distortion curve of each split."""
     c, rows, curves = config.eval, [], {}
     num_images = c.bound_images if BOUND_IMAGES.value is None else BOUND_IMAGES.value
     for split in ("train", "test") if dataset.test else ("train",):
@@ -153,7 +216,7 @@ def _draw_coding(
 
 
 def print_table(rows: list[Row], facts: dict[str, Any]) -> None:
-    """Print the rows, and below them what they are of."""
+    """Print the rows, and below them the facts about them."""
     table = Table("metric")
     for column in ("value", "± error", "n"):
         table.add_column(column, justify="right")
@@ -169,7 +232,7 @@ def print_table(rows: list[Row], facts: dict[str, Any]) -> None:
 
 
 def _sampling(config: Config) -> dict[str, Any]:
-    """Return the fields of config.sample that the flags and config.eval ask for."""
+    """Return the fields of config.sample that the flags or config.eval set."""
     chosen = {"num_steps": NUM_STEPS, "timesteps": TIMESTEPS, "guidance": GUIDANCE}
     fields = {name: flag.value for name, flag in chosen.items() if flag.value is not None}
     if SAMPLER.value is None:
@@ -184,33 +247,34 @@ def _network(config: Config, dataset: data.Dataset) -> tuple[FeatureNetwork, str
     if FEATURES.value == "inception":
         if dataset.image_shape[-1] == 4:
             raise UserError(
-                "--features=inception sees grey and RGB, but the images have alpha too; pass "
-                "--features=classifier"
+                "--features=inception takes grey or RGB images, but the images here also have an "
+                "alpha channel; pass --features=classifier"
             )
         directory = os.path.join(data_directory(config.data.data_dir), "downloads")
         network = inception.load(directory, INCEPTION_WEIGHTS.value)
         return network, f"Inception-v3 of the FID, 2048 pooled features ({network.name})"
     if INCEPTION_WEIGHTS.value:
-        raise UserError("--inception_weights is given, but not --features=inception")
+        raise UserError("--inception_weights is given without --features=inception; add it")
     network, accuracy = references.classifier(config.data, dataset)
     held_out = "held-out" if dataset.test else "held-back"
-    about = f"a classifier trained on {config.data.name}, {accuracy:.1%} of {held_out} images right"
+    about = (
+        f"a classifier trained on {config.data.name}, accuracy {accuracy:.1%} on {held_out} images"
+    )
     return network, about
 
 
 def _write(
     workdir: WorkDir, rows: list[Row], facts: dict[str, Any], curves: dict[str, list[Part]]
 ) -> None:
-    """Write the table and the rate-distortion curves as JSON, whole or not at all."""
+    """Write the table and the rate-distortion curves as JSON, in one atomic replacement."""
     path = workdir.root / "evaluate.json"
     content = {**facts, "rows": [row._asdict() for row in rows]}
     content["rate_distortion"] = {
         split: [part._asdict() for part in curve] for split, curve in curves.items()
     }
-    temporary = path.with_suffix(f".tmp-{os.getpid()}")
     try:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-        os.replace(temporary, path)
+        with replacing(path) as part:
+            part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror})") from error
 

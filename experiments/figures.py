@@ -1,15 +1,17 @@
-"""Draw a diffusion: python -m experiments.figures --config=experiments/digits.py --out=figures
+"""Draw figures of a diffusion process.
+
+    python -m experiments.figures --config=experiments/digits.py --workdir=runs/digits
 
   schedules.png  ᾱ and log-SNR of every schedule
   forward.png    images of the config's data set on their way to noise, under every schedule
-  spectrum.png   the power spectrum of x_t sinking into the noise
-  reverse.png    samples on their way from noise, and the network's x̂_0; needs --workdir
+  spectrum.png   the power spectrum of x_t, as noise covers it
+  reverse.png    samples on their way from noise, with the network's x̂_0; needs --workdir
 
-The schedules have the length and the ends of `config.process`. --workdir is a training's; its
-samples follow its own config.
+The schedules have the length and the ends of `config.process`. If its schedule is learned, it is
+drawn too: as it is before training, or with the --workdir of such a training as it is after it.
+reverse.png shows samples of --workdir, by the config of that run.
 """
 
-import dataclasses
 import pathlib
 
 import jax
@@ -17,23 +19,24 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
-from ml_collections import config_flags
 
-from ddpm_jax import build, data, runs
-from ddpm_jax.config import Config, ProcessConfig, from_dict
+from ddpm_jax import build, data
+from ddpm_jax.build.processes import with_schedule
+from ddpm_jax.config import Config, from_dict
 from ddpm_jax.errors import UserError
 from ddpm_jax.figures import plots
 from ddpm_jax.pixels import to_x_0
 from ddpm_jax.process import GaussianProcess, q_sample
-from ddpm_jax.runs.workdir import WorkDir, open_for_reading, read_config, read_facts
-from ddpm_jax.samplers.base import draw_x_T
-from experiments import command
+from ddpm_jax.randomness import draw_x_T, image_keys
+from ddpm_jax.runs import Run, open_run
+from experiments import command, config_flag
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a training, for reverse.png.")
-OUT = flags.DEFINE_string("out", "figures", "Directory of the PNGs.")
-SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise and the samples.")
-flags.mark_flag_as_required("config")
+CONFIG = config_flag.define("The experiment's config file.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Work directory of a trained run, for reverse.png. Default: no reverse.png."
+)
+OUT = flags.DEFINE_string("out", "figures", "Directory to which the PNG files are written.")
+SEED = flags.DEFINE_integer("seed", 0, "Random seed of the noise and of the samples.")
 
 FORWARD_TIMES = (0.0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # t/T
 SPECTRUM_TIMES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
@@ -45,18 +48,18 @@ REVERSE_FRAMES = 10
 
 def main() -> None:
     config = from_dict(CONFIG.value)
-    workdir = open_for_reading(WORKDIR.value) if WORKDIR.value is not None else None
+    run = open_run(WORKDIR.value) if WORKDIR.value is not None else None
     out = pathlib.Path(OUT.value)
-    processes = {name: _process(config.process, name) for name in build.SCHEDULES}
+    processes = _processes(config, run)
     images = _images(config)
 
     _save(draw_schedules(processes), out / "schedules.png")
     _save(draw_forward(processes, images[:FORWARD_IMAGES]), out / "forward.png")
     _save(draw_spectrum(processes, config.process.schedule, images), out / "spectrum.png")
-    if workdir is None:
-        print("reverse.png needs a trained network: pass its --workdir")
+    if run is None:
+        print("reverse.png is not drawn: it needs a trained run; pass --workdir")
     else:
-        _save(draw_reverse(workdir), out / "reverse.png")
+        _save(draw_reverse(run), out / "reverse.png")
 
 
 def draw_schedules(processes: dict[str, GaussianProcess]) -> Figure:
@@ -85,40 +88,41 @@ def draw_spectrum(processes: dict[str, GaussianProcess], schedule: str, x_0: np.
     return plots.plot_spectrum(frequencies, power, powers, SPECTRUM_TIMES, schedule, log_snr)
 
 
-def draw_reverse(workdir: WorkDir) -> Figure:
+def draw_reverse(run: Run) -> Figure:
     """Draw samples of a run on their way from x_T, with the run's own sampler."""
-    config, facts = read_config(workdir), read_facts(workdir)
-    _, params = runs.load(workdir.root)
-    process = build.process(config.process)
-    T = process.num_timesteps
+    T, shape = run.process.num_timesteps, run.facts.image_shape
     sample = build.sample_fn(
-        config,
-        process,
-        build.model(config.model, facts.image_shape, facts.num_classes),
-        facts.image_shape,
+        run.config,
+        run.process,
+        run.model,
+        shape,
         collect=lambda t, s, state, prediction: (s, state.x, prediction.x_0),
-        num_frames=min(REVERSE_FRAMES, config.sample.num_steps or T),
+        num_frames=min(REVERSE_FRAMES, run.config.sample.num_steps or T),
     )
     n, key, cond = REVERSE_IMAGES, jax.random.key(SEED.value), None
-    if config.model.class_conditional:
-        cond = {"label": np.arange(n, dtype=np.int32) % facts.num_classes}
-    _, (s, x_s, x_0_hat) = jax.device_get(sample(params, key, n, cond))
-    # Frames are what steps arrive at; where the first one starts, x_T, is each image's first draw.
-    x_T = draw_x_T(jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(n)), facts.image_shape)
+    if run.config.model.class_conditional:
+        cond = {"label": np.arange(n, dtype=np.int32) % run.facts.num_classes}
+    _, (s, x_s, x_0_hat) = jax.device_get(sample(run.params, key, n, cond))
+    # Frames show where steps arrive. The first step starts at x_T, each image's first draw.
+    x_T = draw_x_T(image_keys(key, np.arange(n)), shape)
     x_t = np.concatenate([np.asarray(x_T)[None], x_s])
     return plots.plot_reverse(x_t, x_0_hat, [T, *s.tolist()])
 
 
-def _process(config: ProcessConfig, schedule: str) -> GaussianProcess:
-    """Build the config's process with another schedule; the ends it has no use for are dropped."""
-    unused = {"cosine": {"beta_1": 0.0, "beta_T": 0.0}, "constant": {"beta_1": 0.0}}
-    return build.process(dataclasses.replace(config, schedule=schedule, **unused.get(schedule, {})))
+def _processes(config: Config, run: Run | None) -> dict[str, GaussianProcess]:
+    """Return the process of the config with every schedule, by name."""
+    found = {name: build.process(with_schedule(config.process, name)) for name in build.SCHEDULES}
+    own = config.process.schedule
+    if own not in found:  # it is learned
+        trained = run is not None and run.config.process.schedule == own
+        found[own] = run.process if trained else build.make_chain(config).initial()
+    return found
 
 
 def _images(config: Config) -> np.ndarray:
-    """Return images of the training set, evenly over it: [n, H, W, C] float32 in [-1, 1].
+    """Return images spread evenly over the training set: [n, H, W, C] float32 in [-1, 1].
 
-    One of each class comes first.
+    The first images are one of each class.
     """
     source = data.open_dataset(config.data).train
     n = min(SPECTRUM_IMAGES, len(source))
@@ -139,7 +143,7 @@ def _noised(
 
 
 def _save(figure: Figure, path: pathlib.Path) -> None:
-    """Write the figure and say where."""
+    """Write the figure and print its path."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)

@@ -2,16 +2,17 @@
 
 Command:  python -m experiments.train --config=experiments/folder.py --config.data.path=IMAGES
           --workdir=runs/mine
-Size:     images are turned upright (EXIF), converted to RGB over white, resized so that the shorter
-          side is `data.image_size` (64) and cropped to the central square; `data.crop=stretch`
-          squeezes instead of cropping. `data.channels=1` makes them grey, 4 keeps transparency.
-          Links that lead out of the folder are refused, unless `data.follow_links=True`.
-Labels:   class sub-folders give labels; use them with --config.model.class_conditional=True.
+Size:     Each image is turned upright (EXIF) and converted to RGB over white. It is resized so that
+          its shorter side is `data.image_size` (64), and cropped to the central square.
+          `data.crop=stretch` squeezes the image instead of cropping it. `data.channels=1` makes
+          images grey; `data.channels=4` keeps transparency.
+Labels:   Sub-folders are classes. Use them with --config.model.class_conditional=True.
 Held out: 5 % of the images (`data.holdout`), for the held-out loss.
-Hardware: one GPU; the number to expect depends on the images. Not measured (2026-11-23).
+Links:    Links to files outside the folder are refused, unless `data.follow_links=True`.
+Hardware: one GPU. The quality to expect depends on the images. Not measured (2026-11-23).
 
-The network is the CIFAR-10 U-Net with one more level. On few images (some hundreds) it will learn
-to copy them: stop when `held_out_loss` rises.
+The network is the CIFAR-10 U-Net with one more level. It will learn to copy a set of only a few
+hundred images: stop when `held_out_loss` rises.
 """
 
 import ml_collections

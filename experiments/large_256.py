@@ -2,12 +2,14 @@
 
 Command:  python -m experiments.train --config=experiments/large_256.py --config.data.path=IMAGES
           on every host of a pod or cluster, with --distributed=auto (docs/scaling.md).
-Network:  501,189,123 parameters: the widths and attention of Dhariwal & Nichol 2021 (table 4,
-          ImageNet 256x256: 256 channels, 1-1-2-2-4-4, attention at 32, 16 and 8, AdaGN); plain
-          strided and nearest-neighbour resampling as in Ho et al., so it is not their network.
-Memory:   the state takes 7.5 GiB, cut over eight devices 0.93 GiB each; the blocks' activations
-          are computed again in the backward pass (docs/scaling.md has the compiler's figures).
-Measured: nothing but that plan (2026-11-25). Data and labels as in `folder`.
+Data:     images and labels as in `folder.py`.
+Network:  501,189,123 parameters. The widths and the attention are those of Dhariwal & Nichol 2021
+          (table 4, ImageNet 256x256: 256 channels, 1-1-2-2-4-4, attention at 32, 16 and 8, AdaGN).
+          The resampling is that of Ho et al. (strided and nearest-neighbour), so this is not their
+          network.
+Memory:   The state takes 7.5 GiB, or 0.93 GiB on each of eight devices. The blocks' activations are
+          recomputed in the backward pass. docs/scaling.md has the compiler's figures.
+Measured: only the compiler's plan of the memory (2026-11-25).
 """
 
 import ml_collections

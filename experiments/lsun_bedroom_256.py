@@ -1,14 +1,13 @@
-"""LSUN bedroom, 256x256, by Ho et al. 2020 (appendix B).
+"""LSUN bedroom at 256x256, by the recipe of Ho et al. 2020 (appendix B).
 
-Paper:    FID 6.36; 2.4M steps at 2.2 steps/s on a TPU v3-8, about 303
-          hours; 128 samples in 300 s; 114M parameters (here 113,673,219).
 Command:  python -m experiments.train --config=experiments/lsun_bedroom_256.py
           --config.data.path=IMAGES
+Data:     IMAGES is a folder of images of any size. Each is cropped to its central square and
+          resized. The set is not downloaded: export its LMDB to a folder first (the LSUN project
+          has a script). There are no flips: this is the one set that the paper does not mirror.
+Paper:    FID 6.36; 2.4M steps at 2.2 steps/s on a TPU v3-8, about 303 hours; 128 samples in 300 s;
+          114M parameters (here 113,673,219).
 Measured: nothing yet (2026-11-23).
-
-IMAGES is a folder of images of any size; they are cropped to their central square and resized.
-The set is not downloaded: export its LMDB to a folder first (the LSUN project has a script).
-Without flips: the one set that the paper does not mirror.
 """
 
 import ml_collections

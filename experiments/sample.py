@@ -1,15 +1,24 @@
-"""Sample from a trained run: python -m experiments.sample --workdir=runs/digits --n=64
+"""Draw samples from a trained run.
 
-Writes a grid (PNG) and the images (.npz: `images` uint8 [n, H, W, C], `labels` where the model is
-class-conditional, `lowres` where it makes images larger), of the EMA weights, with the sampler of
-the run's config.
+    python -m experiments.sample --workdir=runs/digits --n=64
 
-  --sampler=dpm_solver_pp_2m --num_steps=20    another sampler, of those in config.sample.sampler
-  --label=3 --guidance=1.5     one class, guided to with w = 1.5 (other codes' scale 2.5)
-  --text="a red heart" --guidance=3    of a model that takes texts; without --text it is told none
-  --image=small.png            of a model that makes images larger: from this small image; without,
-                               from the held-out images of its data, made small
-  --label=3 --classifier=runs/digits_classifier --classifier_scale=3    guided by a classifier
+The program uses the EMA weights and, by default, the sampler of the run's config. It writes a grid
+of the images (PNG) and an .npz file. The .npz has `images`, uint8 [n, H, W, C]. It also has
+`labels` if the model is class-conditional, and `lowres` if the model does super-resolution.
+
+Other flags:
+
+  --sampler=dpm_solver_pp_2m --num_steps=20
+      Use another sampler. ddpm_jax/config.py lists them at SampleConfig.sampler.
+  --label=3 --guidance=1.5
+      Draw one class, with classifier-free guidance of weight w = 1.5 (scale 2.5 in other codes).
+  --text="a red heart" --guidance=3
+      For a model of texts. Without --text, the model receives no text.
+  --image=small.png
+      For a super-resolution model: enlarge this image. Without --image, the program takes held-out
+      images of the data set, makes them small, and enlarges them.
+  --label=3 --classifier=runs/digits_classifier --classifier_scale=3
+      Use classifier guidance.
 """
 
 import os
@@ -29,28 +38,52 @@ from ddpm_jax.data.cond import coarse, cond_names
 from ddpm_jax.data.images import decode
 from ddpm_jax.errors import UserError
 from ddpm_jax.figures import grids
-from ddpm_jax.pixels import to_x_0
+from ddpm_jax.pixels import to_uint8, to_x_0
 from ddpm_jax.pretrained import text_encoder
 from ddpm_jax.runs.workdir import open_for_reading, read_config, read_facts
 from ddpm_jax.sampling import sample_in_chunks
 from experiments import command
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a training.")
-N = flags.DEFINE_integer("n", 64, "Number of images.", lower_bound=1)
-SEED = flags.DEFINE_integer("seed", 0, "Seed; image i depends on the seed and i alone.")
-STEP = flags.DEFINE_integer("step", None, "Checkpoint; the newest if unset.")
-LABEL = flags.DEFINE_integer("label", None, "Class of all images; unset goes through the classes.")
-TEXT = flags.DEFINE_string("text", None, "What all images shall show; none if unset.")
-IMAGE = flags.DEFINE_string("image", None, "Small image to make larger; held-out ones if unset.")
-SAMPLER = flags.DEFINE_string("sampler", None, "Sampler; the run's if unset.")
-NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Steps of it; the run's if unset.")
-TIMESTEPS = flags.DEFINE_string("timesteps", None, "Where they are; the run's if unset.")
-GUIDANCE = flags.DEFINE_float("guidance", None, "Classifier-free weight w; the run's if unset.")
-CLASSIFIER = flags.DEFINE_string("classifier", None, "Work directory of a classifier to guide by.")
-CLASSIFIER_SCALE = flags.DEFINE_float(
-    "classifier_scale", None, "Scale of --classifier; 1 if unset."
+WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the trained run.")
+N = flags.DEFINE_integer("n", 64, "Number of images to draw.", lower_bound=1)
+SEED = flags.DEFINE_integer("seed", 0, "Random seed. Image i depends only on the seed and on i.")
+STEP = flags.DEFINE_integer(
+    "step", None, "Training step of the checkpoint to load. Default: the newest checkpoint."
 )
-OUT = flags.DEFINE_string("out", None, "Output path without suffix; in <workdir>/samples if unset.")
+LABEL = flags.DEFINE_integer(
+    "label", None, "Class of all images, from 0 on. Default: the images take the classes in turn."
+)
+TEXT = flags.DEFINE_string(
+    "text", None, "For a model of texts: the text that all images should show. Default: no text."
+)
+IMAGE = flags.DEFINE_string(
+    "image",
+    None,
+    "For a super-resolution model: file of the small image to enlarge. Default: held-out images of "
+    "the data set, made small.",
+)
+SAMPLER = flags.DEFINE_string("sampler", None, "Name of the sampler. Default: the run's own.")
+NUM_STEPS = flags.DEFINE_integer(
+    "num_steps", None, "Number of sampling steps. Default: the run's own."
+)
+TIMESTEPS = flags.DEFINE_string(
+    "timesteps",
+    None,
+    "Grid of the sampling timesteps: uniform, trailing, quadratic, karras or log_snr. Default: the "
+    "run's own.",
+)
+GUIDANCE = flags.DEFINE_float(
+    "guidance", None, "Weight w of classifier-free guidance; 0 is off. Default: the run's own."
+)
+CLASSIFIER = flags.DEFINE_string(
+    "classifier", None, "Work directory of a trained classifier. Default: no classifier guidance."
+)
+CLASSIFIER_SCALE = flags.DEFINE_float(
+    "classifier_scale", None, "Scale of classifier guidance; needs --classifier. Default: 1."
+)
+OUT = flags.DEFINE_string(
+    "out", None, "Path of the output files without suffix. Default: a name in <workdir>/samples."
+)
 flags.mark_flag_as_required("workdir")
 
 
@@ -62,12 +95,13 @@ def main() -> None:
     if GUIDANCE.value is not None:
         if GUIDANCE.value and not guidable(config.model):
             raise UserError(
-                f"--guidance={GUIDANCE.value:g} is given, but the model has no classes to guide to"
+                f"--guidance={GUIDANCE.value:g} is given, but the model has no classes or texts to "
+                "guide to; leave out --guidance"
             )
         overrides["guidance"] = GUIDANCE.value
     scale = CLASSIFIER_SCALE.value
     if scale is not None and CLASSIFIER.value is None:
-        raise UserError(f"--classifier_scale={scale:g} is given, but no --classifier")
+        raise UserError(f"--classifier_scale={scale:g} is given, but --classifier is missing")
     sample, params = runs.load(
         workdir.root,
         STEP.value,
@@ -81,7 +115,7 @@ def main() -> None:
     cond |= _text(config) | _images(config, facts.image_shape)
     guided = config.sample.guidance if GUIDANCE.value is None else GUIDANCE.value
     if guided and not set(cond) - {"image"}:
-        raise UserError(f"guidance of {guided:g} is asked for, but nothing to guide to; add --text")
+        raise UserError(f"guidance is {guided:g}, but there is no text to guide to; add --text")
     start = time.perf_counter()
     chunks = sample_in_chunks(
         sample,
@@ -91,7 +125,7 @@ def main() -> None:
         config.sample.chunk_size,
         cond or None,
     )
-    images = np.concatenate([grids.to_uint8(chunk) for chunk in chunks])
+    images = np.concatenate([to_uint8(chunk) for chunk in chunks])
     seconds = time.perf_counter() - start
 
     out = pathlib.Path(OUT.value or workdir.samples / f"samples_n{N.value}_seed{SEED.value}")
@@ -100,7 +134,7 @@ def main() -> None:
         grids.save_png(png, grids.make_grid(images, side=32))
         arrays = {"images": images} if labels is None else {"images": images, "labels": labels}
         if "image" in cond:
-            arrays["lowres"] = grids.to_uint8(cond["image"])
+            arrays["lowres"] = to_uint8(cond["image"])
         np.savez(npz, **arrays)
     except OSError as error:
         raise UserError(f"--out={out} cannot be written ({error.strerror})") from error
@@ -122,7 +156,7 @@ def _labels(conditional: bool, num_classes: int) -> np.ndarray | None:
 
 
 def _text(config: Config) -> dict[str, np.ndarray]:
-    """Return the entries of cond that tell the model --text, for each image."""
+    """Return the entries of cond for --text, one row per image."""
     if TEXT.value is None:
         return {}
     if not config.data.text:
@@ -134,12 +168,12 @@ def _text(config: Config) -> dict[str, np.ndarray]:
 
 
 def _images(config: Config, image_shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
-    """Return the small images as an entry of cond, repeated to the model's own size."""
+    """Return the small images as an entry of cond; their pixels are repeated to full size."""
     factor, (height, width, channels) = config.model.super_resolution, image_shape
     if not factor:
         if IMAGE.value is not None:
             raise UserError(
-                f"--image={IMAGE.value} is given, but the model does not make images larger "
+                f"--image={IMAGE.value} is given, but the model does not do super-resolution "
                 "(model.super_resolution is 0)"
             )
         return {}
@@ -154,7 +188,7 @@ def _images(config: Config, image_shape: tuple[int, int, int]) -> dict[str, np.n
         raise UserError(f"--image={IMAGE.value} cannot be read: {error}") from error
     if small.shape[:2] != (height // factor, width // factor):
         raise UserError(
-            f"--image={IMAGE.value} must be of {height // factor}x{width // factor} pixels, "
+            f"--image={IMAGE.value} must have {height // factor}x{width // factor} pixels, "
             f"found {small.shape[0]}x{small.shape[1]}"
         )
     large = np.asarray(to_x_0(jnp.asarray(small))).repeat(factor, axis=0).repeat(factor, axis=1)

@@ -1,27 +1,32 @@
-"""Train a classifier of noisy images, for classifier guidance:
+"""Train a classifier of noisy images, for classifier guidance.
 
-python -m experiments.train_classifier --config=experiments/digits_classifier.py
+    python -m experiments.train_classifier --config=experiments/digits_classifier.py
 
-The same command again resumes. Its accuracy on held-out images is printed by quarter of t.
+The same command, started again, resumes the run. The program prints the accuracy on held-out images
+for each quarter of the timesteps. `experiments.train` trains a classifier's config too, also on
+several machines.
 """
 
-import os
-
 from absl import flags
-from ml_collections import config_flags
 
 from ddpm_jax.config import from_dict
-from ddpm_jax.training.classifier import train_classifier
-from experiments import command
+from ddpm_jax.errors import UserError
+from ddpm_jax.training.loop import train
+from experiments import command, config_flag
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The classifier's config file.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lies; runs/<config's name> if unset.")
-flags.mark_flag_as_required("config")
+CONFIG = config_flag.define("The classifier's config file.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Work directory of the run. Default: runs/<name of the config file>."
+)
 
 
 def main() -> int:
-    name = os.path.splitext(os.path.basename(flags.FLAGS["config"].config_filename))[0]
-    result = train_classifier(from_dict(CONFIG.value), WORKDIR.value or os.path.join("runs", name))
+    config = from_dict(CONFIG.value)
+    if config.model.name == "unet":
+        raise UserError(
+            "model.name is 'unet', but a classifier is wanted here (denoisers: experiments.train)"
+        )
+    result = train(config, WORKDIR.value or config_flag.default_workdir())
     return 0 if result.signal is None else 128 + result.signal
 
 

@@ -1,7 +1,7 @@
-"""What the tests hold the library against: the papers' mathematics by another route, in float64.
+"""Reference values for the tests: the papers' mathematics by another route than the library's.
 
-The library cumulates logarithms; here the chain is solved as a linear system, conditioned by
-inverting covariance matrices, and integrated against known data distributions.
+The library sums logarithms. Here the chain is solved as a linear system in float64, and posteriors
+come from inverted covariance matrices. The denoisers are exact for known data distributions.
 """
 
 import functools
@@ -19,17 +19,17 @@ CHAINS = [(schedule, T) for schedule in SCHEDULES for T in LENGTHS]
 
 
 def is_zero_snr(schedule: str) -> bool:
-    """Whether alpha_bar_T is 0, so that eps cannot be the kind."""
+    """Return whether alpha_bar_T is 0; then a network cannot predict eps."""
     return schedule.endswith("_zero_snr")
 
 
 def kinds(schedule: str) -> tuple[str, ...]:
-    """The kinds that a chain of this schedule can use."""
+    """Return the kinds of prediction that a chain with this schedule allows."""
     return ("x_0", "v") if is_zero_snr(schedule) else ("eps", "x_0", "v")
 
 
 def betas(schedule: str, T: int) -> np.ndarray:
-    """The betas of a named chain; where the default ends would reach 1, ends of our own."""
+    """Return the betas of a named chain; if T <= 20, with ends that keep every beta below 1."""
     if is_zero_snr(schedule):
         return schedules.zero_terminal_snr(betas(schedule.removesuffix("_zero_snr"), T))
     ends = {} if T > 20 else dict(beta_1=0.05, beta_T=0.6)
@@ -42,10 +42,10 @@ def betas(schedule: str, T: int) -> np.ndarray:
 
 @functools.cache
 def chain_moments(schedule: str, T: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (per unit of x_0) and covariance of (x_0, x_1 .. x_T) given x_0, entry 0 being x_0.
+    """Return mean [T+1] and covariance [T+1, T+1] of (x_0, x_1 .. x_T) given x_0 = 1.
 
-    The chain x_t - sqrt(1 - beta_t) x_{t-1} = sqrt(beta_t) z_t is one linear system M x = noise,
-    so the mean is M^-1 e_0 and the covariance M^-1 diag(0, betas) M^-T.
+    The chain x_t - sqrt(1 - beta_t) x_{t-1} = sqrt(beta_t) z_t is a linear system M x = noise. So
+    the mean is M^-1 e_0, and the covariance is M^-1 diag(0, betas) M^-T.
     """
     b = betas(schedule, T)
     inverse = np.linalg.inv(np.eye(T + 1) - np.diag(np.sqrt(1.0 - b), -1))
@@ -53,9 +53,10 @@ def chain_moments(schedule: str, T: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def posterior(schedule: str, T: int, t: int, s: int) -> tuple[float, float, float]:
-    """(c_1, c_2, variance) of q(x_s | x_t, x_0) = N(c_1 x_0 + c_2 x_t, variance), for 1 <= s < t.
+    """Return (c_1, c_2, variance) of q(x_s | x_t, x_0) = N(c_1 x_0 + c_2 x_t, variance).
 
-    By the precision matrix of (x_s, x_t) given x_0: its s, s entry is 1 / variance.
+    Needs 1 <= s < t. The values come from the precision matrix of (x_s, x_t) given x_0: its (s, s)
+    entry is 1 / variance.
     """
     mean, covariance = chain_moments(schedule, T)
     precision = np.linalg.inv(covariance[np.ix_([s, t], [s, t])])
@@ -64,21 +65,21 @@ def posterior(schedule: str, T: int, t: int, s: int) -> tuple[float, float, floa
 
 
 def gaussian_kl(mean_1, variance_1, mean_2, variance_2):
-    """KL(N(mean_1, variance_1) || N(mean_2, variance_2)), elementwise."""
+    """Return KL(N(mean_1, variance_1) || N(mean_2, variance_2)) in nats, elementwise."""
     ratio = variance_1 / variance_2
     return 0.5 * (ratio - 1.0 - np.log(ratio) + (mean_1 - mean_2) ** 2 / variance_2)
 
 
-# Bayes-optimal denoisers, E[x_0 | x_t] of known data, in the precision of the process.
+# Bayes-optimal denoisers: E[x_0 | x_t] for known data, in the dtype of the process.
 
 
 def tables(process, t):
-    """alpha_t and sigma_t, scalars."""
+    """Return the scalars alpha_t and sigma_t."""
     return process.sqrt_alphas_cumprod[t], process.sqrt_one_minus_alphas_cumprod[t]
 
 
 def gaussian_denoiser(process, covariance=((1.0,),), mean=0.0):
-    """For data N(mean, covariance) over the last axis: one matrix for the whole batch."""
+    """Return the exact denoiser of data N(mean, covariance); covariance is over the last axis."""
     variances, axes = np.linalg.eigh(np.asarray(covariance))
 
     def denoise_fn(x_t, t):
@@ -94,7 +95,7 @@ def gaussian_denoiser(process, covariance=((1.0,),), mean=0.0):
 
 
 def point_denoiser(process, point=0.6):
-    """For data that are one point."""
+    """Return the exact denoiser of data that are one point: every pixel is `point`."""
 
     def denoise_fn(x_t, t):
         alpha_t, sigma_t = tables(process, t)
@@ -104,7 +105,10 @@ def point_denoiser(process, point=0.6):
 
 
 def mixture_denoiser(process, modes=((0.3, -0.8, 0.2), (0.7, 0.5, 0.3))):
-    """For data whose pixels are independent, each of a mixture of (weight, mean, deviation)."""
+    """Return the exact denoiser of independent pixels from a mixture of Gaussians.
+
+    modes: (weight, mean, standard deviation) of each Gaussian.
+    """
 
     def denoise_fn(x_t, t):
         alpha_t, sigma_t = tables(process, t)

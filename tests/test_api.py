@@ -11,7 +11,8 @@ import pytest
 import ddpm_jax
 from ddpm_jax import samplers, timesteps
 from ddpm_jax.errors import UserError
-from ddpm_jax.samplers.base import draw_x_T, sample_loop
+from ddpm_jax.randomness import draw_x_T
+from ddpm_jax.samplers.base import sample_loop
 
 SHAPE = (2, 3, 1)
 PROCESS = ddpm_jax.make_process(oracles.betas("linear", 1000))

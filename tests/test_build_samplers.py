@@ -1,6 +1,8 @@
 """Samplers and grids as the config names them: built, told their options, refused."""
 
 import dataclasses
+import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ import pytest
 
 import ddpm_jax
 from ddpm_jax import build, samplers
+from ddpm_jax.build.sampling import _churn
 from ddpm_jax.config import Config, SampleConfig, from_dict
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import Model
@@ -36,7 +39,7 @@ def test_every_sampler_is_built_and_draws(name):
 
 @pytest.mark.parametrize("name", build.GRIDS)
 def test_every_grid_is_built(name):
-    grid = build.GRIDS[name](PROCESS, 7, SampleConfig())
+    grid = build.GRIDS[name].build(PROCESS, 7, SampleConfig())
     assert len(grid) == 8 and grid[0] == 100 and grid[-1] == 0
 
 
@@ -58,7 +61,7 @@ def test_the_options_reach_the_sampler(name):
     for change in ({}, CHANGES[name]):
         config = SampleConfig(sampler=name, num_steps=20, **change)
         sampler = build.sampler(config, PROCESS)
-        grid = build.GRIDS["uniform"](PROCESS, 20, config)
+        grid = build.grid(config, PROCESS)
         x_0.append(
             samplers.sample_loop(sampler, oracles.mixture_denoiser(PROCESS), keys, grid, x_T)
         )
@@ -67,27 +70,49 @@ def test_the_options_reach_the_sampler(name):
 
 def test_churn_is_shared_by_the_steps_and_capped():
     config = SampleConfig(sampler="heun", s_churn=30.0, num_steps=100, s_min=0.1, s_noise=1.01)
-    assert build._churn(PROCESS, config) == dict(gamma=0.3, s_min=0.1, s_max=np.inf, s_noise=1.01)
+    assert _churn(PROCESS, config) == dict(gamma=0.3, s_min=0.1, s_max=np.inf, s_noise=1.01)
     few = dataclasses.replace(config, num_steps=10, s_max=5.0)
-    assert build._churn(PROCESS, few)["gamma"] == pytest.approx(np.sqrt(2) - 1)
-    assert build._churn(PROCESS, few)["s_max"] == 5.0
-    assert build._churn(PROCESS, dataclasses.replace(config, num_steps=0))["gamma"] == 0.3
+    assert _churn(PROCESS, few)["gamma"] == pytest.approx(np.sqrt(2) - 1)
+    assert _churn(PROCESS, few)["s_max"] == 5.0
+    assert _churn(PROCESS, dataclasses.replace(config, num_steps=0))["gamma"] == 0.3
 
 
-@pytest.mark.parametrize("option", build.SAMPLER_OPTIONS)
+OPTIONS = sorted({option for row in build.SAMPLERS.values() for option in row.options})
+
+
+@pytest.mark.parametrize("name", build.SAMPLERS)
+def test_a_sampler_reads_the_options_of_its_row_and_no_others(name):
+    """A config with only those options is enough; without one of them it is not."""
+    used = dict.fromkeys(build.SAMPLERS[name].options) | {"num_steps": 3}
+    build.SAMPLERS[name].build(PROCESS, types.SimpleNamespace(**only(used)))
+    for option in build.SAMPLERS[name].options:
+        fewer = {key: None for key in used if key != option}
+        with pytest.raises(AttributeError, match=option):
+            build.SAMPLERS[name].build(PROCESS, types.SimpleNamespace(**only(fewer)))
+
+
+def only(names):
+    return {name: getattr(SampleConfig(num_steps=3), name) for name in names}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
 def test_an_option_that_the_sampler_does_not_use_is_an_error(option):
     default = getattr(SampleConfig, option)
     value = {"variance": "fixed_small", "stochastic": True}.get(option)
     value = default + 1 if value is None else value
     config = SampleConfig(sampler="dpm_solver_pp_3m", **{option: value})
-    message = rf"sample.{option} is {value}, but the dpm_solver_pp_3m sampler does not use it"
-    with pytest.raises(UserError, match=message):
+    users = ", ".join(name for name, row in build.SAMPLERS.items() if option in row.options)
+    message = (
+        f"sample.{option} is {value!r}, but sample.sampler=dpm_solver_pp_3m does not use it "
+        f"({users}: yes); leave it at {default!r}"
+    )
+    with pytest.raises(UserError, match=re.escape(message)):
         build.sampler(config, PROCESS)
 
 
 def test_rho_without_the_karras_grid_and_unknown_names_are_errors():
     for sample, message in (
-        (dict(rho=5.0), "sample.rho is 5.0, but only the karras timesteps use it"),
+        (dict(rho=5.0), "sample.rho is 5.0, but sample.timesteps=.* does not use it .karras: yes"),
         (dict(timesteps="karas"), "unknown sample.timesteps 'karas'; did you mean 'karras'"),
         (dict(sampler="dpm_solver_pp"), "unknown sample.sampler 'dpm_solver_pp'; did you mean"),
         (dict(sampler="unipc", order=4), "order must be 2 or 3, found 4"),

@@ -1,4 +1,4 @@
-"""Being told nothing: in training, in guidance, and by config."""
+"""Null conditioning in training and in guidance, and the conditioning that a config asks for."""
 
 import dataclasses
 
@@ -33,7 +33,7 @@ def rows(n):
 
 
 def is_null(cond):
-    """Which rows of each entry are null, bool [B]."""
+    """Return which rows of each entry are null: {entry: bool [B]}."""
     return {
         "label": np.asarray(cond["label"]) < 0,
         "embedding": ~np.asarray(cond["embedding"]).any(1),
@@ -65,8 +65,11 @@ def test_every_row_has_its_twin_and_the_image_stays_in_both():
 
 
 @pytest.fixture(scope="module")
-def told():
-    """What a train step and an eval step tell the network of 4,000 examples."""
+def received():
+    """Return the cond that the network receives in two train steps and one eval step.
+
+    Each step has the same 4,000 examples.
+    """
     config, n, seen = make_config(loss__p_uncond=0.2), 4000, []
     optimizer = make_optimizer(config.optim, 10)
     params = {"w": jnp.ones(())}
@@ -83,7 +86,7 @@ def told():
         uniform(8),
         optimizer,
         num_timesteps=8,
-        loss_config=config.loss,
+        p_uncond=config.loss.p_uncond,
         optim_config=config.optim,
         cond_fn=cond_fn,
         accumulate=1,
@@ -91,26 +94,26 @@ def told():
     )
     batch = {"image": np.zeros((n, 1, 1, 1), np.uint8), "cond": rows(n)}
     state = TrainState(jnp.int32(0), params, params, optimizer.init(params))
-    with jax.numpy_dtype_promotion("standard"):  # a fixture of a module is not under the mark
-        for i in range(2):  # not jitted, so that `seen` holds numbers
+    with jax.numpy_dtype_promotion("standard"):  # the mark does not cover this fixture
+        for i in range(2):  # without jit, so that `seen` gets numbers
             step(dataclasses.replace(state, step=jnp.int32(i)), batch)
     evaluate = make_eval_step(loss_fn, uniform(8), cond_fn=cond_fn, key=jax.random.key(1))
     evaluate(params, batch, 0)
     return seen
 
 
-def test_training_hides_all_of_the_conditioning_at_once_from_p_uncond_of_the_examples(told):
-    first, second, _ = (is_null(cond)["label"] for cond in told)
-    for cond in told[:2]:
+def test_training_hides_all_of_the_conditioning_at_once_from_p_uncond_of_the_examples(received):
+    first, second, _ = (is_null(cond)["label"] for cond in received)
+    for cond in received[:2]:
         for null in is_null(cond).values():
             np.testing.assert_array_equal(null, is_null(cond)["label"])
         np.testing.assert_array_equal(cond["image"], rows(4000)["image"])
     assert abs(first.mean() - 0.2) < 4 * np.sqrt(0.2 * 0.8 / 4000)
-    assert (first != second).mean() > 0.2  # another draw at another step
+    assert (first != second).mean() > 0.2  # each step draws again
 
 
-def test_the_held_out_loss_hides_nothing(told):
-    assert not any(null.any() for null in is_null(told[2]).values())
+def test_the_held_out_loss_hides_nothing(received):
+    assert not any(null.any() for null in is_null(received[2]).values())
 
 
 def test_the_network_takes_what_the_config_says():
@@ -133,7 +136,7 @@ def test_the_network_takes_what_the_config_says():
     assert tuple(cond) == names and cond["image"].shape == (2, 8, 8, 1)
     parts = build_parts(everything, (8, 8, 1), 10)
     params = jax.eval_shape(parts.init).params
-    assert jax.eval_shape(parts.eval_step, params, batch, 0).shape == (2,)
+    assert jax.eval_shape(parts.eval_step, params, batch, 0)["held_out_loss"].shape == (2,)
     assert make_cond_fn(make_config())(batch) is None
 
 
@@ -152,7 +155,7 @@ def test_the_coarse_image_has_the_means_of_the_blocks():
         (dict(model__embedding_dim=384), "model.embedding_dim is 384, but data.text is False"),
         (dict(data__text=True), "data.text is True, but .*set model.embedding_dim=384"),
         (dict(data__text=True, model__context_dim=100), "model.context_dim is 100, .* 384 wide"),
-        (dict(model__super_resolution=3), "divides the images' 8x8, or 0, found 3"),
+        (dict(model__super_resolution=3), "divides both sides of the 8x8 images, found 3"),
         (dict(model__super_resolution=1), "at least 2 .* found 1"),
     ],
 )

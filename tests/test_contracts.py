@@ -19,7 +19,7 @@ import ddpm_jax
 from ddpm_jax import build, samplers, timesteps
 from ddpm_jax.denoise import apply_network, make_denoise_fn
 from ddpm_jax.predictions import KINDS
-from ddpm_jax.samplers.base import draw_x_T
+from ddpm_jax.randomness import draw_x_T
 
 T, SHAPE = 1000, (3, 2, 1)
 # (T, number of steps): all numbers of steps on a short chain, and a long chain whole

@@ -1,4 +1,4 @@
-"""The convolution of the networks against JAX's own, in value and in every derivative."""
+"""The convolution of the networks against JAX's own: the values and every derivative."""
 
 import functools
 
@@ -19,7 +19,7 @@ def normal(seed, *shape, dtype=jnp.float32):
 
 
 def both(strides):
-    """Their convolution and ours."""
+    """Return JAX's convolution and ours."""
     theirs = functools.partial(
         lax.conv_general_dilated, window_strides=strides, padding="SAME", dimension_numbers=LAYOUT
     )

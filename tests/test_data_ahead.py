@@ -1,4 +1,4 @@
-"""`map_ahead`: order, how far ahead, errors, and that no thread is left behind."""
+"""`map_ahead`: the order, how far ahead it computes, errors, and that its threads end."""
 
 import threading
 import time
@@ -11,7 +11,7 @@ from ddpm_jax.data.ahead import map_ahead
 
 
 def wait_for_threads(count: int) -> int:
-    """Return the number of threads once it has fallen to `count`, or after two seconds."""
+    """Wait until at most `count` threads run, at most two seconds; return how many run."""
     deadline = time.monotonic() + 2
     while threading.active_count() > count and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -80,7 +80,7 @@ def test_no_thread_is_left(how):
 
 def test_what_hangs_is_given_up_soon_once_told_to_hurry(monkeypatch):
     monkeypatch.setattr(ahead, "GRACE", 0.2)
-    monkeypatch.setattr(ahead, "LOOK", 0.05)
+    monkeypatch.setattr(ahead, "POLL", 0.05)
     released, told = threading.Event(), threading.Event()
     results = map_ahead(
         lambda i: i == 0 or released.wait(60), range(3), 1, 0, timeout=50, hurry=told.is_set

@@ -9,7 +9,7 @@ from ddpm_jax.errors import UserError
 
 
 def numbered(count: int, size: int = 4) -> ArraySource:
-    """A source whose image i is left-right asymmetric and known by its label i."""
+    """A source of asymmetric images: image i differs from its mirror image and has label i."""
     images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
     return ArraySource(images, np.arange(count, dtype=np.int32))
 
@@ -17,7 +17,7 @@ def numbered(count: int, size: int = 4) -> ArraySource:
 @pytest.mark.parametrize(("count", "batch_size"), [(12, 4), (10, 4), (7, 7), (101, 32), (5, 1)])
 def test_every_image_comes_once_per_epoch(count, batch_size):
     batches = Batches(numbered(count), batch_size, seed=3)
-    steps = range(3 * count)  # a whole number of epochs: 3 * batch_size of them
+    steps = range(3 * count)  # a whole number of epochs: 3 * batch_size
     dealt = np.concatenate([batches.batch(step)["label"] for step in steps])
     for epoch in dealt.reshape(-1, count):
         np.testing.assert_array_equal(np.sort(epoch), np.arange(count))

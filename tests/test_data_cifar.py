@@ -1,4 +1,4 @@
-"""CIFAR from archives of the upstream layout, and what TFDS's own builder makes of the result."""
+"""CIFAR from archives in the upstream layout; TFDS's own builder reads the result."""
 
 import dataclasses
 import io
@@ -29,7 +29,7 @@ def write_archive(path: pathlib.Path, folder: str, files: dict[str, bytes]) -> N
 
 
 def rows(images: np.ndarray, *labels: np.ndarray) -> bytes:
-    """Return upstream's rows: the label bytes, then the planes of red, green and blue."""
+    """Return rows in the upstream layout: the label bytes, then a red, a green, a blue plane."""
     planes = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
     return np.concatenate([np.stack(labels, 1), planes], axis=1).astype(np.uint8).tobytes()
 
@@ -44,7 +44,7 @@ def truth() -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def cifar(tmp_path, monkeypatch, truth):
-    """Archives with 50 training and 10 test images, placed by hand; their checksums expected."""
+    """Archives of 50 training and 10 test images, placed by hand, with the checksums to match."""
     images, label = truth["images"], truth["label"]
     parts = {f"data_batch_{i + 1}.bin": slice(10 * i, 10 * i + 10) for i in range(5)}
     parts["test_batch.bin"] = slice(50, 60)

@@ -1,4 +1,4 @@
-"""The digits: scikit-learn's images, each once, in two parts."""
+"""The digits: each of scikit-learn's images comes once, in one of two splits."""
 
 import collections
 

@@ -1,4 +1,4 @@
-"""Emoji: rendered from the real font where it is installed; the list and the errors anywhere."""
+"""Emoji: pictures from the real font if it is installed; the list and the errors always."""
 
 import collections
 import pathlib

@@ -1,4 +1,4 @@
-"""Folders of images: formats, labels, damage, holdout, and preparing anew when they change."""
+"""Folders of images: formats, labels, damage, holdout, and a new preparation after a change."""
 
 import dataclasses
 import logging
@@ -100,7 +100,7 @@ def test_every_format_and_mode_is_read(config, channels):
         assert (np.abs(images.astype(int) - 76).max(axis=(1, 2, 3)) <= 4).sum() == 19
     else:
         red = np.abs(images[..., :3].astype(int) - RED).max(axis=(1, 2, 3)) <= 6
-        assert red.sum() == 16  # all but 1, L, LA and sixteen
+        assert red.sum() == 16  # in all modes but 1, L, LA and 16-bit grey
         assert channels == 3 or (images[..., 3] == 255).all()
 
 
@@ -116,7 +116,7 @@ def test_the_orientation_of_a_camera_is_applied(config):
     pixels[:, 16:] = 255  # as stored: dark on the left
     image = Image.fromarray(pixels)
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn a quarter clockwise to see it upright: dark at the top
+    exif[0x0112] = 6  # upright after a quarter turn clockwise: dark at the top
     image.save(pathlib.Path(config.path) / "a.jpg", exif=exif, quality=95)
     images, _ = read_all(open_dataset(dataclasses.replace(config, crop="stretch")).train)
     assert images[0, 0].max() < 30 and images[0, -1].min() > 225
@@ -260,7 +260,7 @@ def test_holdout_divides_by_name_and_leaves_training_images():
     assert divide(["a.png"], 0.5) == (["a.png"], [])
     assert [len(part) for part in divide(["a.png", "b.png"], 0.01)] == [1, 1]
     more = divide([*files, "new.png"], 0.5)[1]
-    assert len(set(more) ^ set(divide(files, 0.5)[1])) <= 2  # an image more changes little
+    assert len(set(more) ^ set(divide(files, 0.5)[1])) <= 2  # one new file moves at most one other
 
 
 def test_held_out_images_are_the_split_test(config):
@@ -288,7 +288,7 @@ def test_a_changed_folder_is_prepared_anew_and_the_old_set_stays(config):
     open_dataset(config)
     assert prepared_sets(config) == first and first[0].stat().st_mtime_ns == stamp
 
-    save(root / "a.bmp", BLUE)  # the same name and length, another time
+    save(root / "a.bmp", BLUE)  # the same name and length, another time of change
     os.utime(root / "a.bmp", ns=(1, 1))
     assert read_all(open_dataset(config).train)[0][0, 0, 0].tolist() == list(BLUE)
     save(root / "b.png", GREEN)

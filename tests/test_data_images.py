@@ -1,4 +1,4 @@
-"""Conversions: each mode, alpha over white, crop and stretch, against arithmetic on the pixels."""
+"""Conversions of images against arithmetic on pixels: modes, alpha over white, crop, stretch."""
 
 import io
 import warnings
@@ -16,7 +16,7 @@ def pixels(image: Image.Image) -> np.ndarray:
 
 @pytest.fixture
 def colours() -> Image.Image:
-    """A 6x4 RGB picture of different colours."""
+    """A 6x4 RGB image; each pixel has another colour."""
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8))
 
 

@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST from files of the upstream layout."""
+"""MNIST and Fashion-MNIST from files in the upstream layout."""
 
 import gzip
 import struct
@@ -17,14 +17,14 @@ NUM_TRAIN, NUM_TEST = 40, 12
 
 
 def idx(array: np.ndarray) -> bytes:
-    """Return the gzipped IDX file of unsigned bytes."""
+    """Return the array as a gzipped IDX file of unsigned bytes."""
     header = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}i", *array.shape)
     return gzip.compress(header + array.astype(np.uint8).tobytes())
 
 
 @pytest.fixture
 def upstream(tmp_path, monkeypatch):
-    """Both sets, whose files have the same names, in directories of their own."""
+    """Both sets have files of the same names, so each set has its own directory."""
     rng = np.random.default_rng(0)
     truth = {}
     for builder in (Mnist, FashionMnist):

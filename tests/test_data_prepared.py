@@ -1,4 +1,4 @@
-"""Sets that TFDS itself prepared, sets that nobody has prepared, and what TFDS says meanwhile."""
+"""Sets that TFDS prepared, sets that are not prepared, and what TFDS prints during it."""
 
 import json
 import pathlib
@@ -18,7 +18,7 @@ from ddpm_jax.errors import UserError
 
 
 class Flowers(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """What `tfds build oxford_flowers102 --file_format=array_record` leaves, only smaller."""
+    """The same files as `tfds build oxford_flowers102 --file_format=array_record`, but smaller."""
 
     name = "oxford_flowers102"
     VERSION = tfds.core.Version("2.1.1")
@@ -92,7 +92,7 @@ def test_crop_decides_what_is_seen_of_images_of_other_shapes(data_dir, crop, str
         )
     )
     images, _ = dataset.train.read(np.arange(12))
-    darkest = images[images[:, 8, 8, 0].argmin()]  # 20 x 30: the middle square leaves the strip out
+    darkest = images[images[:, 8, 8, 0].argmin()]  # 20 x 30: the middle square has no strip
     assert (darkest[0, :, 2].min() > 128) == strip
 
 
@@ -154,7 +154,7 @@ def test_a_set_without_images_is_refused(tmp_path):
 
 @pytest.fixture
 def registered(monkeypatch) -> str:
-    """A set of TFDS's own, as far as TFDS knows; unlike those it needs no TensorFlow."""
+    """A set that TFDS lists as its own; unlike TFDS's own sets it needs no TensorFlow."""
     monkeypatch.setattr(
         tfds.core.registered, "_DATASET_REGISTRY", dict(tfds.core.registered._DATASET_REGISTRY)
     )
@@ -164,7 +164,7 @@ def registered(monkeypatch) -> str:
 
 
 def command_of(message: str) -> str:
-    """Return the program of the `python -c` in an error."""
+    """Return the program that follows `python -c` in an error message."""
     return message.partition('run: python -c "')[2].removesuffix('"')
 
 
@@ -197,13 +197,13 @@ def test_a_set_prepared_as_tfrecord_says_how_to_prepare_it_anew(tmp_path, regist
 def test_our_set_prepared_as_tfrecord_is_prepared_anew_once_it_is_moved(digits_dir):
     path = pretend_tfrecord(digits_dir, "digits")
     message = refusal(name="digits", data_dir=str(digits_dir))
-    assert f"{path} is prepared as tfrecord" in message and "run again" in message
+    assert f"{path} is prepared as tfrecord" in message and "command again" in message
     path.rename(digits_dir / "away")
     assert len(open_dataset(DataConfig(name="digits", data_dir=str(digits_dir))).train) == 1634
 
 
 def pretend_tfrecord(data_dir: pathlib.Path, name: str) -> pathlib.Path:
-    """Make a prepared set claim TFDS's default format, and return its directory."""
+    """Change a prepared set's format to tfrecord in its info file, and return its directory."""
     (info,) = data_dir.glob(f"{name}/*/dataset_info.json")
     info.write_text(json.dumps({**json.loads(info.read_text()), "fileFormat": "tfrecord"}))
     return info.parent
@@ -254,7 +254,7 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path):
 
 def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # no file may grow beyond this
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # the largest file, in bytes
     try:
         message = refusal(name="digits", data_dir=str(tmp_path))
     finally:

@@ -1,4 +1,4 @@
-"""Sources: the same bytes from RAM and from records."""
+"""Sources: memory and records give the same bytes."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ SHAPE = (3, 5, 1)
 
 
 class Records:
-    """Records that are numbers; counts how many are asked for at once."""
+    """Records that are numbers; the class counts how many are read at a time."""
 
     def __init__(self, count: int):
         self.count = count

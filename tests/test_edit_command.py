@@ -90,7 +90,7 @@ def test_what_cannot_be_is_one_line_each(files):
         ),
         (("--edit=interpolate", f"--images={root / 'one.png'}"), "takes two images, but"),
         (("--edit=inpaint", f"--mask={root / 'images.npz'}"), "has no array 'mask'"),
-        (("--edit=inpaint", f"--mask={root / 'wrong.npz'}"), "must be of 4x4 pixels like the im"),
+        (("--edit=inpaint", f"--mask={root / 'wrong.npz'}"), "must have 4x4 pixels like the im"),
         (("--edit=inpaint", "--num_resamples=0"), "num_resamples and jump_length must be at least"),
     ]
     said = edit(*[(*common, f"--out={root / 'out'}", *flags) for flags, _ in cases])

@@ -10,7 +10,8 @@ import ddpm_jax
 from ddpm_jax import editing, samplers, timesteps
 from ddpm_jax.errors import UserError
 from ddpm_jax.process import alpha_sigma
-from ddpm_jax.samplers.base import draw_x_T, sample_loop
+from ddpm_jax.randomness import draw_x_T
+from ddpm_jax.samplers.base import sample_loop
 from ddpm_jax.types import Prediction
 
 T, SHAPE = 100, (2, 3, 1)

@@ -26,11 +26,10 @@ from ddpm_jax import data, schedules, timesteps
 from ddpm_jax.evaluation import references
 from ddpm_jax.evaluation import table as rows
 from ddpm_jax.evaluation.features import make_features
-from ddpm_jax.figures import grids
+from ddpm_jax.pixels import to_uint8
 from ddpm_jax.process import expand, q_posterior
 from ddpm_jax.runs import open_run
 from ddpm_jax.samplers.ancestral import AncestralState
-from ddpm_jax.samplers.base import draw_noise
 from ddpm_jax.variance import fixed_small
 
 pytestmark = [
@@ -102,14 +101,14 @@ def test_samples_of_the_trained_model_pass_the_bar(digits, tmp_path):
 def noise_times(process, factor):
     """Ancestral sampling (fixed_small) with the wrong amount of noise."""
 
-    def step(denoise_fn, key, state, t, s):
+    def advance(process, denoise_fn, noise, key, state, t, s):
         prediction = denoise_fn(state.x, t)
         mean, _, _ = q_posterior(process, prediction.x_0, state.x, t, s)
         sigma = jnp.where(s == 0, 0.0, factor * jnp.exp(0.5 * fixed_small(process, t, s)))
-        x_s = mean + expand(sigma, mean) * draw_noise(key, mean.shape[1:])
+        x_s = mean + expand(sigma, mean) * noise(key, t, mean.shape)
         return AncestralState(x_s), prediction
 
-    return ddpm_jax.samplers.Sampler(AncestralState, step)
+    return ddpm_jax.samplers.Sampler(process, AncestralState, advance)
 
 
 def test_what_is_broken_ranks_below_what_is_not_and_does_not_pass_the_bar(digits):
@@ -151,7 +150,7 @@ def test_what_is_broken_ranks_below_what_is_not_and_does_not_pass_the_bar(digits
         images = np.asarray(sample(params, jax.random.key(0), N))
         bar[name] = quality(images)
         found = rows.compare(
-            features(grids.to_uint8(images)),
+            features(to_uint8(images)),
             reference.moments,
             reference.features,
             network=network.name,

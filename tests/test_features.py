@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import small_classifier
 from ddpm_jax.evaluation.features import FeatureNetwork, digest, make_features
-from ddpm_jax.runtime import cache
+from ddpm_jax.runtime import files
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (37, 6, 5, 3), np.uint8)
@@ -112,21 +112,21 @@ def test_what_is_kept_is_made_once_for_each_set_of_facts(tmp_path, caplog):
 
     directory = tmp_path / "new" / "cache"
     for facts in ({"n": 1, "split": "train"}, {"split": "train", "n": 1}):
-        found = cache.load_or_make(directory, "thing", facts, make)
+        found = files.load_or_make(directory, "thing", facts, make)
         np.testing.assert_array_equal(found["a"], [0])
     assert found.keys() == {"a"}
-    assert len(cache.load_or_make(directory, "my/thing", {"n": 2}, make)["a"]) == 2
+    assert len(files.load_or_make(directory, "my/thing", {"n": 2}, make)["a"]) == 2
     paths = sorted(directory.iterdir())
     assert len(paths) == 2
     for path in paths:
         path.write_bytes(path.read_bytes()[:50])  # a kill, a full disk
-    assert len(cache.load_or_make(directory, "my/thing", {"n": 2}, make)["a"]) == 3
-    assert "made anew" in caplog.text
-    assert len(cache.load_or_make(directory, "my/thing", {"n": 2}, make)["a"]) == 3
+    assert len(files.load_or_make(directory, "my/thing", {"n": 2}, make)["a"]) == 3
+    assert "made again" in caplog.text
+    assert len(files.load_or_make(directory, "my/thing", {"n": 2}, make)["a"]) == 3
 
 
 def test_a_cache_that_cannot_be_written_is_said_and_gone_without(tmp_path, caplog):
     (tmp_path / "file").write_text("")
-    found = cache.load_or_make(tmp_path / "file", "thing", {}, lambda: {"a": np.ones(2)})
+    found = files.load_or_make(tmp_path / "file", "thing", {}, lambda: {"a": np.ones(2)})
     np.testing.assert_array_equal(found["a"], 1.0)
     assert "cannot be written" in caplog.text

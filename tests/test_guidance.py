@@ -285,7 +285,7 @@ def test_make_sample_guides_with_one_call_of_the_network_in_the_whole_chain():
     images = make(guidance=1.5)(None, key, 4, cond)
     assert calls == [(16, *SHAPE)]  # one trace; 4 images are padded to the 8 devices
 
-    def tilted(denoiser, params, cond):
+    def tilted(process, denoiser, params, cond):
         mean = jnp.asarray(MEANS, jnp.float32)[cond["label"]]
         mean = mean + 1.5 * (mean - jnp.float32(MEANS @ WEIGHTS))
 
@@ -312,7 +312,7 @@ def test_make_sample_clips_what_is_guided():
 def test_a_guide_may_read_any_params():
     """Autoguidance in make_sample: params are a pair."""
 
-    def guide(denoiser, params, cond):
+    def guide(process, denoiser, params, cond):
         return guidance.autoguidance(denoiser(params[0], cond), denoiser(params[1], cond), 1.0)
 
     key, cond = jax.random.key(0), {"label": LABELS}

@@ -69,7 +69,7 @@ def test_load_guides_as_the_overridden_fields_say(run):
     cond, key = {"label": np.array([0, 1, 2], np.int32)}, jax.random.key(0)
     process = build.process(config_of().process)
 
-    def guide(denoiser, params, cond):
+    def guide(process, denoiser, params, cond):
         pair = denoiser(params, guidance.with_null(cond))
         return guidance.classifier_free(process, pair, 2.0, interval=(2, 4), rescale=0.5)
 
@@ -147,5 +147,6 @@ def test_the_command_line_guides_and_refuses(run, tmp_path):
     refused = run_main("sample", f"--workdir={unconditional}", "--guidance=1.5")
     assert refused.returncode == 2
     assert refused.stderr.splitlines()[-1] == (
-        "error: --guidance=1.5 is given, but the model has no classes to guide to"
+        "error: --guidance=1.5 is given, but the model has no classes or texts to guide to; "
+        "leave out --guidance"
     )

@@ -1,7 +1,7 @@
-"""The FID's Inception side by side with torch-fidelity's on the same weights, and what is refused.
+"""The Inception of the FID against torch-fidelity's on the same weights, and its errors.
 
-The published weights are 96 MB behind a network, so the weights here are random ones: they test the
-architecture, the order of axes and the resizing, all that the library does with a file.
+The published weights are a download of 96 MB, so the weights here are random. They test the
+architecture, the order of axes and the resize: everything that the library does with the file.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ def state(theirs, directory):
 
 
 def hold(found, expected):
-    """Hold features to 1e-4 of their size, and of what tells images apart to 1e-3."""
+    """Compare features: to 1e-4 of their size, and to 1e-3 of the differences between images."""
     expected = expected.numpy()
     assert found.shape == expected.shape and found.dtype == np.float32
     spread = expected.std(axis=0).mean()
@@ -46,7 +46,7 @@ def hold(found, expected):
 
 @pytest.mark.slow
 def test_features_and_logits_agree_with_torch_fidelity(theirs, state, directory):
-    """On the legacy format, which is the published file's."""
+    """The file has the legacy format, as the published file has."""
     import torch
 
     path = directory / "legacy.pth"
@@ -64,7 +64,7 @@ def test_features_and_logits_agree_with_torch_fidelity(theirs, state, directory)
 
 def test_the_network_of_features_is_torch_fidelitys(theirs, directory):
     network = ddpm_jax.evaluation.inception.load(str(directory), str(directory / "zip.pth"))
-    assert network.name.startswith("inception_")  # not the published weights: no FID
+    assert network.name.startswith("inception_")  # other weights give no FID
     images = fidelity.images(3, 5)
     found = make_features(network, batch_size=4, devices=jax.local_devices()[:1])(images)
     pool, logits = theirs(fidelity.channels_first(images))
@@ -95,7 +95,7 @@ def test_resizing_is_linear_interpolation_at_i_in_over_out(size, out):
     x = np.random.default_rng(0).normal(size=(2, *size, 3))
     expected = x
     for axis, n in ((1, out[0]), (2, out[1])):
-        places = np.arange(n) * expected.shape[axis] / n  # beyond the last pixel np.interp holds it
+        places = np.arange(n) * expected.shape[axis] / n  # np.interp repeats the last pixel
         lines = lambda line, r=places: np.interp(r, np.arange(len(line)), line)  # noqa: E731
         expected = np.apply_along_axis(lines, axis, expected)
     np.testing.assert_allclose(resize_tf1(jnp.asarray(x, jnp.float32), out), expected, atol=2e-5)
@@ -107,7 +107,7 @@ def test_resizing_to_the_same_size_is_the_identity():
 
 
 def primitives(jaxpr, name):
-    """All equations of a primitive, inside of others too."""
+    """Return all equations of a primitive, nested ones included."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == name:
             yield equation
@@ -159,7 +159,7 @@ def test_other_tensors_are_refused_by_name(state):
 def test_without_a_network_it_says_where_to_put_the_file(tmp_path, monkeypatch):
     url = f"http://127.0.0.1:1/{ddpm_jax.evaluation.inception.WEIGHTS.filename}"
     weights = dataclasses.replace(ddpm_jax.evaluation.inception.WEIGHTS, url=url)
-    monkeypatch.setattr(ddpm_jax.inception, "WEIGHTS", weights)
+    monkeypatch.setattr(ddpm_jax.evaluation.inception, "WEIGHTS", weights)
     with pytest.raises(UserError) as caught:
         ddpm_jax.evaluation.inception.load(str(tmp_path))
     for words in (url, weights.filename, weights.sha256, str(tmp_path / "manual/inception")):
@@ -178,7 +178,7 @@ def test_a_file_placed_by_hand_is_taken(theirs, state, tmp_path, directory, monk
     path.symlink_to(directory / "zip.pth")
     digest = ddpm_jax.evaluation.inception.sha256(path)
     weights = dataclasses.replace(weights, sha256=digest)
-    monkeypatch.setattr(ddpm_jax.inception, "WEIGHTS", weights)
+    monkeypatch.setattr(ddpm_jax.evaluation.inception, "WEIGHTS", weights)
     network = ddpm_jax.evaluation.inception.load(str(tmp_path))
     assert (network.name, network.digest) == ("inception", digest[:16])
     np.testing.assert_array_equal(network.head[0], state["fc.weight"].T)

@@ -10,9 +10,10 @@ import pytest
 
 import ddpm_jax
 from ddpm_jax import build
-from ddpm_jax.build import learned
+from ddpm_jax.build.chain import make_chain, sample_fn
 from ddpm_jax.config import from_dict
 from ddpm_jax.errors import UserError
+from ddpm_jax.models import Model
 from ddpm_jax.models.blocks import with_fourier_features
 from ddpm_jax.runs import open_run
 from ddpm_jax.training.loop import train
@@ -46,7 +47,9 @@ TINY = dict(
 
 def config_of(**sections):
     """TINY with some fields changed: section=dict(field=value)."""
-    return from_dict({k: v | sections.get(k, {}) for k, v in (TINY | {"loss": {}}).items()})
+    return from_dict(
+        {k: v | sections.get(k, {}) for k, v in (TINY | {"loss": {}, "sample": {}}).items()}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -91,11 +94,36 @@ def test_a_loaded_run_has_the_chain_of_its_averaged_schedule(run):
     images = sample(params, jax.random.key(0), 8)
     assert images.shape == (8, 8, 8, 1) and np.all(np.isfinite(images))
     # The same from the joint parameters, as the grids of a run are drawn
-    joint = learned.sample_fn(
-        opened.config, build.model(opened.config.model, (8, 8, 1), 10), (8, 8, 1)
-    )
+    joint = sample_fn(opened.config, build.model(opened.config.model, (8, 8, 1), 10), (8, 8, 1))
     again = joint(state.ema_params, jax.random.key(0), 8)
     np.testing.assert_allclose(again, images, atol=1e-5)
+
+
+def test_other_parameters_of_the_schedule_do_not_compile_again():
+    """The process is an argument of the program: the network is traced for the first ones only."""
+    traced = []
+
+    def apply(params, x_t, t, cond, *, train, key):
+        traced.append(1)
+        return params * x_t
+
+    config = config_of(sample=dict(sampler="ddim", num_steps=4, timesteps="karras"))
+    chain, network = make_chain(config), Model(lambda key: jnp.float32(0.5), apply)
+    sample = sample_fn(config, network, (2, 2, 1))
+    params = chain.joint(network).init(jax.random.key(1))
+    ends = {"gamma_0": jnp.float32(-7.0), "gamma_1": jnp.float32(1.0)}
+    moved = params | {"schedule": params["schedule"] | {"ends": ends}}
+    key, found, counts = jax.random.key(0), [], []
+    for one in (params, moved):
+        found.append(np.asarray(sample(one, key, 8)))
+        counts.append(len(traced))
+    assert counts[0] == counts[1] > 0
+    assert np.abs(found[0] - found[1]).max() > 0.01
+    for one, images in zip((params, moved), found, strict=True):  # each by its own chain
+        process, own = chain.split(one)
+        np.testing.assert_allclose(
+            build.sample_fn(config, process, network, (2, 2, 1))(own, key, 8), images, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("n", [(), (7,), (7, 8)])
@@ -118,14 +146,15 @@ def test_fourier_features_are_sines_and_cosines_behind_the_image(n):
         (dict(loss=dict(t_sampler="stratified")), "loss.t_sampler is 'stratified', but"),
         (dict(loss=dict(kind="epsilon")), "unknown loss.kind 'epsilon'"),
         (dict(model=dict(learn_variance=True)), "model.learn_variance is True, but"),
-        (dict(process=dict(beta_T=0.02)), "process.beta_T is 0.02, but a learned schedule"),
-        (dict(process=dict(zero_terminal_snr=True)), "process.zero_terminal_snr is True, but"),
-        (dict(process=dict(gamma_min=6.0)), "gamma_0 must be below gamma_1, found 6 and 5"),
-        (dict(process=dict(num_timesteps=1)), "needs num_timesteps >= 2, found 1"),
+        (dict(process=dict(beta_T=0.02)), "process.beta_T is 0.02, but .*schedule=learned does"),
+        (dict(process=dict(zero_terminal_snr=True)), "zero_terminal_snr is True, but .*=learned"),
+        (dict(process=dict(gamma_min=6.0)), r"gamma_min\) must be below .*, found 6 and 5"),
+        (dict(process=dict(num_timesteps=1)), "num_timesteps must be at least 2 .* found 1"),
         (dict(sample=dict(sampler="ddimm")), "unknown sample.sampler 'ddimm'"),
         (
             dict(process=dict(schedule="cosine", gamma_max=4.0)),
-            r"process.gamma_max is 4.0, but the cosine schedule does not use it \(learned: yes\)",
+            r"process.gamma_max is 4.0, but process.schedule=cosine does not use it "
+            r"\(learned: yes\); leave it at 5.0",
         ),
     ],
 )

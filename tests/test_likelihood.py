@@ -14,7 +14,7 @@ from ddpm_jax.process import alpha_sigma
 from ddpm_jax.types import Prediction
 
 BITS = 1.0 / np.log(2.0)
-NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(3)  # exact for what is quadratic
+NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(3)  # exact for quadratic functions
 WEIGHTS = WEIGHTS / WEIGHTS.sum()
 
 
@@ -30,13 +30,13 @@ def process_of(schedule="linear", T=1000):
 
 
 def sigma_squared(schedule, T, t, variance):
-    """σ_t² for t > 1, by the oracle."""
+    """Return σ_t² of p(x_{t-1} | x_t) for t > 1, from the oracle."""
     if variance == "fixed_large":
         return oracles.betas(schedule, T)[t - 1]
     return oracles.posterior(schedule, T, t, t - 1)[2]
 
 
-# Gaussian data and their exact denoiser: every term is in closed form.
+# Gaussian data with their exact denoiser: every term has a closed form.
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
@@ -75,7 +75,7 @@ def test_a_learned_variance_between_both_costs_the_divergence_of_that_variance()
 
 
 def test_a_model_that_knows_nothing_costs_the_snr_it_wastes():
-    """With x̂_0 = 0 and fixed_small: Σ_{t>1} L = m² (SNR_1 - SNR_T) / 2 (Kingma et al. 2021)."""
+    """With x̂_0 = 0 and fixed_small, Σ_{t>1} L_{t-1} = m² (SNR_1 - SNR_T)/2 (Kingma et al. 2021)."""
     T, m = 200, 0.4
     process = process_of("linear", T)
     t = np.arange(2, T + 1)
@@ -88,9 +88,9 @@ def test_a_model_that_knows_nothing_costs_the_snr_it_wastes():
 
 
 def test_the_bound_of_an_exact_model_falls_to_the_entropy_as_T_grows():
-    """Data: a pixel of four values; x_0's posterior mean is known, and the integrals are done.
+    """The data are pixels with four values; E[x_0 | x_t] is known and integrals are by quadrature.
 
-    Most of what is over at T = 1000 is the decoder's: σ_1 is then twice half a bin.
+    At T = 1000 most of the gap comes from the decoder, because σ_1 is twice half a bin.
     """
     values = np.array([26, 90, 128, 230]) / 127.5 - 1.0
     p = np.array([0.4, 0.1, 0.3, 0.2])
@@ -131,7 +131,7 @@ def test_L_T_of_the_cifar10_schedule_is_about_1e_5_bits_per_dim():
     assert np.all((np.asarray(found) > 5e-6) & (np.asarray(found) < 2e-5))
 
 
-# The discretised decoder.
+# The decoder: a Gaussian integrated over the bin of a pixel value.
 
 
 @pytest.mark.parametrize("deviation", [0.002, 0.01, 0.1, 1.0])
@@ -143,7 +143,7 @@ def test_the_decoder_is_the_integral_of_the_normal_over_the_bin(mean, deviation)
         high = np.inf if k == 255 else x + 1.0 / 255.0
         a, b = ((e - mean) / deviation for e in (low, high))
         if min(abs(a), abs(b)) > 30.0 and a * b > 0.0:
-            continue  # the integral underflows: the next test
+            continue  # the integral underflows; the next test covers this
         if np.isfinite(a) and np.isfinite(b):
             wanted = np.log(integrate.quad(stats.norm.pdf, a, b, epsabs=0.0, epsrel=1e-10)[0])
         else:
@@ -187,11 +187,11 @@ def test_L_0_is_the_decoder_at_the_models_mean_or_of_a_flat_prior():
         np.testing.assert_allclose(found, -np.log2(high - low).mean(1), rtol=2e-4)
 
 
-# The estimate over timesteps.
+# Terms at several timesteps of each image.
 
 
 def denoiser_of_images(process, c=1.0):
-    """The exact one of N(0, c) data, with a timestep for each image."""
+    """Return the exact denoiser of N(0, c) data, for a batch with one timestep per image."""
 
     def denoise_fn(x_t, t):
         alpha_t, sigma_t = alpha_sigma(process, t, x_t)

@@ -21,7 +21,7 @@ def process_of(schedule, T):
 
 
 def constant_network(params, x_t, t, cond, *, train, key):
-    """A network whose output is its parameters."""
+    """Return the parameters: they are the network's output."""
     return params
 
 
@@ -68,7 +68,7 @@ def all_weights(process, t):
 
 @jax.jit
 def all_losses(process, x_0, x_hat, eps, eps_hat, t):
-    """The loss of one wrong prediction (x_hat, eps_hat), said in each kind."""
+    """Return the losses of the wrong prediction (x_hat, eps_hat), expressed in each kind."""
     return {
         kind: {
             name: loss(
@@ -97,14 +97,14 @@ def losses_of(schedule, T):
     process, (x_0, x_hat, eps, t) = process_of(schedule, T), data(T)
     mean, covariance = oracles.chain_moments(schedule, T)
     ratio = (mean[1:] / np.sqrt(np.diag(covariance)[1:]))[:, None, None]
-    # the eps-hat that x_hat implies at the same x_t: eps + (x_0 - x_hat) alpha / sigma
+    # eps_hat follows from x_hat at the same x_t: eps_hat = eps + (x_0 - x_hat) alpha / sigma
     eps_hat = (eps + ratio * (x_0.astype(np.float64) - x_hat)).astype(np.float32)
     values = all_losses(process, x_0, x_hat, eps, eps_hat, t)
     return {kind: jax.tree.map(np.asarray, values[kind]) for kind in oracles.kinds(schedule)}
 
 
 def data(T, n=3):
-    """x_0, a wrong x_0-hat, and noise of a batch that holds every t of the chain."""
+    """Return x_0, a wrong prediction of x_0, eps, and t: a batch with every t of the chain."""
     rng = np.random.default_rng(T)
     x_0 = rng.uniform(-1, 1, (T, 2, n)).astype(np.float32)
     x_hat = rng.uniform(-1, 1, (T, 2, n)).astype(np.float32)
@@ -154,10 +154,13 @@ def test_the_vlb_weight_of_eps_is_hos_closed_form(schedule, T):
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 @chains
 def test_the_vlb_loss_is_the_kl_of_the_two_gaussians(schedule, T, variance):
-    """D_KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) per dimension, less its value at no error."""
+    """The loss is D_KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) per dimension, up to a constant.
+
+    The constant is the divergence of a prediction without error.
+    """
     x_0, x_hat, _, _ = data(T)
     snr = snr_of(schedule, T)
-    for i in {1, 2, 6, T // 3, T // 2, T - 2, T - 1}:  # the row of t = i + 1 >= 2
+    for i in {1, 2, 6, T // 3, T // 2, T - 2, T - 1}:  # row i has t = i + 1 >= 2
         if not 1 <= i < T:
             continue
         c_1, c_2, q_variance = oracles.posterior(schedule, T, i + 1, i)
@@ -169,7 +172,7 @@ def test_the_vlb_loss_is_the_kl_of_the_two_gaussians(schedule, T, variance):
         floor = oracles.gaussian_kl(0.0, q_variance, 0.0, p_variance)
         assert variance == "fixed_large" or floor == 0
         for kind, ours in losses_of(schedule, T).items():
-            # as an eps, the error is rounded where it is small: at low SNR
+            # at low SNR the error of eps is small, so rounding weighs more
             rounding = 1e-6 / np.sqrt(snr[i]) if kind == "eps" else 0.0
             expected = pytest.approx(kl - floor, rel=2e-4 + rounding, abs=1e-10)
             assert ours[variance][i] == expected, (kind, i + 1)
@@ -177,7 +180,7 @@ def test_the_vlb_loss_is_the_kl_of_the_two_gaussians(schedule, T, variance):
 
 @chains
 def test_a_weighted_loss_does_not_depend_on_how_the_network_says_it(schedule, T):
-    rounding = 2e-6 / np.sqrt(np.maximum(snr_of(schedule, T), 1e-30))  # of an error as an eps
+    rounding = 2e-6 / np.sqrt(np.maximum(snr_of(schedule, T), 1e-30))  # of the error of eps
     ours = losses_of(schedule, T)
     for weighting in ("fixed_small", "fixed_large", "min_snr", "p2"):
         assert np.all(np.isfinite(ours["x_0"][weighting]))
@@ -278,7 +281,7 @@ def test_unknown_names_are_errors_with_the_nearest_one():
         losses.vlb(process, t, "eps", variance="fixed_lage")
 
 
-# The bound as a loss
+# The variational bound as a loss
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "objective", "variance", "vlb_lambda"))
@@ -299,7 +302,7 @@ def objective_loss(process, output, x_0, t, eps, objective, kind="eps", **option
 
 
 def learned_case(kind="eps", T=100):
-    """A process, an output with its variance, and x_0, t, eps of a batch of 3."""
+    """Return a process, an output that includes the variance, and x_0, t, eps of a batch of 3."""
     rng = np.random.default_rng(0)
     x_0, eps, output, v = rng.normal(size=(4, 3, 2, 2, 1)).astype(np.float32)
     output = np.concatenate([output, np.tanh(v)], axis=-1)

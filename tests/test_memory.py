@@ -1,4 +1,4 @@
-"""What a step needs is known before it is allocated, and what to change where it is too much."""
+"""The memory of a step is known before it is allocated; the error says what to change."""
 
 import math
 
@@ -34,7 +34,7 @@ TINY = {
 
 
 def kept(**settings) -> int:
-    """Return the bytes that live from the forward to the backward pass, parameters included."""
+    """Return the bytes kept from the forward to the backward pass, including the parameters."""
     model = UNet(channels=16, channel_multipliers=(1, 1), num_groups=4, **settings)
     x, t = jax.ShapeDtypeStruct((8, *SHAPE), jnp.float32), jax.ShapeDtypeStruct((8,), jnp.int32)
     params = jax.eval_shape(model.init, jax.random.key(0), x, t)
@@ -65,7 +65,7 @@ def test_an_unknown_policy_is_refused():
     ("backend", "state", "working", "num_devices", "model", "said"),
     [
         ("cpu", 9, 4, 8, {}, ["mesh.fsdp=8"]),
-        ("cpu", 1, 20, 1, {}, ["train.accumulate=4"]),  # 128 / 3 is no integer
+        ("cpu", 1, 20, 1, {}, ["train.accumulate=4"]),  # 3 does not divide 128
         ("gpu", 1, 20, 1, {}, ["model.dtype=bfloat16", "model.remat=True", "train.accumulate=4"]),
         ("gpu", 1, 20, 1, {"remat": True, "dtype": "bfloat16"}, ["train.accumulate=4"]),
         ("cpu", 8, 18, 8, {}, ["mesh.fsdp=8", "train.accumulate=2"]),
@@ -81,7 +81,7 @@ def test_what_does_not_fit_is_refused_with_what_would(
     with pytest.raises(UserError) as error:
         memory.check_fits(Memory(state * GIB, working * GIB), 10 * GIB, config, num_devices)
     message = str(error.value)
-    assert f"it needs {state + working}.00 GiB a device of 10.00 GiB" in message
+    assert f"it needs {state + working}.00 GiB per device, of 10.00 GiB" in message
     for part in said:
         assert part in message
     assert message.count("=") == sum(part.count("=") for part in said), message

@@ -34,7 +34,7 @@ def test_the_state_of_the_plan_is_the_state_and_a_batch():
 
 def test_a_run_that_does_not_fit_writes_nothing_but_its_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "capacity", lambda: 1000)
-    with pytest.raises(UserError, match="a train step does not fit: it needs"):
+    with pytest.raises(UserError, match="a train step does not fit into memory: it needs"):
         train(config_lib.from_dict(TINY), tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
 

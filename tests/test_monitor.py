@@ -14,7 +14,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import references
 from ddpm_jax.evaluation.features import make_features
 from ddpm_jax.evaluation.moments import frechet_distance, moments
-from ddpm_jax.figures import grids
+from ddpm_jax.pixels import to_uint8
 from ddpm_jax.runs import metrics
 from ddpm_jax.runs.checkpoint import Checkpoints, restore_ema
 from ddpm_jax.runs.state import TrainState
@@ -124,7 +124,7 @@ def test_the_score_is_the_distance_of_the_fast_samples(tmp_path):
     network, _ = references.classifier(config.data, dataset)
     features = make_features(network)
     real, _ = dataset.train.read(np.arange(len(dataset.train)))
-    expected = frechet_distance(moments(features(grids.to_uint8(images))), moments(features(real)))
+    expected = frechet_distance(moments(features(to_uint8(images))), moments(features(real)))
     assert found == pytest.approx(expected, rel=1e-4)
 
 

@@ -8,6 +8,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+import ddpm_jax
+
 pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -25,13 +27,19 @@ def test_notebooks_are_kept_without_outputs(path):
 
 @notebooks
 def test_notebooks_run(path, tmp_path):
+    """Run a notebook in the folder colab/ of a repository, where Jupyter starts it."""
+    place, library = tmp_path / "colab", tmp_path / "library"
+    place.mkdir()
+    library.mkdir()
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    (library / "ddpm_jax").symlink_to(pathlib.Path(ddpm_jax.__file__).parent)
     environment = os.environ | {
         "DDPM_NB_SMOKE": "1",
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling is most of the time
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         "TFDS_DATA_DIR": str(tmp_path / "data"),
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": str(library),
         "PATH": os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]]),
     }
     notebook = nbformat.read(path, 4)
@@ -39,7 +47,7 @@ def test_notebooks_run(path, tmp_path):
         notebook,
         timeout=120,
         kernel_name="python3",
-        resources={"metadata": {"path": str(tmp_path)}},
+        resources={"metadata": {"path": str(place)}},
     )
     client.execute(env=environment)
 

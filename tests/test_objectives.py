@@ -75,7 +75,8 @@ def test_the_network_says_its_variance_to_the_sampler():
         (dict(model__learn_variance=True), "simple never trains the variance; take hybrid or vlb"),
         (dict(loss__objective="hybrid"), "model.learn_variance is False; set it to True"),
         (dict(loss__objective="vlb", loss__vlb_lambda=0.1), "vlb_lambda is 0.1, but .* not use it"),
-        (dict(loss__objective="elbo"), "unknown objective 'elbo'"),
+        (dict(loss__objective="elbo"), "unknown loss.objective 'elbo'"),
+        (dict(loss__p2_k=2.0), r"p2_k is 2.0, but loss.weighting=simple does .* \(p2: yes\)"),
         (dict(loss__t_sampler="importance"), "unknown loss.t_sampler 'importance'"),
     ],
 )

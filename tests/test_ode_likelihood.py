@@ -16,7 +16,10 @@ import scipy.stats
 
 import ddpm_jax
 from ddpm_jax.errors import UserError
-from ddpm_jax.likelihood.ode import dequantise, make_bits_per_dim, make_log_prob
+from ddpm_jax.likelihood import ode
+from ddpm_jax.likelihood.ode import make_bits_per_dim, make_log_prob
+from ddpm_jax.pixels import dequantise
+from ddpm_jax.randomness import image_keys
 
 pytestmark = pytest.mark.loose_promotion(reason="diffrax mixes types")
 
@@ -113,6 +116,23 @@ def test_an_image_does_not_depend_on_its_batch_and_every_evaluation_is_counted()
     eps = make_log_prob(PROCESS, gaussian)((M, TAU), key, X)[0]
     same = log_prob((M, TAU), key, X, {"mean": np.full(3, M, np.float32)})[0]
     np.testing.assert_allclose(same, eps, atol=1e-3)  # v and eps say the same
+
+
+def test_the_local_devices_share_the_images_and_change_nothing():
+    """Of 8 images each of the 8 devices solves one; the values are those of one device."""
+    x = np.random.default_rng(5).normal(M, TAU, (8, 4)).astype(np.float32)
+    tables = U.astype(np.float32), np.arange(1, T + 1, dtype=np.float32)
+    shared = tables, dict(rtol=1e-4, atol=1e-4), (M, TAU)
+    images = image_keys(jax.random.key(0), np.arange(8)), jnp.asarray(x), None
+    solve = ode.make_solve(gaussian_v, "v", 1, 1000)
+    spread = solve(shared, images)
+    for found in spread:
+        assert [shard.data.shape for shard in found.addressable_shards] == [(1,)] * 8
+        assert len(found.sharding.device_set) == 8
+    alone = jax.jit(solve)(shared, images)  # inside another program it is not spread
+    assert all(len(found.sharding.device_set) == 1 for found in alone)
+    np.testing.assert_allclose(spread[0], alone[0], rtol=1e-5)
+    np.testing.assert_array_equal(spread[1], alone[1])
 
 
 def test_the_trace_is_unbiased_where_pixels_are_correlated():

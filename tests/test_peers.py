@@ -13,7 +13,7 @@ import ddpm_jax
 from ddpm_jax import samplers, schedules, timesteps
 from ddpm_jax.denoise import make_denoise_fn
 from ddpm_jax.predictions import KINDS, training_target
-from ddpm_jax.samplers.base import draw_noise
+from ddpm_jax.randomness import draw_noise
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

@@ -16,7 +16,7 @@ from sampler_cases import SAMPLERS
 import ddpm_jax
 from ddpm_jax import samplers, schedules, timesteps
 from ddpm_jax.denoise import make_denoise_fn
-from ddpm_jax.samplers.base import draw_noise
+from ddpm_jax.randomness import draw_noise
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

@@ -1,5 +1,6 @@
-"""Figures: what their lines and pictures hold, and the command that draws them."""
+"""Figures: the data of their lines and pictures, and the command that draws them."""
 
+import dataclasses
 import functools
 import pathlib
 
@@ -11,9 +12,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ddpm_jax import build, time_samplers
+from ddpm_jax.build.chain import make_chain
 from ddpm_jax.config import from_dict
 from ddpm_jax.figures import plots
-from ddpm_jax.figures.grids import to_uint8
+from ddpm_jax.models.noise_schedule import make_gamma
+from ddpm_jax.pixels import to_uint8
 from ddpm_jax.runs import workdir
 from ddpm_jax.runs.checkpoint import Checkpoints
 from ddpm_jax.training.optimizer import make_optimizer
@@ -34,7 +37,7 @@ def test_white_noise_has_a_flat_spectrum_of_its_variance():
     noise = np.random.default_rng(0).normal(size=(n, 8, 8, 1)) * variance**0.5
     frequencies, power = plots.radial_power(noise)
     np.testing.assert_array_equal(frequencies, [1, 2, 3, 4])
-    # A ring has at least 4 frequencies, each with a variance of at most 2 (power 1): real ones.
+    # A ring has at least 4 frequencies. The power of a real one has mean 1 and variance 2.
     np.testing.assert_allclose(power, variance, atol=5 * variance * np.sqrt(2 / (4 * n)))
 
 
@@ -66,7 +69,7 @@ def test_a_cosine_has_all_its_power_at_its_frequency(shape, axis, cycles, peak):
 
 def test_a_frequency_is_lost_at_the_first_t_where_noise_exceeds_signal():
     log_snr = np.array([np.inf, 2.0, 0.0, -2.0, -4.0])
-    power = np.exp([9.0, 3.0, 1.0, -1.0, -3.0])  # never, then 3-4, 1-2, -1+0, -3+2 < 0
+    power = np.exp([9.0, 3.0, 1.0, -1.0, -3.0])  # never lost; then 3-4, 1-2, -1+0, -3+2 < 0
     np.testing.assert_array_equal(plots.first_lost(power, log_snr), [4, 4, 3, 2, 1])
 
 
@@ -77,7 +80,7 @@ def test_schedules_are_drawn_whole_but_for_infinities():
         assert alpha_bar.get_label() == name
         np.testing.assert_array_equal(alpha_bar.get_xdata(), [0, 0.25, 0.5, 0.75, 1])
         np.testing.assert_array_equal(alpha_bar.get_ydata(), TABLES[name])
-        finite = slice(1, 4 if name == "a" else 5)  # "a" ends without signal
+        finite = slice(1, 4 if name == "a" else 5)  # "a" ends with ᾱ_T = 0
         np.testing.assert_array_equal(log_snr.get_xdata(), [0, 0.25, 0.5, 0.75, 1][finite])
         np.testing.assert_array_equal(log_snr.get_ydata(), LOG_SNR[name][finite])
         assert alpha_bar.get_color() == log_snr.get_color()
@@ -102,7 +105,7 @@ def test_the_forward_panel_has_a_row_a_schedule_and_a_column_a_time(channels):
             corners = {
                 tuple(image.get_extent()[:1] + image.get_extent()[3:]) for image in ax.images
             }
-            assert len(corners) == 4  # no two on top of each other
+            assert len(corners) == 4  # no two pictures at the same place
     assert [ax.get_title() for ax in figure.axes[:3]] == ["$t/T$ = 0", "0.25", "1"]
 
 
@@ -123,7 +126,7 @@ def test_the_reverse_chain_shows_x_t_over_its_x_0_hat():
     for i in range(2):
         _assert_shown([cells[2 * i, j] for j in range(4)], x_t[:, i])
         _assert_shown([cells[2 * i + 1, j] for j in range(1, 4)], x_0_hat[:, i])
-        assert (2 * i + 1, 0) not in cells  # nothing predicted x_T
+        assert (2 * i + 1, 0) not in cells  # no prediction belongs to x_T
 
 
 def test_the_spectrum_shows_x_t_and_when_each_frequency_is_lost():
@@ -154,9 +157,9 @@ def data_dir(tmp_path_factory) -> str:
     return str(tmp_path_factory.mktemp("data"))
 
 
-def _run(data_dir: str, *arguments: str) -> Finished:
-    """Draw the figures of the digits in this process."""
-    settings = ["--config=experiments/digits.py", f"--config.data.data_dir={data_dir}"]
+def _run(data_dir: str, *arguments: str, config: str = "digits") -> Finished:
+    """Draw the figures of a config in this process."""
+    settings = [f"--config=experiments/{config}.py", f"--config.data.data_dir={data_dir}"]
     return run("figures", *settings, *arguments)
 
 
@@ -191,13 +194,40 @@ def test_without_a_workdir_the_command_says_what_is_left_out(data_dir, tmp_path)
     assert result.returncode == 0, result.stderr
     names = [path.stem for path in sorted(tmp_path.glob("*.png"))]
     assert names == ["forward", "schedules", "spectrum"]
-    assert "reverse.png needs a trained network: pass its --workdir" in result.stdout
+    assert "reverse.png is not drawn: it needs a trained run; pass --workdir" in result.stdout
 
 
-def _save_run_of_zeros(root: pathlib.Path) -> None:
-    """Write the work directory of a class-conditional run whose weights are all 0."""
+@pytest.mark.loose_promotion(reason="Linen's initialisers mix types")
+def test_a_learned_schedule_is_drawn_beside_the_others_before_and_after_training(
+    data_dir, tmp_path
+):
+    process = {"schedule": "learned", "num_timesteps": 30}
+    _save_run_of_zeros(tmp_path / "run", process, ends=(-9.0, 1.0))
+    length, pictures = "--config.process.num_timesteps=30", []
+    for name, flags in {"before": [], "after": [f"--workdir={tmp_path / 'run'}"]}.items():
+        out = tmp_path / name
+        result = _run(data_dir, length, f"--out={out}", *flags, config="digits_vdm")
+        assert result.returncode == 0, result.stderr
+        found = sorted(path.stem for path in out.iterdir())
+        assert found == ["forward", *["reverse"] * len(flags), "schedules", "spectrum"]
+        with Image.open(out / "schedules.png") as image:
+            pictures.append(np.asarray(image.convert("RGB")).astype(int))
+        with Image.open(out / "forward.png") as image:  # a row for each of the six
+            assert image.size[1] > 6 * 1.3 * 150
+    before, after = pictures
+    changed = (before - after).any(axis=2).mean()
+    assert 0 < changed < 0.1  # the learned line, in one panel and the other
+
+
+def _save_run_of_zeros(
+    root: pathlib.Path, process: dict | None = None, ends: tuple[float, float] | None = None
+) -> None:
+    """Write the work directory of a class-conditional run whose weights are all 0.
+
+    Of a learned schedule, the averaged parameters are the initial ones, with these ends.
+    """
     sections = {
-        "process": {"schedule": "cosine", "num_timesteps": 30},
+        "process": process or {"schedule": "cosine", "num_timesteps": 30},
         "model": {
             "channels": 4,
             "channel_multipliers": (1,),
@@ -213,17 +243,21 @@ def _save_run_of_zeros(root: pathlib.Path) -> None:
     facts = workdir.DatasetFacts((8, 8, 1), 10, tuple("0123456789"))
     workdir.write_facts(paths, facts)
     model = build.model(config.model, facts.image_shape, facts.num_classes)
+    model = make_chain(config).joint(model)
     optimizer = make_optimizer(config.optim, 1)
     init = functools.partial(init_state, model, optimizer, time_sampler=time_samplers.uniform(12))
     shapes = jax.eval_shape(init, jax.random.key(0))
     state = jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), shapes)
+    if ends is not None:
+        schedule = make_gamma(*ends).init(jax.random.key(0))
+        state = dataclasses.replace(state, ema_params=state.ema_params | {"schedule": schedule})
     checkpoints = Checkpoints(paths.checkpoints, keep_last=1, keep_every=0)
     checkpoints.save(state, wait=True)
     checkpoints.close()
 
 
 def _assert_shown(pictures: list, images: np.ndarray) -> None:
-    """Check that pictures of an axes are these images [n, H, W, C], clipped to [-1, 1]."""
+    """Check that the pictures of an axes are these images [n, H, W, C], clipped to [-1, 1]."""
     for picture, image in zip(pictures, images, strict=True):
         shown = np.asarray(picture.get_array())
         expected = to_uint8(image)

@@ -12,14 +12,17 @@ chains = pytest.mark.parametrize(("schedule", "T"), oracles.CHAINS)
 
 
 def data(T):
-    """x_0 and eps of a batch that holds every t of the chain."""
+    """Return x_0, eps and t of a batch that contains every t of the chain once."""
     x_0, eps = np.random.default_rng(T).normal(size=(2, T, 2, 3, 1)).astype(np.float32)
     return np.clip(x_0, -1, 1), eps, np.arange(1, T + 1)
 
 
 @jax.jit
 def cycles(process, x_0, t, eps):
-    """Data to a target of one kind, back, to a target of another kind, and back, for each pair."""
+    """Convert x_0 and eps to a target of kind 1 and back, then to a target of kind 2 and back.
+
+    Returns both predictions for every pair of kinds.
+    """
     x_t = ddpm_jax.q_sample(process, x_0, t, eps)
     result = {}
     for kind_1 in KINDS:
@@ -33,11 +36,15 @@ def cycles(process, x_0, t, eps):
 
 
 def assert_views_agree(schedule, T, prediction, x_0, eps):
-    """Whichever view was divided out of x_t carries its rounding, times sigma/alpha or inverse."""
+    """Check x_0 and eps up to rounding.
+
+    x_0 = (x_t - sigma eps) / alpha multiplies the rounding of x_t by sigma/alpha. The formula of
+    eps multiplies it by alpha/sigma.
+    """
     mean, covariance = oracles.chain_moments(schedule, T)
     sigma = np.sqrt(np.diag(covariance))[1:, None, None, None]
     alpha = mean[1:, None, None, None]
-    rounding = 3e-6  # of numbers of order 3, in float32
+    rounding = 3e-6  # of float32 numbers of order 3
     with np.errstate(divide="ignore"):
         limit = rounding * (1 + np.minimum(sigma / alpha, 1e30))
     assert np.all(np.abs(prediction.x_0 - x_0) <= limit)
@@ -60,7 +67,7 @@ def test_kinds_are_cycle_consistent(schedule, T):
     x_0, eps, t = data(T)
     result = cycles(process, x_0, t, eps)
     log_snr = np.asarray(process.log_snr[1:], np.float64)
-    # two roundings, each grown by at most sigma/alpha or alpha/sigma
+    # two roundings, each multiplied by at most sigma/alpha or alpha/sigma
     limit = 2e-5 * (1 + np.exp(np.clip(np.abs(log_snr), 0, 50) / 2))
     for kind_1 in oracles.kinds(schedule):
         for kind_2 in oracles.kinds(schedule):
@@ -78,7 +85,7 @@ def test_an_arbitrary_output_is_read_by_the_definition_of_its_kind():
         angle = np.arctan2(sigma, alpha)  # x_t = cos(angle) x_0 + sin(angle) eps
         rotate = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
         for kind, row in (("eps", [0.0, 1.0]), ("x_0", [1.0, 0.0]), ("v", rotate[1])):
-            # two linear equations for (x_0, eps): what x_t is, and what the output is
+            # two linear equations for (x_0, eps): the definitions of x_t and of the output
             x_0, eps = np.linalg.solve([rotate[0], row], [x_t[i], output[i]])
             ours = to_prediction(process, output[i : i + 1], x_t[i : i + 1], t, kind)
             np.testing.assert_allclose(ours.x_0, [x_0], rtol=2e-5, atol=1e-6, err_msg=kind)

@@ -11,8 +11,8 @@ from ddpm_jax import timesteps
 from ddpm_jax.errors import UserError
 from ddpm_jax.process import jump, posterior_log_variance
 
-ULP = 1.2e-7  # of float32
-# Compiled, because op by op each shape costs seconds
+ULP = 1.2e-7  # rounding of float32, relative
+# Compiled: uncompiled, each new shape costs seconds
 q_sample, q_one_step = jax.jit(ddpm_jax.q_sample), jax.jit(ddpm_jax.q_one_step)
 q_mean_variance, q_posterior = jax.jit(ddpm_jax.q_mean_variance), jax.jit(ddpm_jax.q_posterior)
 chains = pytest.mark.parametrize(("schedule", "T"), oracles.CHAINS)
@@ -23,7 +23,7 @@ def process_of(schedule, T):
 
 
 def some_pairs(T):
-    """(t, s) pairs with s < t: all of a short chain; of a long one ends, neighbours and jumps."""
+    """Return pairs (t, s) with s < t: all if T <= 10, otherwise ends, neighbours and long jumps."""
     if T <= 10:
         return [(t, s) for t in range(1, T + 1) for s in range(t)]
     ts = np.array([1, 2, 3, 7, 50, T // 2, T - 1, T])
@@ -78,7 +78,7 @@ def test_the_posterior_of_any_jump_is_bayes_rule(schedule, T):
     x_0, x_t = jnp.full((1, 2), 0.7), jnp.full((1, 2), -1.3)
     for t, s in some_pairs(T):
         mean, variance, log_variance = q_posterior(process, x_0, x_t, t, s)
-        if s == 0:  # x_0 itself, exactly
+        if s == 0:  # the mean is exactly x_0
             np.testing.assert_array_equal(mean, x_0)
             assert variance == 0 and np.isfinite(log_variance)
             continue
@@ -124,7 +124,7 @@ def test_a_jump_between_any_two_timesteps_holds_to_float32_rounding(schedule, T)
     process = process_of(schedule, T)
     mean, covariance = oracles.chain_moments(schedule, T)
     t, s = np.array(some_pairs(T)).T
-    # x_t = ratio x_s + noise: the regression of x_t on x_s, or on x_0 itself where s = 0
+    # x_t = ratio x_s + noise is the regression of x_t on x_s; at s = 0 x_s is the constant x_0
     ratio = np.where(s == 0, mean[t], covariance[t, s] / np.where(s == 0, 1, covariance[s, s]))
     residual = covariance[t, t] - ratio**2 * covariance[s, s]
     ours = jump(process, jnp.asarray(t), jnp.asarray(s))
@@ -185,7 +185,7 @@ def test_q_mean_variance_is_the_distribution_of_q_sample(schedule, T):
     mean, variance, log_variance = q_mean_variance(process, x_0, t)
     zero = jnp.zeros_like(x_0)
     np.testing.assert_array_equal(mean, q_sample(process, x_0, t, zero))
-    # q_sample is linear in eps: its derivative is the standard deviation
+    # q_sample is linear in eps, so its derivative is the standard deviation
     _, sigma = jax.jvp(lambda eps: q_sample(process, x_0, t, eps), (zero,), (jnp.ones_like(x_0),))
     np.testing.assert_allclose(variance, sigma[:, :1] ** 2, rtol=1e-6)
     np.testing.assert_allclose(log_variance, np.log(variance), rtol=1e-6, atol=1e-6)

@@ -15,7 +15,7 @@ from ddpm_jax import samplers, timesteps
 from ddpm_jax.denoise import make_denoise_fn
 from ddpm_jax.errors import UserError
 from ddpm_jax.process import alpha_sigma
-from ddpm_jax.samplers.base import draw_noise, draw_x_T
+from ddpm_jax.randomness import draw_noise, draw_x_T
 from ddpm_jax.types import Prediction
 
 chains = pytest.mark.parametrize(("schedule", "T"), oracles.CHAINS)
@@ -168,12 +168,12 @@ class Trail(NamedTuple):
     count: jax.Array  # steps taken
 
 
-def trail_step(denoise_fn, key, state, t, s):
+def advance(process, denoise_fn, noise, key, state, t, s):
     prediction = denoise_fn(state.x, t)
-    return Trail(state.x + draw_noise(key, (1,)), state.count + 1), prediction
+    return Trail(state.x + noise(key, t, state.x.shape), state.count + 1), prediction
 
 
-TRAIL = samplers.Sampler(lambda x_T: Trail(x_T, jnp.int32(0)), trail_step)
+TRAIL = samplers.Sampler(process_of("linear", 1000), lambda x_T: Trail(x_T, jnp.int32(0)), advance)
 
 
 def keep_all(t, s, state, prediction):

@@ -16,7 +16,7 @@ from sampler_cases import SAMPLERS, STOCHASTIC
 
 import ddpm_jax
 from ddpm_jax import samplers, timesteps
-from ddpm_jax.samplers.base import draw_noise, draw_x_T
+from ddpm_jax.randomness import draw_noise, draw_x_T
 from ddpm_jax.types import Prediction
 
 T, POINT, DEVIATION = 1000, 0.6, 0.5

@@ -11,7 +11,7 @@ WITH_ENDS = (schedules.linear, schedules.quadratic, schedules.sigmoid)
 
 
 def by_definition(schedule, T, t, beta_1, beta_T):
-    """beta_t, one number at a time, from the formulas of the papers."""
+    """Return beta_t as one number, from the formula of its definition."""
     u = 0.0 if T == 1 else (t - 1) / (T - 1)
     if schedule is schedules.linear:
         return (1 - u) * beta_1 + u * beta_T
@@ -37,8 +37,8 @@ def test_default_ends_scale_with_1000_over_T(schedule, T):
 def test_linear_1000_is_ho():
     betas = schedules.linear(1000)
     assert betas[0] == 1e-4 and betas[-1] == 0.02
-    # L_T, the prior term, is about 1e-5 bits per dimension, for pixels whose mean square is about
-    # a quarter: KL(N(sqrt(a) x, 1 - a) || N(0, 1)) = a x^2 / 2 - (a + ln(1 - a)) / 2.
+    # The prior term L_T is about 1e-5 bits per dimension if the mean square of a pixel is 1/4:
+    # KL(N(sqrt(a) x, 1 - a) || N(0, 1)) = a x^2 / 2 - (a + ln(1 - a)) / 2.
     a = math.prod(1.0 - betas)
     assert a == pytest.approx(math.exp(-np.sum(betas + betas**2 / 2 + betas**3 / 3)), rel=1e-4)
     bits = (a * 0.25 / 2 - (a + math.log1p(-a)) / 2) / math.log(2)
@@ -89,7 +89,7 @@ def test_betas_are_float64_in_the_unit_interval(schedule, T):
 def test_zero_terminal_snr_moves_the_end_to_zero_and_keeps_the_first(schedule, T):
     before = oracles.betas(schedule, T)
     after = schedules.zero_terminal_snr(before)
-    assert after[-1] == 1.0  # exactly: alpha_bar_T = 0
+    assert after[-1] == 1.0  # exactly, so alpha_bar_T = 0
     if T > 1:
         assert after[0] == pytest.approx(before[0], rel=1e-9)
     if T > 2:  # sqrt(alpha_bar) is the same curve, shifted and scaled

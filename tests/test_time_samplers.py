@@ -21,7 +21,7 @@ def test_t_is_int32_in_1_to_T_and_a_function_of_the_key(build, T, batch_size):
     assert t.shape == weight.shape == (batch_size,)
     assert t.dtype == np.int32 and weight.dtype == np.float32
     assert t.min() >= 1 and t.max() <= T
-    np.testing.assert_allclose(weight, 1.0, rtol=1e-5)  # nothing is known yet
+    np.testing.assert_allclose(weight, 1.0, rtol=1e-5)  # 1 before any update
     np.testing.assert_array_equal(t, draw(sampler, jax.random.key(0), batch_size)[0])
     if batch_size * T > 10_000:
         assert np.any(t != draw(sampler, jax.random.key(1), batch_size)[0])
@@ -32,7 +32,7 @@ def test_each_t_of_a_batch_is_uniform_over_1_to_T(build):
     T, batch_size, draws = 10, 8, 4000
     keys = jax.random.split(jax.random.key(2), draws)
     t = np.asarray(jax.vmap(lambda key: draw(build(T), key, batch_size)[0])(keys))
-    for column in t.T:  # one place in the batch, over the draws
+    for column in t.T:  # one position in the batch, over all draws
         count = np.bincount(column, minlength=T + 1)[1:]
         standard_error = np.sqrt(draws / T * (1 - 1 / T))
         assert np.abs(count - draws / T).max() < 5 * standard_error
@@ -59,7 +59,7 @@ def test_the_uniform_ones_have_nothing_to_remember(build):
 
 
 def remembered(losses, T=4, remember=3):
-    """The sampler, and its state after batches of (t, loss)."""
+    """Return `loss_second_moment` and its state after updates with batches of (t, loss)."""
     sampler = time_samplers.loss_second_moment(T, remember=remember)
     state = sampler.init()
     for t, loss in losses:
@@ -106,7 +106,7 @@ def test_t_is_drawn_in_proportion_to_the_root_of_the_second_moment():
 
 def test_the_weighted_mean_is_that_of_uniform_times_with_less_variance():
     T, n = 50, 40_000
-    loss = np.exp(-np.arange(1, T + 1) / 4.0).astype(np.float32)  # known without noise
+    loss = np.exp(-np.arange(1, T + 1) / 4.0).astype(np.float32)  # the same at every draw
     sampler = time_samplers.loss_second_moment(T)
     state = sampler.init()
     everyone = jnp.arange(1, T + 1, dtype=jnp.int32)

@@ -1,4 +1,4 @@
-"""Files that torch wrote, read without it; hostile, broken and foreign files, refused."""
+"""Files of torch.save are read without torch; hostile, broken and foreign files are refused."""
 
 import collections
 import io
@@ -18,7 +18,7 @@ MACHINE = {"protocol_version": PROTOCOL, "little_endian": True, "type_sizes": {"
 
 
 def write_zip(path, program: bytes, storages=(), compression=zipfile.ZIP_STORED):
-    """A zip archive as torch lays it out, around any program."""
+    """Write a zip archive in torch's layout around any pickle program."""
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("archive/data.pkl", program)
         for key, block in storages:
@@ -27,7 +27,7 @@ def write_zip(path, program: bytes, storages=(), compression=zipfile.ZIP_STORED)
 
 
 def write_legacy(path, program: bytes, storages=(), machine=MACHINE):
-    """A file of the legacy format, around any program; the storages are of float32."""
+    """Write a file of the legacy format around any pickle program; the storages are float32."""
     parts = [pickle.dumps(value, 2) for value in (MAGIC, PROTOCOL, machine)]
     parts += [program, pickle.dumps([key for key, _ in storages], 2)]
     parts += [struct.pack("<q", len(block) // 4) + block for _, block in storages]
@@ -40,7 +40,7 @@ def write(zipped, path, *args):
 
 
 def program_of(shape, strides, offset=0, size=6, key="0") -> bytes:
-    """The pickle of {"w": a float32 tensor in a storage of `size` numbers}, written by hand."""
+    """Return the pickle of {"w": a float32 tensor in a storage of `size` numbers}, made by hand."""
 
     def number(n):
         return b"J" + struct.pack("<i", n)
@@ -116,7 +116,7 @@ def test_a_program_that_would_run_a_command_is_refused_by_name(zipped, protocol,
     command = f"touch {tmp_path}/run"
     program = pickle.dumps({"w": Hostile(os.system, (command,))}, protocol)
     pickle.loads(program)
-    (tmp_path / "run").unlink()  # so the program does what it is feared for
+    (tmp_path / "run").unlink()  # so pickle runs the program's command
     path = write(zipped, tmp_path / "a.pth", program)
     assert f"'{os.system.__module__}.system'" in refusal(path)
     path.write_bytes(program)  # not in any of torch's formats
@@ -153,7 +153,7 @@ def test_all_else_than_a_dict_of_tensors_is_named_and_refused(zipped, value, nam
         (dict(shape=(2, 4), strides=(4, 1)), "beyond the end"),
         (dict(shape=(2, 3), strides=(3, 1), offset=1), "beyond the end"),
         (dict(shape=(1000, 1000), strides=(0, 0)), "beyond the end"),
-        (dict(shape=(0,), strides=(1,)), "no shape"),
+        (dict(shape=(0,), strides=(1,)), "empty shape"),
         (dict(shape=(2,), strides=(-1,), offset=3), "impossible"),
         (dict(shape=(2,), strides=(1, 1)), "impossible"),
     ],
@@ -229,7 +229,7 @@ def test_foreign_files_are_refused(tmp_path):
         b"\x80\x02" + b")\x85" + b"\x85" * 100_000 + b".",  # a tuple in a tuple in ...
         b"\x80\x02)" + b"q\x00h\x00h\x00\x86" * 60 + b"}q\x01h\x00K\x01s.",  # 2^60 leaves as a key
         b"\x80\x02)" + b"q\x00h\x00h\x00\x86" * 60 + b"Q.",  # ... as the name of a storage
-        b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7f.",  # 2^63 bytes announced
+        b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7f.",  # announces 2^63 bytes
     ],
 )
 def test_bombs_are_refused_at_once(program, tmp_path):

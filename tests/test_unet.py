@@ -1,4 +1,4 @@
-"""The U-Net: sizes by a formula of our own, every switch, and what it refuses."""
+"""The U-Net: its number of parameters by an independent count, every option, and every error."""
 
 import math
 
@@ -20,7 +20,7 @@ SMALL = dict(
     attention_resolutions=(4,),
     num_groups=4,
 )
-ONE_LEVEL = dict(channel_multipliers=(1,), attention_resolutions=())  # attends in the middle
+ONE_LEVEL = dict(channel_multipliers=(1,), attention_resolutions=())  # attention only in the middle
 
 
 def small(image_shape=(8, 8, 3), **changes):
@@ -28,7 +28,7 @@ def small(image_shape=(8, 8, 3), **changes):
 
 
 def weights(model, seed=0):
-    """Weights as after some training: none of them zero, so that every path shows."""
+    """Weights as after some training: none is zero, so every path has an effect."""
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
@@ -53,9 +53,9 @@ def forward(model, params, x, t, cond=None, *, train=False, key=None):
 def number_of_parameters(
     side, channels, multipliers, attention, blocks=2, image_channels=3, scale_shift=False, classes=0
 ):
-    """Ho's network counted by hand: weights and biases of each layer, from its widths in and out.
+    """Count the weights and biases of Ho's network, layer by layer, from the widths in and out.
 
-    The way up mirrors the way down, so the skip widths are those of the way down reversed.
+    The upsampling half mirrors the downsampling half, so it takes the skip widths in reverse order.
     """
     widths = [channels * m for m in multipliers]
     embedding = 4 * channels
@@ -134,7 +134,7 @@ def test_the_network_starts_as_the_zero_function():
     params = jax.jit(model.init)(jax.random.key(0))
     blocks = [name for name in params if name.startswith(("down", "middle", "up"))]
     assert len(blocks) == 6
-    for name in blocks:  # and so every block starts as the identity or the shortcut
+    for name in blocks:  # so every block starts as the identity or as its shortcut
         last = params[name]["out" if name.endswith("attention") else "conv_2"]
         assert not np.any(last["kernel"]) and not np.any(last["bias"])
     assert np.std(params["down_0_0"]["conv_1"]["kernel"]) > 0.05
@@ -192,7 +192,7 @@ def test_labels_change_the_output_and_a_negative_one_is_the_null_class():
 def test_labels_for_a_network_without_classes_are_refused():
     model = small()
     params = jax.eval_shape(model.init, jax.random.key(0))
-    with pytest.raises(UserError, match="'label'.* is given, but the network has no classes"):
+    with pytest.raises(UserError, match="'label'.* is given, but the network has no input for c"):
         jax.eval_shape(model.apply, params, *inputs(), {"label": jnp.zeros(4, jnp.int32)})
 
 
@@ -231,7 +231,7 @@ def test_bfloat16_computes_what_float32_does_to_its_precision():
     half = forward(half_model, params, x, t, cond)
     assert half.dtype == jnp.float32
     error = np.sqrt(np.mean(np.square(half - full)) / np.mean(np.square(full)))
-    assert 1e-5 < error < 0.05, error  # rounds to 8 bits somewhere, and is right all the same
+    assert 1e-5 < error < 0.05, error  # bfloat16 rounds to 8 bits; the error stays small
 
 
 def test_dropout_is_on_in_training_alone_and_follows_the_key():
@@ -257,37 +257,37 @@ def test_dropout_is_on_in_training_alone_and_follows_the_key():
             {},
             (28, 28),
             "images of 28x28 cannot be halved 3 times: both sides must be divisible by 8; resize "
-            "them to 32x32 (data.image_size) or take fewer model.channel_multipliers",
+            "them to 32x32 (data.image_size) or set fewer model.channel_multipliers",
         ),
         (
             {},
             (64, 36),
             "images of 64x36 cannot be halved 3 times: both sides must be divisible by 8; resize "
-            "them to 64x40 (data.image_size) or take fewer model.channel_multipliers",
+            "them to 64x40 (data.image_size) or set fewer model.channel_multipliers",
         ),
         (
             dict(attention_resolutions=(16, 12)),
             (32, 32),
-            "model.attention_resolutions has 12, but images of height 32 pass through the heights "
-            "[32, 16, 8, 4]; choose among these",
+            "model.attention_resolutions has 12, but images of height 32 only pass through the "
+            "heights [32, 16, 8, 4]; choose among these",
         ),
         (
             dict(channels=48),
             (32, 32),
-            "the network has blocks of 48 channels (model.channels 48 x 1), not divisible by "
-            "model.num_groups 32; change either",
+            "the network has blocks of 48 channels (model.channels 48 x 1), which "
+            "model.num_groups = 32 does not divide; change model.channels or model.num_groups",
         ),
         (  # the first convolution has model.channels, whatever the multipliers
             dict(channels=16, channel_multipliers=(2, 4)),
             (32, 32),
-            "the network has blocks of 16 channels (model.channels 16 x 1), not divisible by "
-            "model.num_groups 32; change either",
+            "the network has blocks of 16 channels (model.channels 16 x 1), which "
+            "model.num_groups = 32 does not divide; change model.channels or model.num_groups",
         ),
         (
             dict(num_heads=3),
             (32, 32),
-            "the network has blocks of 128 channels (model.channels 128 x 1), not divisible by "
-            "model.num_heads 3; change either",
+            "the network has blocks of 128 channels (model.channels 128 x 1), which "
+            "model.num_heads = 3 does not divide; change model.channels or model.num_heads",
         ),
     ],
 )

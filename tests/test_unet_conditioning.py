@@ -1,4 +1,4 @@
-"""What the U-Net is told besides x_t and t: vectors, sequences and images, and their null forms."""
+"""The U-Net's inputs other than x_t and t: vectors, sequences, images, and their null forms."""
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,7 @@ def test_each_entry_adds_the_parameters_counted_by_hand():
 
     plain, C = count(), 8
     assert count(embedding_dim=7) - plain == 7 + (7 + 1) * 4 * C  # null vector, Dense
-    # null position; in the middle: norm, query and out from C, key and value from D
+    # The null position; in the middle: norm, query and out with C inputs, key and value with D.
     assert count(context_dim=D) - plain == D + 2 * C + 2 * (C + 1) * C + 2 * (D + 1) * C
     assert count(image_channels=2) - plain == 9 * 2 * C
 
@@ -131,15 +131,15 @@ def test_a_new_cross_attention_is_the_identity():
 @pytest.mark.parametrize(
     "settings, change, message",
     [
-        ({}, dict(embedding=jnp.zeros((B, 7))), "network has no embedding .*embedding_dim is 0"),
+        ({}, dict(embedding=jnp.zeros((B, 7))), "no input for an embedding .*embedding_dim is 0"),
         ({}, dict(context=jnp.zeros((B, L, D))), "network has no cross-attention"),
         ({}, dict(context_mask=jnp.zeros((B, L), bool)), "network has no cross-attention"),
-        ({}, dict(image=jnp.zeros((B, 8, 8, 2))), "no image to look at"),
+        ({}, dict(image=jnp.zeros((B, 8, 8, 2))), "has no input for an image"),
         (ALL, dict(labels=jnp.zeros(B, jnp.int32)), "unknown entry of cond 'labels'.*'label'"),
         (ALL, dict(embedding=jnp.zeros((B, 8))), r"shape \[4, 7\].*found \[4, 8\]"),
         (ALL, dict(context=jnp.zeros((B, L, 5))), r"shape \[4, L, 6\].*found \[4, 5, 5\]"),
-        (ALL, dict(context=None), "'context_mask' alone"),
-        (ALL, dict(context_mask=None), "'context' alone"),
+        (ALL, dict(context=None), "cond has only 'context_mask'"),
+        (ALL, dict(context_mask=None), "cond has only 'context'"),
         (ALL, dict(context_mask=jnp.ones((B, 3), bool)), r"shape \[4, 5\].*found \[4, 3\]"),
         (ALL, dict(context_mask=jnp.ones((B, L))), "must be bool, found float32"),
         (ALL, dict(image=jnp.zeros((B, 4, 4, 2))), r"shape \[4, 8, 8, 2\].*found \[4, 4, 4, 2\]"),

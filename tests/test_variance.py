@@ -27,7 +27,7 @@ def test_on_the_full_chain_they_are_hos_tables(schedule, T):
     process, betas = process_of(schedule, T), oracles.betas(schedule, T)
     t = np.arange(1, T + 1)
     tilde = [oracles.posterior(schedule, T, i, i - 1)[2] for i in range(2, min(T, 60) + 1)]
-    first = tilde[:1] if T > 1 else betas[:1]  # entry 1 takes entry 2's
+    first = tilde[:1] if T > 1 else betas[:1]  # entry 1 is a copy of entry 2
     small, large = np.exp(both(process, t, t - 1), dtype=np.float64)
     np.testing.assert_allclose(small[: len(tilde) + 1], [*first, *tilde], rtol=3e-6)
     np.testing.assert_allclose(large, [*first, *betas[1:]], rtol=3e-6)
@@ -39,7 +39,7 @@ def test_on_a_grid_they_are_those_of_the_chain_that_visits_only_the_grid(schedul
     process = process_of(schedule, 1000)
     grid = timesteps.uniform(1000, num_steps)
     short = ddpm_jax.respace(process, grid[-2::-1])
-    i = np.arange(num_steps, 1, -1)  # where s > 0: at s = 0 there is no variance
+    i = np.arange(num_steps, 1, -1)  # only s > 0: at s = 0 the variance is 0
     pairs, neighbours = both(process, grid[:-2], grid[1:-1]), both(short, i, i - 1)
     np.testing.assert_allclose(pairs, neighbours, rtol=1e-6, atol=1e-6)
 
@@ -55,7 +55,7 @@ def test_small_is_the_smaller_and_both_are_finite_for_every_jump(schedule, T):
     assert np.all(lower <= upper + 1e-6) and np.all(upper <= 1e-6)
     np.testing.assert_array_equal(lower[s == 0], upper[s == 0])
     a = process.alphas_cumprod
-    gap = (s > 0) & (a[s] - a[t] > 1e-5)  # elsewhere (1-a_s)/(1-a_t) rounds to 1
+    gap = (s > 0) & (a[s] - a[t] > 1e-5)  # otherwise (1-a_s)/(1-a_t) rounds to 1
     assert np.all(lower[gap] < upper[gap])
 
 

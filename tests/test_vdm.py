@@ -1,7 +1,7 @@
-"""The learned schedule and the bound in continuous time, on data whose denoiser is known.
+"""The learned schedule and the bound in continuous time, on data with a known exact denoiser.
 
-For independent pixels N(0, τ²), E‖ε - ε̂‖² per pixel is τ²/(τ² + e^γ), so that L_∞ is half its
-integral over γ, ½ [γ - ln(τ² + e^γ)], whatever way γ takes from γ_0 to γ_1.
+For independent pixels N(0, τ²), E‖ε - ε̂‖² per pixel is τ²/(τ² + e^γ). So L_∞ is half its integral
+over γ, ½ [γ - ln(τ² + e^γ)] from γ_0 to γ_1, for every path of γ between the two.
 """
 
 import functools
@@ -20,37 +20,37 @@ from ddpm_jax.likelihood import continuous as vdm
 from ddpm_jax.likelihood import terms as likelihood
 from ddpm_jax.models.noise_schedule import make_gamma, table
 
-TOLD, TAU, D = (-13.3, 5.0), 0.5, 16
-GAMMA = make_gamma(*TOLD)
+GAMMA_RANGE, TAU, D = (-13.3, 5.0), 0.5, 16
+GAMMA = make_gamma(*GAMMA_RANGE)
 PARAMS = GAMMA.init(jax.random.key(0))
 
 
 def moved(params, scale, seed=1):
-    """Parameters far from the initial ones, ends and all."""
+    """Return parameters far from the given ones, including the ends."""
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
     noise = [scale * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)]
     return jax.tree.unflatten(tree, [a + n for a, n in zip(leaves, noise, strict=True)])
 
 
-def levels(told):
-    """alpha, sigma at what the network is told: [B, 1]."""
-    gamma = (TOLD[0] + told / 1000.0 * (TOLD[1] - TOLD[0]))[:, None]
+def levels(t):
+    """Return alpha and sigma, [B, 1], at the network's input t."""
+    gamma = (GAMMA_RANGE[0] + t / 1000.0 * (GAMMA_RANGE[1] - GAMMA_RANGE[0]))[:, None]
     return vdm.alpha_sigma(gamma)
 
 
-def gaussian(params, z, told, cond, *, train, key):
-    """Predicts eps of N(0, τ²), scaled by params."""
-    alpha, sigma = levels(told)
+def gaussian(params, z, t, cond, *, train, key):
+    """Predict eps exactly for N(0, τ²) data, times params."""
+    alpha, sigma = levels(t)
     return params * sigma * z / (alpha**2 * TAU**2 + sigma**2)
 
 
 def gaussian_as(kind):
-    """The same for another kind, with a second half of channels that is not to be read."""
+    """Return `gaussian` for another kind. The second half of its channels must not be read."""
 
-    def network(params, z, told, cond, *, train, key):
-        alpha, sigma = levels(told)
-        eps = gaussian(params, z, told, cond, train=train, key=key)
+    def network(params, z, t, cond, *, train, key):
+        alpha, sigma = levels(t)
+        eps = gaussian(params, z, t, cond, train=train, key=key)
         x_0 = (z - sigma * eps) / alpha
         output = {"x_0": x_0, "v": alpha * eps - sigma * x_0}[kind]
         return jnp.concatenate([output, jnp.full_like(output, jnp.nan)], axis=-1)
@@ -58,9 +58,9 @@ def gaussian_as(kind):
     return network
 
 
-def two_points(params, z, told, cond, *, train, key):
-    """Predicts eps of pixels that are 1/2 or -1/2."""
-    alpha, sigma = levels(told)
+def two_points(params, z, t, cond, *, train, key):
+    """Predict eps exactly for pixels that are 1/2 or -1/2."""
+    alpha, sigma = levels(t)
     return (z - alpha * 0.5 * jnp.tanh(0.5 * alpha * z / sigma**2)) / sigma
 
 
@@ -82,7 +82,7 @@ def bound(network, params, schedule, x_0, u, eps, kind="eps"):
         x_0,
         u,
         eps,
-        told=TOLD,
+        told=GAMMA_RANGE,
         train=False,
         key=None,
         kind=kind,
@@ -91,14 +91,14 @@ def bound(network, params, schedule, x_0, u, eps, kind="eps"):
 
 @functools.partial(jax.jit, static_argnames=("network", "draw", "n"))
 def estimates(network, draw, schedule, key, n):
-    """The terms of n examples, each at a u of its own."""
+    """Return the terms of n examples, each at its own random u."""
     u_key, x_key, eps_key = jax.random.split(key, 3)
     u, eps = jax.random.uniform(u_key, (n,)), jax.random.normal(eps_key, (n, D))
     return bound(network, jnp.float32(1.0), schedule, draw(x_key, n), u, eps)
 
 
 def closed_form(gamma_0, gamma_1):
-    """L_∞ of N(0, τ²) in bits/dim."""
+    """Return L_∞ of N(0, τ²) data in bits/dim."""
     low, high = (g - np.logaddexp(2 * np.log(TAU), g) for g in (gamma_0, gamma_1))
     return 0.5 * (high - low) / np.log(2.0)
 
@@ -121,8 +121,9 @@ def test_gamma_rises_strictly_and_its_ends_are_exact(scale):
     ends = GAMMA.progress(params, jnp.array([0.0, 1.0]))
     np.testing.assert_allclose(ends, [0.0, 1.0], atol=1e-5)
     if scale == 0.0:
-        assert [gamma[0], gamma[-1]] == [np.float32(end) for end in TOLD]
-        np.testing.assert_allclose(gamma, np.linspace(*TOLD, 200), atol=1.0)  # begins straight
+        assert [gamma[0], gamma[-1]] == [np.float32(end) for end in GAMMA_RANGE]
+        # nearly a straight line before training
+        np.testing.assert_allclose(gamma, np.linspace(*GAMMA_RANGE, 200), atol=1.0)
 
 
 def test_antithetic_times_are_evenly_spaced_and_uniform_each():
@@ -143,7 +144,7 @@ def straight(u):
 
 
 def late(u):
-    """Slow where there is little noise, fast where there is much; `early` is the other way."""
+    """Rise slowly at low noise and fast at high noise; `early` does the opposite."""
     return u**2
 
 
@@ -151,7 +152,7 @@ def early(u):
     return 1.0 - (1.0 - u) ** 2
 
 
-@pytest.mark.parametrize("ends", [TOLD, (-8.0, 3.0)])
+@pytest.mark.parametrize("ends", [GAMMA_RANGE, (-8.0, 3.0)])
 def test_the_diffusion_loss_is_the_closed_form_for_every_interior_but_its_variance_is_not(ends):
     variances = {}
     u_key, x_key, eps_key = jax.random.split(jax.random.key(3), 3)
@@ -171,7 +172,16 @@ def test_the_diffusion_loss_is_the_closed_form_for_every_interior_but_its_varian
 @functools.partial(jax.jit, static_argnames="progress")
 def fixed_bound(progress, ends, x_0, u, eps):
     return vdm.bound_terms(
-        gaussian, jnp.float32(1.0), ends, progress, x_0, u, eps, told=TOLD, train=False, key=None
+        gaussian,
+        jnp.float32(1.0),
+        ends,
+        progress,
+        x_0,
+        u,
+        eps,
+        told=GAMMA_RANGE,
+        train=False,
+        key=None,
     )
 
 
@@ -184,7 +194,7 @@ def test_every_kind_gives_the_same_terms():
 
 
 def test_gradients_are_the_bounds_by_network_and_ends_and_the_variances_by_the_interior():
-    """Against two backward passes by hand: Σ ℓ, and Σ (ℓ - c)² with c = the batch's mean."""
+    """The reference is two backward passes: of Σ ℓ, and of Σ (ℓ - c)² with c the batch's mean."""
     x_0, u, eps = batch(32)
     schedule = moved(PARAMS, 0.3)
 
@@ -194,8 +204,8 @@ def test_gradients_are_the_bounds_by_network_and_ends_and_the_variances_by_the_i
         gamma_0, gamma_1 = ends["gamma_0"], ends["gamma_1"]
         gamma = (gamma_0 + r * (gamma_1 - gamma_0))[:, None]
         z = jnp.sqrt(jax.nn.sigmoid(-gamma)) * x_0 + jnp.sqrt(jax.nn.sigmoid(gamma)) * eps
-        told = 1000 * (gamma[:, 0] - TOLD[0]) / (TOLD[1] - TOLD[0])
-        error = ((eps - gaussian(scale, z, told, None, train=True, key=None)) ** 2).sum(axis=1)
+        t = 1000 * (gamma[:, 0] - GAMMA_RANGE[0]) / (GAMMA_RANGE[1] - GAMMA_RANGE[0])
+        error = ((eps - gaussian(scale, z, t, None, train=True, key=None)) ** 2).sum(axis=1)
         return 0.5 * slope * (gamma_1 - gamma_0) * error / (D * np.log(2.0))
 
     def variance(*args):
@@ -259,10 +269,10 @@ def test_training_the_schedule_lowers_the_variance_and_leaves_the_mean(network, 
 
 
 def test_the_chains_terms_are_the_continuous_ones():
-    """L_T, L_0 and, by L_{t-1} = ½ expm1(γ_t - γ_s) ‖ε - ε̂‖² (eqs. 14, 15), all between."""
+    """L_T and L_0 are equal; L_{t-1} is ½ expm1(γ_t - γ_s) ‖ε - ε̂‖² with s = t-1 (eqs. 14, 15)."""
     T = 20
     gamma = np.asarray(table(GAMMA, moved(PARAMS, 0.5), T), np.float64)
-    process = vdm.process_from_gamma(gamma, TOLD)
+    process = vdm.process_from_gamma(gamma, GAMMA_RANGE)
     np.testing.assert_allclose(process.alphas_cumprod[1:], scipy.special.expit(-gamma), rtol=1e-6)
     np.testing.assert_allclose(process.log_snr[1:], -gamma, rtol=1e-5, atol=1e-6)
     x_0, _, eps = batch(6)
@@ -273,7 +283,7 @@ def test_the_chains_terms_are_the_continuous_ones():
         denoise_fn = ddpm_jax.make_denoise_fn(process, gaussian, jnp.float32(1.0), clip_x_0=False)
         prediction = denoise_fn(x_t, at)
         wanted = TAU**2 * np.exp(-0.5 * gamma[t - 1]) / (TAU**2 * np.exp(-gamma[t - 1]) + 1)
-        np.testing.assert_allclose(  # the network was told this chain's own noise
+        np.testing.assert_allclose(  # the network received this chain's noise level
             prediction.x_0, wanted * x_t / scipy.special.expit(gamma[t - 1]) ** 0.5, rtol=1e-3,
             atol=1e-5,
         )  # fmt: skip
@@ -293,8 +303,8 @@ def test_the_chains_terms_are_the_continuous_ones():
 
 
 def test_samplers_walk_the_learned_chain():
-    """N(0, τ²) comes out, from a network that knows nothing but the noise it is told."""
-    process = vdm.process_from_gamma(np.asarray(table(GAMMA, moved(PARAMS, 0.5), 60)), TOLD)
+    """Samples are N(0, τ²), from a network that receives only the noise level in place of t."""
+    process = vdm.process_from_gamma(np.asarray(table(GAMMA, moved(PARAMS, 0.5), 60)), GAMMA_RANGE)
     assert process.timesteps.dtype == jnp.float32
     sample = ddpm_jax.make_sample(
         process, gaussian, shape=(D,), sampler=ddpm_jax.samplers.ddim(process), clip_x_0=False
@@ -308,14 +318,14 @@ def test_samplers_walk_the_learned_chain():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: make_gamma(5.0, -13.3), "gamma_0 must be below gamma_1, found 5 and -13.3"),
-        (lambda: make_gamma(float("nan"), 5.0), "gamma_0 must be below gamma_1"),
-        (lambda: table(GAMMA, PARAMS, 1), "needs num_timesteps >= 2, found 1"),
+        (lambda: make_gamma(5.0, -13.3), r"gamma_0 .*must be below gamma_1 .*, found 5 and -13.3"),
+        (lambda: make_gamma(float("nan"), 5.0), "gamma_0 .*must be below .*, found nan and 5"),
+        (lambda: table(GAMMA, PARAMS, 1), "num_timesteps must be at least 2 .* found 1"),
         (
-            lambda: vdm.process_from_gamma(np.array([-3.0, 1.0, 1.0]), TOLD),
+            lambda: vdm.process_from_gamma(np.array([-3.0, 1.0, 1.0]), GAMMA_RANGE),
             "gamma must rise strictly, found 1 and 1 at t = 2 and 3",
         ),
-        (lambda: vdm.process_from_gamma(np.array([np.nan]), TOLD), "finite numbers"),
+        (lambda: vdm.process_from_gamma(np.array([np.nan]), GAMMA_RANGE), "finite numbers"),
         (
             lambda: bound(gaussian, jnp.float32(1.0), PARAMS, *batch(2), kind="noise"),
             "unknown kind 'noise'",

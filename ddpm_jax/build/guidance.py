@@ -1,11 +1,12 @@
 """The guidance that a config asks for, checked against what its model can do."""
 
 from ddpm_jax import guidance
-from ddpm_jax.noisy_classifier import label_log_prob
 from ddpm_jax.config import Config, ModelConfig
+from ddpm_jax.config_checks import check_unused
 from ddpm_jax.errors import UserError
 from ddpm_jax.guidance import Guide
 from ddpm_jax.models import Model
+from ddpm_jax.noisy_classifier import label_log_prob
 from ddpm_jax.process import GaussianProcess
 
 
@@ -19,12 +20,8 @@ def from_config(config: Config, process: GaussianProcess) -> float | Guide:
     c = config.sample
     w, interval, rescale = c.guidance, c.guidance_interval, c.guidance_rescale
     if not w:
-        for name in ("guidance_interval", "guidance_rescale"):
-            if getattr(c, name):
-                raise UserError(
-                    f"sample.{name} is {getattr(c, name)}, but sample.guidance is 0; set "
-                    "sample.guidance to its weight w, for instance 1.5"
-                )
+        options, users = ("guidance_interval", "guidance_rescale"), " (any other weight: yes)"
+        check_unused(c, options, "sample.guidance=0", users)
         return 0.0
     if not guidable(config.model):
         raise UserError(
@@ -39,12 +36,12 @@ def from_config(config: Config, process: GaussianProcess) -> float | Guide:
         )
     if len(interval) not in (0, 2):
         raise UserError(f"sample.guidance_interval must be (low, high) or (), found {interval}")
-    interval = interval or None
-    guidance.check(w, interval, rescale, process.num_timesteps)
+    between = (interval[0], interval[1]) if interval else None
+    guidance.check(w, between, rescale, process.num_timesteps)
 
-    def guide(denoiser, params, cond):
+    def guide(process, denoiser, params, cond):
         pair_fn = denoiser(params, guidance.with_null(cond))
-        return guidance.classifier_free(process, pair_fn, w, interval=interval, rescale=rescale)
+        return guidance.classifier_free(process, pair_fn, w, interval=between, rescale=rescale)
 
     return guide
 
@@ -63,12 +60,12 @@ def with_classifier(config: Config, process: GaussianProcess, judge: Model, scal
     own, conditional = from_config(config, process), config.model.class_conditional
     guidance.check_scale(scale)
 
-    def guide(denoiser, params, cond):
+    def guide(process, denoiser, params, cond):
         if not cond or "label" not in cond:
             raise UserError("classifier guidance needs cond={'label': labels}: none was given")
         seen = {name: rows for name, rows in cond.items() if conditional or name != "label"}
-        if own:
-            denoise_fn = own(denoiser, params["model"], seen)
+        if callable(own):
+            denoise_fn = own(process, denoiser, params["model"], seen)
         else:
             denoise_fn = denoiser(params["model"], seen)
 

@@ -1,10 +1,14 @@
-"""The training loss that a config asks for, and the draw of its timesteps."""
+"""The training loss that a config asks for, and the draw of its timesteps.
+
+A new weighting is a function in `losses.py` and a row of `WEIGHTINGS`.
+"""
 
 import functools
 from collections.abc import Callable
 
 from ddpm_jax import losses, time_samplers
 from ddpm_jax.config import Config, LossConfig
+from ddpm_jax.config_checks import Choice, choose
 from ddpm_jax.errors import UserError, look_up
 from ddpm_jax.predictions import check_kind
 from ddpm_jax.process import GaussianProcess
@@ -12,10 +16,19 @@ from ddpm_jax.time_samplers import TimeSampler
 from ddpm_jax.types import ApplyFn, Array
 
 WEIGHTINGS = {
-    "simple": lambda c: losses.simple,
-    "vlb": lambda c: losses.vlb,
-    "min_snr": lambda c: functools.partial(losses.min_snr, gamma=c.min_snr_gamma),
-    "p2": lambda c: functools.partial(losses.p2, k=c.p2_k, gamma=c.p2_gamma),
+    "simple": Choice(lambda c: losses.simple),
+    "vlb": Choice(lambda c: losses.vlb),
+    "min_snr": Choice(
+        lambda c: functools.partial(losses.min_snr, gamma=c.min_snr_gamma), ("min_snr_gamma",)
+    ),
+    "p2": Choice(
+        lambda c: functools.partial(losses.p2, k=c.p2_k, gamma=c.p2_gamma), ("p2_k", "p2_gamma")
+    ),
+}
+OBJECTIVES = {  # of `losses.denoising_loss`
+    "simple": Choice(lambda c: "simple"),
+    "hybrid": Choice(lambda c: "hybrid", ("vlb_lambda",)),
+    "vlb": Choice(lambda c: "vlb"),
 }
 TIME_SAMPLERS = {
     "uniform": time_samplers.uniform,
@@ -37,7 +50,8 @@ def loss_fn(config: Config, process: GaussianProcess, apply_fn: ApplyFn) -> Call
     """
     c, learned = config.loss, config.model.learn_variance
     check_kind(process, c.kind)
-    weighting = look_up(WEIGHTINGS, "loss.weighting", c.weighting)(c)
+    weighting = choose(WEIGHTINGS, c, "weighting")(c)
+    objective = choose(OBJECTIVES, c, "objective")(c)
     if c.objective == "simple" and learned:
         raise UserError(
             "model.learn_variance is True, but loss.objective=simple never trains the variance; "
@@ -47,11 +61,6 @@ def loss_fn(config: Config, process: GaussianProcess, apply_fn: ApplyFn) -> Call
         raise UserError(
             "loss.objective is hybrid, whose bound trains the variance alone, but "
             "model.learn_variance is False; set it to True"
-        )
-    if c.objective != "hybrid" and c.vlb_lambda != LossConfig.vlb_lambda:
-        raise UserError(
-            f"loss.vlb_lambda is {c.vlb_lambda}, but loss.objective={c.objective} does not use it "
-            f"(hybrid: yes); leave it at {LossConfig.vlb_lambda}"
         )
 
     def loss(params, x_0, t, eps, cond, train, key):
@@ -65,7 +74,7 @@ def loss_fn(config: Config, process: GaussianProcess, apply_fn: ApplyFn) -> Call
             cond,
             kind=c.kind,
             weighting=weighting,
-            objective=c.objective,
+            objective=objective,
             vlb_lambda=c.vlb_lambda,
             variance="learned_range" if learned else config.sample.variance,
             train=train,

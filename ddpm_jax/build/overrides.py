@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddpm_jax import config as config_lib
-from ddpm_jax.build.sampling import SAMPLER_OPTIONS
+from ddpm_jax.build.sampling import without_sampler_options
 from ddpm_jax.config import Config, SampleConfig
 
 
@@ -16,8 +16,7 @@ def override(config: Config, sample: Mapping[str, Any] | None) -> Config:
     sample = dict(sample or {})
     sections = config_lib.to_dict(config)
     if sample.get("sampler", config.sample.sampler) != config.sample.sampler:
-        defaults = {name: getattr(SampleConfig, name) for name in SAMPLER_OPTIONS}
-        sample = defaults | sample
+        sample = without_sampler_options(config.sample) | sample
     return config_lib.from_dict(sections | {"sample": sections["sample"] | sample})
 
 

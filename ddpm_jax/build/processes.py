@@ -1,37 +1,57 @@
-"""The forward process that a config asks for."""
+"""The forward process that a config asks for.
+
+A new schedule is a function in `schedules.py` and a row of `SCHEDULES`.
+"""
+
+import dataclasses
 
 from ddpm_jax import schedules
 from ddpm_jax.config import ProcessConfig
-from ddpm_jax.errors import UserError, look_up
+from ddpm_jax.config_checks import Choice, choose
+from ddpm_jax.errors import UserError
 from ddpm_jax.process import GaussianProcess, make_process
 
-SCHEDULES = {
-    "linear": lambda c: schedules.linear(c.num_timesteps, c.beta_1 or None, c.beta_T or None),
-    "quadratic": lambda c: schedules.quadratic(c.num_timesteps, c.beta_1 or None, c.beta_T or None),
-    "sigmoid": lambda c: schedules.sigmoid(c.num_timesteps, c.beta_1 or None, c.beta_T or None),
-    "constant": lambda c: schedules.constant(c.num_timesteps, c.beta_T or None),
-    "cosine": lambda c: schedules.cosine(c.num_timesteps),
+LAST, BOTH = ("beta_T", "zero_terminal_snr"), ("beta_1", "beta_T", "zero_terminal_snr")
+SCHEDULES = {  # betas by a formula, from `config.process`
+    "linear": Choice(
+        lambda c: schedules.linear(c.num_timesteps, c.beta_1 or None, c.beta_T or None), BOTH
+    ),
+    "quadratic": Choice(
+        lambda c: schedules.quadratic(c.num_timesteps, c.beta_1 or None, c.beta_T or None), BOTH
+    ),
+    "sigmoid": Choice(
+        lambda c: schedules.sigmoid(c.num_timesteps, c.beta_1 or None, c.beta_T or None), BOTH
+    ),
+    "constant": Choice(lambda c: schedules.constant(c.num_timesteps, c.beta_T or None), LAST),
+    "cosine": Choice(lambda c: schedules.cosine(c.num_timesteps), ("zero_terminal_snr",)),
 }
 
 
 def process(config: ProcessConfig) -> GaussianProcess:
-    """Build the forward process of `config.process`, of a schedule that is not learned."""
-    if config.schedule == "learned":
-        raise UserError(
-            "process.schedule is learned, so its chain is known only of a trained run "
-            f"(ddpm_jax.load); here, take one of {', '.join(SCHEDULES)}"
-        )
-    for name in ("gamma_min", "gamma_max"):
-        if getattr(config, name) != getattr(ProcessConfig, name):
-            raise UserError(
-                f"process.{name} is {getattr(config, name)}, but the {config.schedule} schedule "
-                f"does not use it (learned: yes); leave it at {getattr(ProcessConfig, name)}"
-            )
-    betas = look_up(SCHEDULES, "process.schedule", config.schedule)(config)
-    for name in {"cosine": ["beta_1", "beta_T"], "constant": ["beta_1"]}.get(config.schedule, []):
-        if getattr(config, name):
-            raise UserError(
-                f"process.{name} is {getattr(config, name)}, but the {config.schedule} schedule "
-                "does not use it; leave it at 0"
-            )
+    """Build the forward process of `config.process`, if its schedule is not learned."""
+    betas = check(config)(config)
     return make_process(schedules.zero_terminal_snr(betas) if config.zero_terminal_snr else betas)
+
+
+def check(config: ProcessConfig):
+    """Return the builder of the betas.
+
+    Raises:
+      UserError: no such schedule, or an option is set that this schedule does not use.
+    """
+    learned = Choice(_only_trained, ("gamma_min", "gamma_max"))
+    return choose(SCHEDULES | {"learned": learned}, config, "schedule")
+
+
+def with_schedule(config: ProcessConfig, schedule: str) -> ProcessConfig:
+    """Return the config with another schedule; the options that it does not use fall away."""
+    used = {"num_timesteps", *SCHEDULES[schedule].options}
+    kept = {name: value for name, value in dataclasses.asdict(config).items() if name in used}
+    return ProcessConfig(schedule=schedule, **kept)
+
+
+def _only_trained(config: ProcessConfig):
+    raise UserError(
+        "process.schedule is learned, so its chain is known only of a trained run "
+        f"(ddpm_jax.load); here, take one of {', '.join(SCHEDULES)}"
+    )

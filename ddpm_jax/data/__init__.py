@@ -1,11 +1,15 @@
-"""Images: `open_dataset(config)` -> `Dataset`; `Batches` deals them out.
+"""Data sets of images: `open_dataset(config)` returns a `Dataset`, `Batches` returns its batches.
 
     config --datasets.py--> a prepared set --sources.py--> Source --batches.py--> batch(step)
 
-One module per family of sets writes it as TFDS's array_record files (cifar, mnist, digits, emoji,
-folder); `prepared.py` finds and reads these and whatever else TFDS has prepared; `download.py`
-brings archives, `images.py` makes every picture the size and mode of the run. This is the only part
-of the library that imports tensorflow_datasets, and it never imports TensorFlow.
+- cifar, mnist, digits, emoji, folder: one module per family of sets. Each writes its sets as
+  array_record files, in the format of TFDS (TensorFlow Datasets).
+- prepared: finds and reads these files, and every other set that TFDS has prepared.
+- images: converts every image to the size and the channels of the run.
+- cond: selects the entries of a batch that condition the network.
+
+Archives are downloaded by `runtime.files`. Only this folder imports tensorflow_datasets, and it
+never imports TensorFlow.
 """
 
 from ddpm_jax.data.batches import Batches

@@ -1,9 +1,9 @@
-"""Batches whose content is a pure function of (seed, step).
+"""Batches as a pure function of (seed, step).
 
-The images are dealt from an endless row of shuffled decks: deck e is a permutation of the set
-drawn from (seed, e), and batch k is the k-th run of `batch_size` cards. So every image comes once
-in each deck, none is dropped, and a batch may hold the end of one deck and the beginning of the
-next. There is no state: to resume at step k is to ask for batch k.
+The order of the images is an endless sequence of epochs. Epoch e is a permutation of the set, drawn
+from (seed, e). Batch k takes images k * batch_size up to (k + 1) * batch_size of this sequence. So
+every image comes once per epoch, none is dropped, and a batch may cross the border of two epochs.
+There is no state: a run that resumes at step k asks for batch k.
 """
 
 import functools
@@ -14,24 +14,27 @@ import numpy as np
 from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import UserError
 
-ORDER, FLIP = 0, 1  # the streams of random numbers: each is seeded by (seed, stream, counter)
+ORDER, FLIP = 0, 1  # two streams of random numbers, each seeded by (seed, stream, epoch or step)
 
 
 class Batches:
-    """The batches of a training run, or this process's share of them.
+    """The batches of a training run, or this process's slices of them.
 
-    The global batch of a step is the same for every `process_count`: process i holds the i-th of
-    `process_count` equal slices of it, and the flips are drawn for the whole batch.
+    The global batch of a step does not depend on `process_count`. Process i receives the i-th of
+    `process_count` equal slices, and the flips are drawn for the whole batch.
 
     Args:
       source: the images.
       batch_size: images in the global batch, at most `len(source)`.
-      seed: non-negative.
-      flip: whether each image is mirrored left to right with probability 1/2.
-      process_index: which slice is this process's.
-      process_count: the number of slices; divides `batch_size`.
-      rows: more arrays with a row for each image, dealt with them; no entry may be called "image"
-        or "label".
+      seed: seed of the order and of the flips, at least 0.
+      flip: whether to mirror each image left to right with probability 1/2.
+      process_index: index of this process's slice, in 0..process_count-1.
+      process_count: the number of slices; must divide `batch_size`.
+      rows: further arrays with one row per image, added to each batch under their names. The names
+        "image" and "label" are not allowed.
+
+    Raises:
+      UserError: a wrong `batch_size` or `seed`.
     """
 
     def __init__(
@@ -48,16 +51,16 @@ class Batches:
             raise UserError(f"train.batch_size must be at least 1, found {batch_size}")
         if batch_size > len(source):
             raise UserError(
-                f"train.batch_size is {batch_size} but there are only {len(source)} training "
+                f"train.batch_size is {batch_size}, but there are only {len(source)} training "
                 f"images; set train.batch_size to at most {len(source)}, or add images"
             )
         if batch_size % process_count:
             raise UserError(
-                f"train.batch_size must be a multiple of the {process_count} processes, "
-                f"found {batch_size}"
+                f"train.batch_size must be a multiple of {process_count}, the number of "
+                f"processes, found {batch_size}"
             )
         if seed < 0:
-            raise UserError(f"train.seed must not be negative, found {seed}")
+            raise UserError(f"train.seed must be at least 0, found {seed}")
         self.source = source
         self.batch_size = batch_size
         self.seed = seed
@@ -65,22 +68,28 @@ class Batches:
         self.rows = dict(rows or {})
         per_process = batch_size // process_count
         self._mine = slice(process_index * per_process, (process_index + 1) * per_process)
-        self._deck = functools.lru_cache(maxsize=2)(self._shuffle)  # a batch spans at most two
+        # A batch spans at most two epochs.
+        self._order = functools.lru_cache(maxsize=2)(self._shuffle)
 
     def _shuffle(self, epoch: int) -> np.ndarray:
-        """Return the order of the images in this epoch, int64 [N]."""
+        """Return the order of the N images in this epoch, int64 [N]."""
         return np.random.default_rng([self.seed, ORDER, epoch]).permutation(len(self.source))
 
     def indices(self, step: int) -> np.ndarray:
-        """Return which images are in the global batch of this step, int64 [batch_size]."""
-        epochs, places = np.divmod(
+        """Return the indices of the images in the global batch of this step, int64 [batch_size]."""
+        epochs, positions = np.divmod(
             np.arange(step * self.batch_size, (step + 1) * self.batch_size), len(self.source)
         )
-        decks = [self._deck(int(e))[places[epochs == e]] for e in np.unique(epochs)]
-        return np.concatenate(decks)
+        parts = [self._order(int(e))[positions[epochs == e]] for e in np.unique(epochs)]
+        return np.concatenate(parts)
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
-        """Return this process's slice: `image` uint8 [B, H, W, C], `label` int32 [B] and `rows`."""
+        """Return this process's slice of the batch of this step.
+
+        Returns:
+          "image" uint8 [B, H, W, C], "label" int32 [B] and the entries of `rows`, [B, ...], where
+          B is batch_size / process_count.
+        """
         indices = self.indices(step)[self._mine]
         images, labels = self.source.read(indices)
         if self.flip:

@@ -1,12 +1,12 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009): 32x32 RGB, 50,000 training and 10,000 test images.
 
-Prepared from the upstream binary archives with the features, keys, names and versions of TFDS's own
-builders, so that either can read what the other has prepared as array_record.
+The builders read the upstream binary archives. Features, keys, names and versions are the same as
+in TFDS's own builders. So TFDS reads the array_record files written here, and the other way round.
 """
 
 import tarfile
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -16,11 +16,11 @@ from ddpm_jax.data.images import encode_png
 from ddpm_jax.data.prepared import Builder
 from ddpm_jax.runtime.files import Archive, fetch
 
-PIXELS = 3 * 32 * 32  # bytes of an image; planes of red, green, blue
+PIXELS = 3 * 32 * 32  # bytes of an image: a red, a green and a blue plane
 
 
 class Cifar10(Builder, skip_registration=True):
-    """The builder of the set `cifar10`."""
+    """Builder of the set `cifar10`."""
 
     name = "cifar10"
     VERSION = tfds.core.Version("3.0.2")
@@ -32,7 +32,7 @@ class Cifar10(Builder, skip_registration=True):
     FOLDER = "cifar-10-batches-bin"
     TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
     TEST = ("test_batch.bin",)
-    # Of each label byte, in their order: the feature, the file of its names, their number.
+    # For each label byte, in order: (feature, file with the class names, number of classes).
     LABELS = (("label", "batches.meta.txt", 10),)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -60,15 +60,18 @@ class Cifar10(Builder, skip_registration=True):
         with tarfile.open(path) as archive:
             for key, file, _ in self.LABELS:
                 names = self._member(archive, file).read().decode().split("\n")
-                self.info.features[key].names = [name for name in names if name]
+                features: Any = self.info.features
+                features[key].names = [name for name in names if name]
         return {
             "train": self._generate_examples(path, "train", self.TRAIN),
             "test": self._generate_examples(path, "test", self.TEST),
         }
 
-    def _member(self, archive: tarfile.TarFile, file: str) -> BinaryIO:
-        """Open a file of the archive."""
-        return archive.extractfile(f"{self.FOLDER}/{file}")
+    def _member(self, archive: tarfile.TarFile, file: str) -> IO[bytes]:
+        """Open `file` of the archive for reading."""
+        member = archive.extractfile(f"{self.FOLDER}/{file}")
+        assert member is not None, f"{file} is a folder"
+        return member
 
     def _generate_examples(
         self, path: Any, split: str, files: tuple[str, ...]
@@ -87,7 +90,7 @@ class Cifar10(Builder, skip_registration=True):
 
 
 class Cifar100(Cifar10, skip_registration=True):
-    """The builder of the set `cifar100`; its label is the fine one."""
+    """Builder of the set `cifar100`; "label" is the fine label (100 classes)."""
 
     name = "cifar100"
     ARCHIVE = Archive(

@@ -1,8 +1,18 @@
-"""What of a batch the network is told besides x_t and t, as the config says."""
+"""The conditioning of a run: which entries of a batch the network receives with x_t and t.
+
+    cond entry              the network receives it if             it comes from
+    label                   model.class_conditional                the labels of the set
+    embedding               model.embedding_dim > 0                the texts, encoded (`text_rows`)
+    context, context_mask   model.context_dim > 0                  the texts, encoded (`text_rows`)
+    image                   model.super_resolution > 0             the image itself, made coarse
+
+`models.inputs` gives their shapes.
+"""
 
 import math
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +27,23 @@ from ddpm_jax.pixels import to_x_0
 from ddpm_jax.pretrained import text_encoder
 from ddpm_jax.types import Array, Conditioning
 
-CHUNK = 512  # images read at once
+CHUNK = 512  # number of images read at a time
 
 
 def coarse(x_0: Array, factor: int) -> Array:
-    """Return images [B, H, W, C] with each block of factor x factor pixels at its mean.
+    """Replace each block of factor x factor pixels by its mean; the shape stays.
 
-    The conditioning of super-resolution (Ho et al. 2022, "Cascaded diffusion models"; there the
-    upsampling is bilinear): averaging, then repeating, so that the shape stays.
+    This is the low-resolution image that conditions super-resolution (Ho et al. 2022, "Cascaded
+    diffusion models").
+
+    Deviates from the paper, which upsamples bilinearly: here the mean is repeated.
+
+    Args:
+      x_0: [B, H, W, C] float; `factor` divides H and W.
+      factor: side of a block in pixels, at least 1.
+
+    Returns:
+      [B, H, W, C] float.
     """
     batch, height, width, channels = x_0.shape
     blocks = x_0.reshape(batch, height // factor, factor, width // factor, factor, channels)
@@ -33,7 +52,7 @@ def coarse(x_0: Array, factor: int) -> Array:
 
 
 def cond_names(config: Config) -> tuple[str, ...]:
-    """Return the entries of cond that the network of this config takes."""
+    """Return the names of the cond entries that the network of this config receives."""
     model = config.model
     names = {
         "label": model.class_conditional,
@@ -46,13 +65,14 @@ def cond_names(config: Config) -> tuple[str, ...]:
 
 
 def make_cond_fn(config: Config):
-    """Return batch -> cond: the entries of the batch that the network takes, or None.
+    """Return a function from a batch to cond: the entries that the network receives.
 
-    The batch's own "image" is what is to be learned; cond["image"] is its coarse version.
+    The function returns None if the network has no conditioning. The batch's "image" is the
+    training target; cond["image"] is its coarse version (`coarse`), float in [-1, 1].
     """
     names, factor = cond_names(config), config.model.super_resolution
 
-    def cond_fn(batch: dict[str, Array]) -> Conditioning | None:
+    def cond_fn(batch: Mapping[str, Any]) -> Conditioning | None:
         cond = {name: batch[name] for name in names if name != "image"}
         if factor:
             cond["image"] = coarse(to_x_0(batch["image"]), factor)
@@ -64,9 +84,10 @@ def make_cond_fn(config: Config):
 def text_rows(
     config: Config, dataset: Dataset
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Return the encoded texts of the training and of the held-out images, a row for each.
+    """Return the encoded texts of the training images and of the held-out images.
 
-    They are computed once for a set and kept in data.data_dir.
+    Each is {name of a cond entry: array with one row per image}, and {} without texts. The arrays
+    are computed once per set and cached in data.data_dir.
     """
     directory = pathlib.Path(data_directory(config.data.data_dir)) / "encoded_texts"
     names = cond_names(config)
@@ -81,13 +102,16 @@ def text_rows(
 def cond_of(
     config: Config, source: Source, rows: Mapping[str, np.ndarray], indices: np.ndarray
 ) -> Conditioning | None:
-    """Return what the network is told of some images of a source; None where it is told nothing.
+    """Return the cond of some images of a source; None if the network has no conditioning.
 
     Args:
-      config: the run's.
+      config: the config of the run.
       source: the images.
-      rows: the encoded texts of all of them (`text_rows`).
-      indices: [n] int.
+      rows: the encoded texts of all images of the source (`text_rows`).
+      indices: [n] int, which images.
+
+    Returns:
+      numpy arrays with n rows.
     """
     images, labels = source.read(indices)
     batch = {"image": images, "label": labels} | {k: v[indices] for k, v in rows.items()}
@@ -99,10 +123,11 @@ def grid_cond(
     dataset: Dataset,
     train_rows: Mapping[str, np.ndarray],
     test_rows: Mapping[str, np.ndarray],
-) -> dict[str, np.ndarray] | None:
-    """Return what the sample grids of a run are told: each class in turn, where labels are all.
+) -> Mapping[str, Any] | None:
+    """Return the cond of the train.num_samples images in a run's sample grids, or None.
 
-    Texts and coarse images are those of the first held-out images, of training images if none.
+    If the label is the only entry, the classes come in turn: 0, 1, 2, ... Otherwise the cond is
+    taken from the first held-out images, or from the first training images if none are held out.
     """
     names, n = cond_names(config), config.train.num_samples
     if names in ((), ("label",)):
@@ -118,23 +143,24 @@ def drawn_cond(
     n: int,
     seed: int,
 ) -> dict[str, np.ndarray] | None:
-    """Return what n images of a split, in random order, tell the network; None if nothing.
+    """Return the cond of n images of a split, in random order; None without conditioning.
 
-    Where n is the number of images each is taken once: classes are as frequent as in the data.
+    Every image is taken once before any is taken twice. So if n is a multiple of the number of
+    images, each class is as frequent as in the data.
 
     Args:
-      config: the run's.
-      source: the split's images.
-      rows: what else the network is told of each of them (`text_rows`).
-      n: how many, with repetition after all have had their turn.
-      seed: of the order.
+      config: the config of the run.
+      source: the images of the split.
+      rows: the encoded texts of all images of the split (`text_rows`).
+      n: number of rows to return, at least 1.
+      seed: seed of the order.
     """
     if not cond_names(config):
         return None
     cond_fn, parts = make_cond_fn(config), []
     order = np.random.default_rng(seed).permutation(len(source))
     order = np.tile(order, math.ceil(n / len(order)))[:n]
-    for start in range(0, n, CHUNK):  # the images need not fit in memory
+    for start in range(0, n, CHUNK):  # in chunks, because the images may not fit in memory
         indices = order[start : start + CHUNK]
         images, labels = source.read(indices)
         batch = {"image": images, "label": labels} | {k: v[indices] for k, v in rows.items()}
@@ -143,25 +169,36 @@ def drawn_cond(
 
 
 def check(config: Config, image_shape: tuple[int, int, int]) -> None:
-    """Raise `UserError` where the config asks for a conditioning that the data do not give."""
+    """Check that the data provide the conditioning that the config asks for.
+
+    Args:
+      config: the config of the run.
+      image_shape: (H, W, C) of the images.
+
+    Raises:
+      UserError: texts are missing, unused or of another width than the network's input; or
+        super-resolution by a factor that does not divide the images.
+    """
     model, width = config.model, text_encoder.WIDTH
     dims = {"model.embedding_dim": model.embedding_dim, "model.context_dim": model.context_dim}
     if config.data.text and not any(dims.values()):
         raise UserError(
-            f"data.text is True, but the model takes no text; set model.embedding_dim={width} "
-            f"or model.context_dim={width}, or data.text=False"
+            f"data.text is True, but the network has no input for texts; set "
+            f"model.embedding_dim={width} or model.context_dim={width}, or set data.text=False"
         )
     for key, dim in dims.items():
         if dim and not config.data.text:
             raise UserError(
-                f"{key} is {dim}, but data.text is False, so there is nothing to feed it; set "
-                f"data.text=True (emoji), or {key}=0"
+                f"{key} is {dim}, but data.text is False, so there are no texts to encode; set "
+                f"data.text=True (needs data.name='emoji' or another set with names), or {key}=0"
             )
         if dim not in (0, width):
-            raise UserError(f"{key} is {dim}, but texts are {width} wide; set {key} to that")
+            raise UserError(
+                f"{key} is {dim}, but the encoded texts are {width} wide; set {key}={width}"
+            )
     factor, (rows, columns, _) = model.super_resolution, image_shape
     if factor and (factor < 2 or rows % factor or columns % factor):
         raise UserError(
-            f"model.super_resolution must be a factor of at least 2 that divides the images' "
-            f"{rows}x{columns}, or 0, found {factor}"
+            f"model.super_resolution must be 0 (off), or a factor of at least 2 that divides both "
+            f"sides of the {rows}x{columns} images, found {factor}"
         )

@@ -1,4 +1,7 @@
-"""From a `DataConfig` to images: `open_dataset`."""
+"""`open_dataset`: from a `DataConfig` to the training and held-out images.
+
+A new data set is a file with its `prepared.Builder`, and one row of `BUILDERS`.
+"""
 
 import dataclasses
 import math
@@ -30,16 +33,16 @@ BUILDERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """An opened set.
+    """An opened data set.
 
     Attributes:
       train: the training images.
-      test: the held-out images, or None.
+      test: the held-out images; None if there are none.
       image_shape: (H, W, C) of every image.
-      num_classes: 0 where there are no labels.
-      class_names: one per class.
-      train_texts: with data.text, the name of each training image; else empty.
-      test_texts: of each held-out image.
+      num_classes: number of classes; 0 if the set has no labels.
+      class_names: one name per class.
+      train_texts: if data.text is True, the name of each training image; otherwise empty.
+      test_texts: the same for the held-out images.
     """
 
     train: Source
@@ -52,9 +55,13 @@ class Dataset:
 
 
 def open_dataset(config: DataConfig) -> Dataset:
-    """Open the set that the config names, preparing it first where that has not been done.
+    """Open the set that the config names. Prepare it first if that has not been done yet.
 
-    Raises `UserError` for whatever the user can mend: a name, a split, a missing archive.
+    If both splits together need at most data.ram_limit_gb, they are read into memory.
+
+    Raises:
+      UserError: a mistake that the user can correct, such as an unknown name or split, a missing
+        archive, or images of different sizes without data.image_size.
     """
     _check(config)
     with prepared.quiet():
@@ -68,9 +75,10 @@ def _open(config: DataConfig) -> Dataset:
         builder = prepared.prepare(builder)
     else:
         builder = prepared.find(config.name, data_dir, BUILDERS)
-    report_skipped(builder.info.metadata.get("skipped", []), config.on_bad_image)
+    metadata: Any = builder.info.metadata
+    report_skipped(metadata.get("skipped", []), config.on_bad_image)
     shape = _image_shape(builder.info, config)
-    label = dict(builder.info.features).get("label")
+    label = _features(builder.info).get("label")
     class_names = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
 
     def decode(record: dict[str, Any]) -> tuple[np.ndarray, int]:
@@ -83,7 +91,8 @@ def _open(config: DataConfig) -> Dataset:
         splits["data.test_split"] = config.test_split
     records = [prepared.records(builder, split, key) for key, split in splits.items()]
     texts = [_names(split, builder.info) for split in records] if config.text else []
-    sources: list[Source] = [RecordSource(split, decode) for split in records]
+    sources: list[Source] = []
+    sources += [RecordSource(split, decode) for split in records]
     num_bytes = sum(len(source) for source in sources) * math.prod(shape)
     if num_bytes <= config.ram_limit_gb * 1e9:
         sources = [load(source, shape) for source in sources]
@@ -91,44 +100,60 @@ def _open(config: DataConfig) -> Dataset:
     return Dataset(train, test, shape, len(class_names), class_names, *texts)
 
 
+def _features(info: tfds.core.DatasetInfo) -> dict[str, Any]:
+    """Return the features of a set, by name."""
+    features: Any = info.features
+    return dict(features)
+
+
 def _names(records: prepared.Records, info: tfds.core.DatasetInfo) -> tuple[str, ...]:
-    """Return the names of the images of a split, in its order."""
-    if not isinstance(dict(info.features).get("name"), tfds.features.Text):
+    """Return the names of a split's images, in the order of its records."""
+    if not isinstance(_features(info).get("name"), tfds.features.Text):
         raise UserError(
-            f"data.text is True, but the images of {info.name} have no names; take "
-            "data.name='emoji', or data.text=False"
+            f"data.text is True, but the images of {info.name} have no names; set "
+            "data.name='emoji', or set data.text=False"
         )
     names = (record["name"] for record in records.__getitems__(list(range(len(records)))))
     return tuple(n.decode() if isinstance(n, bytes) else str(n) for n in names)
 
 
 def _check(config: DataConfig) -> None:
-    """Refuse values that no set can have."""
+    """Refuse values that are wrong for every set."""
     if config.channels not in (0, *images.MODES):
-        raise UserError(f"data.channels must be 1, 3, 4, or 0, found {config.channels}")
+        raise UserError(
+            "data.channels must be 1 (grey), 3 (RGB), 4 (RGBA) or 0 (as stored), "
+            f"found {config.channels}"
+        )
     if config.image_size < 0:
-        raise UserError(f"data.image_size must be positive, or 0, found {config.image_size}")
+        raise UserError(
+            f"data.image_size must be a side in pixels, or 0 (as stored), found {config.image_size}"
+        )
     if config.crop not in images.CROPS:
         raise unknown("data.crop", config.crop, images.CROPS)
 
 
 def _image_shape(info: tfds.core.DatasetInfo, config: DataConfig) -> tuple[int, int, int]:
-    """Return (H, W, C) of the images as the config wants them."""
-    feature = dict(info.features).get("image")
+    """Return (H, W, C) of the images after the conversions that the config asks for."""
+    feature = _features(info).get("image")
     if not isinstance(feature, tfds.features.Image) or feature.np_dtype != np.uint8:
-        found = ", ".join(info.features)
-        raise UserError(f"{info.name} has no 8-bit feature 'image'; its features are: {found}")
-    height, width, channels = feature.shape
+        found = ", ".join(_features(info))
+        raise UserError(
+            f"the set {info.name} has no 8-bit feature 'image'; its features are: {found}; "
+            "set data.name to a set of 8-bit images"
+        )
+    shape: Any = feature.shape
+    height, width, channels = shape
     if config.image_size:
         height = width = config.image_size
     channels = config.channels or channels
     if height is None or width is None:
         raise UserError(
             f"the images of {info.name} differ in size; set data.image_size to the side in pixels "
-            "that they shall have, for example 64"
+            "that all must get, for example 64"
         )
     if channels is None:
         raise UserError(
-            f"the images of {info.name} differ in channels; set data.channels to 3, 1 or 4"
+            f"the images of {info.name} differ in their number of channels; set data.channels to "
+            "3 (RGB), 1 (grey) or 4 (RGBA)"
         )
     return height, width, channels

@@ -1,9 +1,11 @@
-"""scikit-learn's handwritten digits: 1,797 real grey 8x8 images in ten classes, nothing downloaded.
+"""scikit-learn's handwritten digits: 1,797 real grey 8x8 images in ten classes, without a download.
 
-They are the test part of the UCI set "Optical Recognition of Handwritten Digits". Each pixel counts
-0..16 strokes of a 4x4 block; it is stored as round(count * 255 / 16), so that 16 becomes 255. Every
-eleventh image, in scikit-learn's order, is in the split "test" (163 images), the others in "train"
-(1,634); "train+test" is all of them.
+They are the test part of the UCI set "Optical Recognition of Handwritten Digits". The value of each
+pixel is a count in 0..16: the inked pixels of a 4x4 block of the scan. It is stored as
+round(count * 255 / 16), so 16 becomes 255.
+
+The split "test" holds every eleventh image in scikit-learn's order (163 images). The split "train"
+holds the others (1,634). "train+test" holds all.
 """
 
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ from ddpm_jax.data.prepared import Builder
 
 
 class Digits(Builder, skip_registration=True):
-    """The builder of the set `digits`."""
+    """Builder of the set `digits`."""
 
     name = "digits"
     VERSION = tfds.core.Version("1.0.0")
@@ -36,16 +38,19 @@ class Digits(Builder, skip_registration=True):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
-        test = np.arange(1797) % 11 == 10  # not % 10: the order is partly 0, 1, .., 9, 0, 1, ..
+        # Not % 10: part of the set is in the order 0, 1, .., 9, 0, 1, .. So the classes of "test"
+        # would be uneven (40 threes, 10 ones).
+        test = np.arange(1797) % 11 == 10
         return {
             "train": self._generate_examples(np.flatnonzero(~test)),
             "test": self._generate_examples(np.flatnonzero(test)),
         }
 
     def _generate_examples(self, indices: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
-        from sklearn.datasets import load_digits  # here, for it takes longer than all other imports
+        # Imported here, because it takes longer than all other imports together.
+        from sklearn.datasets import load_digits
 
-        digits = load_digits()
+        digits: Any = load_digits()
         pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
         for i in indices.tolist():
             yield i, {"image": Image.fromarray(pixels[i]), "label": int(digits.target[i])}

@@ -1,17 +1,19 @@
-"""Colour emoji: Unicode's list of them, rendered from the Noto colour emoji font.
+"""Colour emoji: Unicode's list, rendered with the Noto colour emoji font.
 
-Labels are Unicode's nine groups ("Smileys & Emotion" .. "Flags"); each record also keeps the
-`name` ("grinning face") and the `subgroup` ("face-smiling"). Each fully qualified emoji that the
-font draws as one glyph is rendered at the font's own size (136x128), centred on a transparent
-square, resampled as `images.py` says: on white for RGB and grey, transparent for RGBA. Of names
-with the same picture (the flags of Norway and Bouvet Island) the first in the list is kept. With
-Noto 2.042 and Unicode 15.0 that makes 3,641 pictures, 1,861 without skin tones.
+The labels are Unicode's nine groups ("Smileys & Emotion" .. "Flags"). Each record also keeps the
+`name` ("grinning face") and the `subgroup` ("face-smiling").
 
-About one in twenty is in the split "test", chosen by a hash of the emoji without its skin tone, so
-that the variants of one emoji are never on both sides.
+Each fully qualified emoji that the font draws as one glyph is rendered at the font's own size
+(136x128), centred on a transparent square. Then `images.py` resamples it: on white for RGB and
+grey, transparent for RGBA. If several names have the same picture (the flags of Norway and Bouvet
+Island), only the first in the list is kept. Noto 2.042 and Unicode 15.0 give 3,641 pictures, or
+1,861 without skin tones.
 
-The font and the list are in Debian's packages fonts-noto-color-emoji (SIL Open Font License 1.1)
-and unicode-data.
+About one emoji in twenty is in the split "test". A hash of the emoji without its skin tone decides,
+so all skin tones of one emoji are in the same split.
+
+The font and the list come from the Debian packages fonts-noto-color-emoji (SIL Open Font License
+1.1) and unicode-data.
 """
 
 import hashlib
@@ -32,12 +34,12 @@ FONT = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
 EMOJI_TEST = "/usr/share/unicode/emoji/emoji-test.txt"
 STRIKE = 109  # the only size of the font's bitmaps, in pixels per em
 SKIN_TONES = frozenset(chr(code) for code in range(0x1F3FB, 0x1F400))
-EMOJI_STYLE = "\N{VARIATION SELECTOR-16}"  # asks for the coloured form; a skin tone replaces it
-HOLDOUT = 20  # one in so many emoji is held out
+EMOJI_STYLE = "\N{VARIATION SELECTOR-16}"  # selects the coloured form; a skin tone replaces it
+HOLDOUT = 20  # about one in HOLDOUT emoji is held out
 
 
 class Glyph(NamedTuple):
-    """One line of the list: the characters, their name, group and subgroup."""
+    """One line of Unicode's list: the characters, their name, group and subgroup."""
 
     text: str
     name: str
@@ -46,7 +48,11 @@ class Glyph(NamedTuple):
 
 
 class Emoji(Builder, skip_registration=True):
-    """The builder of the set `emoji`; every font, list and size is prepared in its own place."""
+    """Builder of the set `emoji`; each font, list and size has its own prepared directory.
+
+    Raises:
+      UserError: the font or the list is missing or of another kind.
+    """
 
     name = "emoji"
     VERSION = tfds.core.Version("1.0.0")
@@ -111,11 +117,21 @@ class Emoji(Builder, skip_registration=True):
 
 
 class Renderer:
-    """Draws emoji at the font's own size."""
+    """Draws emoji at the font's own size.
+
+    Args:
+      font_path: a colour emoji font with bitmaps, such as NotoColorEmoji.ttf.
+
+    Raises:
+      UserError: Pillow was built without raqm, or the file is not such a font.
+    """
 
     def __init__(self, font_path: pathlib.Path):
         if not features.check("raqm"):
-            raise UserError("emoji need a Pillow built with raqm; the wheels of Pillow have it")
+            raise UserError(
+                "data.name='emoji' needs Pillow with raqm, but this Pillow was built without it; "
+                "install Pillow's wheel: pip install --force-reinstall pillow"
+            )
         try:
             self.font = ImageFont.truetype(
                 str(font_path), STRIKE, layout_engine=ImageFont.Layout.RAQM
@@ -123,18 +139,24 @@ class Renderer:
         except OSError as error:
             raise UserError(
                 f"data.font_path {font_path} is not a colour emoji font with bitmaps of {STRIKE} "
-                f"pixels, as NotoColorEmoji.ttf is ({error})"
+                f"pixels ({error}); set data.font_path to a file such as NotoColorEmoji.ttf"
             ) from error
         self.box = self.font.getbbox("\N{GRINNING FACE}")
         face = self("\N{GRINNING FACE}")
         if face is None or not np.ptp(np.asarray(face)[:, :, :3], axis=2).any():  # blank or grey
-            raise UserError(f"data.font_path {font_path} draws no coloured bitmaps")
+            raise UserError(
+                f"data.font_path {font_path} draws no coloured bitmaps; set data.font_path to a "
+                "file such as NotoColorEmoji.ttf"
+            )
 
     def __call__(self, text: str) -> Image.Image | None:
-        """Return the emoji on a transparent square, or None where the font has no one glyph."""
-        if self.font.getbbox(text) != self.box:  # nothing drawn, or a sequence drawn as several
+        """Return the emoji as RGBA on a transparent square; None if the font has no single glyph.
+
+        The side of the square is the longer side of the font's bitmaps (136 for Noto).
+        """
+        if self.font.getbbox(text) != self.box:  # no glyph, or a sequence drawn as several glyphs
             return None
-        left, top, right, bottom = self.box
+        left, top, right, bottom = map(int, self.box)
         width, height = right - left, bottom - top
         side = max(width, height)
         picture = Image.new("RGBA", (side, side))
@@ -144,7 +166,15 @@ class Renderer:
 
 
 def read_list(path: pathlib.Path, skin_tones: bool) -> list[Glyph]:
-    """Return the fully qualified emoji of Unicode's emoji-test.txt, in its order."""
+    """Return the fully qualified emoji of Unicode's emoji-test.txt, in the order of the file.
+
+    Args:
+      path: the file emoji-test.txt.
+      skin_tones: whether to keep the emoji with a skin tone.
+
+    Raises:
+      UserError: the file lists no emoji.
+    """
     glyphs = []
     group = subgroup = ""
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -160,23 +190,27 @@ def read_list(path: pathlib.Path, skin_tones: bool) -> list[Glyph]:
                 glyphs.append(Glyph(text, name, group, subgroup))
     if not glyphs:
         raise UserError(
-            f"data.emoji_test_path {path} lists no emoji; give Unicode's emoji-test.txt"
+            f"data.emoji_test_path {path} lists no emoji; set it to Unicode's emoji-test.txt"
         )
     return glyphs
 
 
 def held_out(glyph: Glyph) -> bool:
-    """Return whether the emoji, with all its skin tones, is in the split "test"."""
+    """Return whether the emoji is in the split "test"; the same for all of its skin tones."""
     base = "".join(c for c in glyph.text if c not in SKIN_TONES and c != EMOJI_STYLE)
     return hashlib.sha256(base.encode()).digest()[0] % HOLDOUT == 0
 
 
 def _existing(key: str, path: str, default: str) -> pathlib.Path:
-    """Return the path that the config gives, or Debian's, if there is a file."""
+    """Return the config's path, or the Debian path if the config has none.
+
+    Raises:
+      UserError: there is no such file.
+    """
     found = pathlib.Path(path or default).expanduser()
     if not found.is_file():
         raise UserError(
-            f"{key}: there is no file {found}; install Debian's packages fonts-noto-color-emoji "
+            f"{key}: there is no file {found}; install the Debian packages fonts-noto-color-emoji "
             f"and unicode-data, or set data.font_path and data.emoji_test_path"
         )
     return found

@@ -1,16 +1,17 @@
 """A folder of images: any size and format that Pillow opens, prepared once at the size of the run.
 
-`<path>/<class>/**/<image>` gives labels, the classes being the sub-folders in sorted order;
-`<path>/<image>` gives none. Files that are no images by their ending, and whatever begins with a
-dot, are ignored. A link to somewhere outside of the folder is refused unless `data.follow_links`: a
-folder that somebody else packed could name any file of this machine. The conversions are those of
-`images.py`.
+`<path>/<class>/**/<image>` has labels: the classes are the sub-folders of `path`, sorted by name.
+`<path>/<image>` has no labels. Files with another ending than an image's, and names that begin with
+a dot, are ignored. `images.py` converts the images.
 
-The prepared set is keyed by the listing (names, sizes, times of change) and the settings, so that
-a changed folder is prepared anew, and what was prepared before stays.
+A link that leads out of the folder is refused unless data.follow_links is True. Otherwise a folder
+packed by a stranger could make us read any file of this machine.
 
-The `holdout` part is the split "test": the images whose names have the smallest hashes, so that the
-same folder is always divided the same way.
+A prepared set has a key: a hash of the files (names, sizes, times of change) and of the settings.
+So a changed folder is prepared again, and the earlier prepared sets stay.
+
+The split "test" is the fraction data.holdout of the images. It takes the images with the smallest
+hashes of their names, so the same folder is always divided in the same way.
 """
 
 import hashlib
@@ -30,13 +31,17 @@ from ddpm_jax.data.prepared import Builder
 from ddpm_jax.errors import UserError, unknown
 
 ON_BAD_IMAGE = ("refuse", "skip")
-# Pillow knows these endings but cannot read the pixels by itself.
+# Pillow registers endings for these formats, but cannot read the pixels without another program.
 UNREADABLE_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-NUM_NAMED = 5  # of the skipped images, in the warning
+NUM_NAMED = 5  # how many skipped images the warning names
 
 
 class Folder(Builder, skip_registration=True):
-    """The builder of the set `folder`."""
+    """Builder of the set `folder`.
+
+    Raises:
+      UserError: a setting is wrong, or the folder is refused by `scan` or `class_names`.
+    """
 
     name = "folder"
     VERSION = tfds.core.Version("1.0.0")
@@ -59,7 +64,7 @@ class Folder(Builder, skip_registration=True):
         size, channels = self.data_config.image_size, self.data_config.channels
         features = {
             "image": tfds.features.Image(shape=(size, size, channels)),
-            "name": tfds.features.Text(),  # of the file, relative to the folder
+            "name": tfds.features.Text(),  # path of the file, relative to the folder
         }
         if self.class_names:
             features["label"] = tfds.features.ClassLabel(names=self.class_names)
@@ -79,6 +84,8 @@ class Folder(Builder, skip_registration=True):
         self, split: str, files: list[str]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         num_read = 0
+        metadata: Any = self.info.metadata
+        skipped: list[str] = metadata["skipped"]
         num_threads = os.cpu_count() or 1
         results = map_ahead(self._encode, files, num_threads, depth=2 * num_threads)
         for file, result in zip(files, results, strict=True):
@@ -86,34 +93,41 @@ class Folder(Builder, skip_registration=True):
                 reason = f"unreadable image {self.root / file}: {_describe(result)}"
                 if self.data_config.on_bad_image == "refuse":
                     raise bad_image(reason)
-                self.info.metadata["skipped"].append(reason)
+                skipped.append(reason)
                 continue
             num_read += 1
-            name = file.encode(errors="replace").decode()  # names on disk need not be valid text
+            name = file.encode(errors="replace").decode()  # a name on disk may be invalid UTF-8
             record = {"image": result, "name": name}
             if self.class_names:
                 record["label"] = pathlib.PurePath(file).parts[0]
             yield hashlib.sha256(os.fsencode(file)).hexdigest(), record
         if not num_read:
-            raise UserError(f"none of the {len(files)} {split} images of {self.root} can be read")
+            raise UserError(
+                f"none of the {len(files)} {split} images of data.path {self.root} can be read; "
+                "repair them or set data.path to another folder"
+            )
 
     def _encode(self, file: str) -> bytes | Exception:
-        """Return the PNG to be stored, or why there is none."""
+        """Return the converted image as PNG bytes, or the error that reading it raised."""
         config = self.data_config
         try:
             with Image.open(self.root / file) as image:
                 upright = ImageOps.exif_transpose(image)
                 picture = images.convert(upright, config.channels)
             return images.encode_png(images.resize(picture, config.image_size, config.crop))
-        except Exception as error:  # on damaged files Pillow's plugins raise nearly everything
+        except Exception as error:  # Pillow's plugins raise many types for damaged files
             return error
 
 
 def scan(root: pathlib.Path, follow_links: bool = False) -> list[str]:
-    """Return the image files under `root`, an absolute path, relative to it, with "/", sorted.
+    """Return the paths of the image files under `root`, relative to `root`, with "/", sorted.
+
+    Args:
+      root: an absolute path.
+      follow_links: whether to follow links that lead out of `root`.
 
     Raises:
-      UserError: there are none, or one is a link or lies behind one that leads out of `root` and
+      UserError: there are no images; or a file or directory is a link that leads out of `root` and
         `follow_links` is False.
     """
     Image.init()
@@ -136,42 +150,61 @@ def scan(root: pathlib.Path, follow_links: bool = False) -> list[str]:
                 files.append((here / name).relative_to(root).as_posix())
     if not files:
         raise UserError(
-            f"data.path {root} holds no images; expected files such as a.png or class/a.jpg"
+            f"data.path {root} holds no images; put files such as a.png or class/a.jpg there, or "
+            "set data.path to another folder"
         )
     return sorted(files)
 
 
 def _is_inside(root: pathlib.Path, path: pathlib.Path, follow_links: bool) -> bool:
-    """Return whether to go there; not to a directory that `path` lies in itself, round and round.
+    """Return whether to visit `path`; False for a link to a directory that contains `path`.
+
+    Following such a link would never end.
 
     Raises:
-      UserError: a link that leads out of `root` and is not to be followed.
+      UserError: `path` is a link that leads out of `root`, and `follow_links` is False.
     """
     if not path.is_symlink():
         return True
     target = pathlib.Path(os.path.realpath(path))
     if not follow_links and not target.is_relative_to(root):
         raise UserError(
-            f"{path} is a link to {target}, outside of data.path; put a copy in its place, or set "
-            "data.follow_links=True if every such link is your own"
+            f"{path} is a link to {target}, outside of data.path; replace the link by a copy, or "
+            "set data.follow_links=True if you made every such link yourself"
         )
     return not pathlib.Path(os.path.realpath(path.parent)).is_relative_to(target)
 
 
 def class_names(root: pathlib.Path, files: list[str]) -> tuple[str, ...]:
-    """Return the sub-folders that hold images, sorted; none for a flat folder."""
+    """Return the names of the sub-folders that hold images, sorted; () for a flat folder.
+
+    Args:
+      root: the folder, for the error.
+      files: paths relative to `root`, from `scan`.
+
+    Raises:
+      UserError: there are images both at the top and in sub-folders.
+    """
     flat = [file for file in files if "/" not in file]
     if flat and len(flat) < len(files):
         nested = next(file for file in files if "/" in file)
         raise UserError(
             f"data.path {root} has images both at the top ({flat[0]}) and in sub-folders "
-            f"({nested}); move all into class sub-folders, or all to the top"
+            f"({nested}); move all images into class sub-folders, or all images to the top"
         )
     return () if flat else tuple(sorted({file.split("/")[0] for file in files}))
 
 
 def divide(files: list[str], holdout: float) -> tuple[list[str], list[str]]:
-    """Return the files of the splits train and test; train gets at least one."""
+    """Return the files of the splits "train" and "test".
+
+    "train" gets at least one file. If `holdout` is above 0, "test" gets at least one as well,
+    unless there is only one file.
+
+    Args:
+      files: paths relative to the folder.
+      holdout: fraction of the files in "test", in [0, 1).
+    """
     num_test = min(round(holdout * len(files)), len(files) - 1)
     if holdout:
         num_test = max(num_test, min(1, len(files) - 1))
@@ -181,7 +214,12 @@ def divide(files: list[str], holdout: float) -> tuple[list[str], list[str]]:
 
 
 def report_skipped(skipped: list[str], on_bad_image: str) -> None:
-    """Warn of the images that a prepared set lacks, or refuse it, as the config says."""
+    """Report the unreadable images that a prepared set left out.
+
+    Args:
+      skipped: one line for each, beginning with "unreadable image".
+      on_bad_image: "skip" logs a warning, "refuse" raises `UserError`.
+    """
     if skipped and on_bad_image == "refuse":
         raise bad_image(skipped[0])
     if skipped:
@@ -195,36 +233,40 @@ def report_skipped(skipped: list[str], on_bad_image: str) -> None:
 
 
 def bad_image(reason: str) -> UserError:
-    """Build the error for an image that cannot be read."""
-    return UserError(f"{reason}; repair or remove it, or set data.on_bad_image to 'skip'")
+    """Build the error for an image that cannot be read; `reason` names the file."""
+    return UserError(f"{reason}; repair or remove the file, or set data.on_bad_image='skip'")
 
 
 def _stamp(path: pathlib.Path) -> str:
-    """Return what changes when a file changes: its size and time."""
+    """Return a text that changes when the file changes: its size and its time of change."""
     try:
         stat = path.stat()
-    except OSError:  # a broken link; reading it will say so
+    except OSError:  # a broken link; opening the image reports it later
         return "absent"
     return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
 def _describe(error: Exception) -> str:
-    """Return what Pillow says about a damaged file, in one line."""
+    """Return Pillow's message about a damaged file, in one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def _check(config: DataConfig) -> None:
-    """Refuse a config that lacks what a folder needs."""
+    """Refuse a config without the settings that a folder needs."""
     if not config.path:
-        raise UserError("data.path is empty; set it to the folder of images")
+        raise UserError("data.path is empty; set it to a folder of images")
     if not os.path.isdir(os.path.expanduser(config.path)):
-        raise UserError(f"data.path {config.path} is not a directory")
+        raise UserError(f"data.path {config.path} is not a directory; set it to a folder of images")
     if not config.image_size:
         raise UserError(
-            "data.image_size must be given for a folder: the side in pixels, such as 64"
+            "data.image_size is 0, but a folder needs a size; set it to the side of the images in "
+            "pixels, such as 64"
         )
     if not config.channels:
-        raise UserError("data.channels must be given for a folder: 3 for RGB, 1 grey, 4 RGBA")
+        raise UserError(
+            "data.channels is 0, but a folder needs a number; set it to 3 for RGB, 1 for grey, or "
+            "4 for RGBA"
+        )
     if not 0 <= config.holdout < 1:
         raise UserError(f"data.holdout must be at least 0 and below 1, found {config.holdout}")
     if config.on_bad_image not in ON_BAD_IMAGE:

@@ -1,16 +1,16 @@
-"""From any picture that Pillow opens to a uint8 array of one fixed shape.
+"""From any image that Pillow opens to a uint8 array of one fixed shape.
 
 The conversions, in order:
 
-1. Of an animation the first frame is taken. (`folder.py` applies the EXIF orientation before;
-   records that TFDS has written are taken as they are stored.)
-2. 16-bit grey is divided by 257, so that 65535 becomes 255. Palettes, CMYK and the other colour
-   modes become RGB (embedded ICC profiles are not applied); grey from colour is the ITU-R 601 luma.
-3. `channels` 1 or 3: transparent pixels are composited over white. `channels` 4: opaque pictures
+1. An animation gives its first frame. (`folder.py` applies the EXIF orientation before. Records
+   written by TFDS are used as they are stored.)
+2. 16-bit grey is divided by 257, so 65535 becomes 255. Palettes, CMYK and the other colour modes
+   become RGB (embedded ICC profiles are not applied). Colour becomes grey by the ITU-R 601 luma.
+3. `channels` 1 or 3: transparent pixels are composited over white. `channels` 4: opaque images
    get an alpha of 255.
-4. `crop` "center" brings the shorter side to `size` and cuts the middle of the longer one,
-   "stretch" brings both sides to it, with Pillow's antialiased Lanczos filter. A picture that has
-   the size already keeps its bytes.
+4. `crop` "center" scales the shorter side to `size` and cuts out the middle of the longer side.
+   "stretch" scales both sides to `size`. The filter is Pillow's antialiased Lanczos filter. An
+   image that already has the size keeps its pixels.
 """
 
 import io
@@ -25,7 +25,8 @@ CROPS = ("center", "stretch")
 def convert(image: Image.Image, channels: int) -> Image.Image:
     """Return the first frame as 8-bit grey, RGB or RGBA (`channels` 1, 3 or 4).
 
-    Raises ValueError for pixels without a fixed range (floating point, integers over 16 bits).
+    Raises:
+      ValueError: the pixels have no fixed range (floating point, or integers outside 0..65535).
     """
     mode = MODES[channels]
     if image.mode == mode and "transparency" not in image.info:
@@ -47,12 +48,18 @@ def convert(image: Image.Image, channels: int) -> Image.Image:
 
 
 def resize(image: Image.Image, size: int, crop: str = "center") -> Image.Image:
-    """Return the picture as size x size, cropped or stretched as `crop` says."""
+    """Return the image as size x size pixels.
+
+    Args:
+      image: grey, RGB or RGBA.
+      size: the side in pixels.
+      crop: "center" or "stretch", see the module.
+    """
     width, height = image.size
     if (width, height) == (size, size):
         return image
     box = (0.0, 0.0, float(width), float(height))
-    if crop == "center":  # the filter still sees what lies just outside of the square
+    if crop == "center":  # the filter also uses the pixels just outside of the square
         side = min(width, height)
         left, top = (width - side) / 2, (height - side) / 2
         box = (left, top, left + side, top + side)
@@ -66,9 +73,9 @@ def to_array(image: Image.Image) -> np.ndarray:
 
 
 def encode_png(image: Image.Image) -> bytes:
-    """Return the picture as the bytes of a PNG file (lossless).
+    """Return the image as the bytes of a PNG file (lossless).
 
-    At zlib's level 1: five times faster than Pillow's usual 6 for a sixth more bytes.
+    zlib's level 1 is five times faster than Pillow's default of 6, for a sixth more bytes.
     """
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=1)
@@ -76,7 +83,17 @@ def encode_png(image: Image.Image) -> bytes:
 
 
 def decode(data: bytes, size: int, channels: int, crop: str = "center") -> np.ndarray:
-    """Return an encoded picture as uint8 [H, W, C]; `size` 0 keeps its own height and width."""
+    """Return an encoded image as uint8 [H, W, C].
+
+    Args:
+      data: the bytes of an image file.
+      size: H = W = size; 0 keeps the image's own height and width.
+      channels: C, one of 1, 3 and 4.
+      crop: "center" or "stretch", see the module.
+
+    Raises:
+      ValueError: the pixels have no fixed range (`convert`).
+    """
     with Image.open(io.BytesIO(data)) as image:
         image = convert(image, channels)
         return to_array(resize(image, size, crop) if size else image)

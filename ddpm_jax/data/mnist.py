@@ -1,7 +1,9 @@
-"""MNIST (LeCun et al. 1998) and Fashion-MNIST (Xiao et al. 2017): 28x28 grey, 60,000 + 10,000.
+"""MNIST (LeCun et al. 1998) and Fashion-MNIST (Xiao et al. 2017).
 
-Prepared from the upstream files with the features, keys, names and versions of TFDS's own builders,
-so that either can read what the other has prepared as array_record.
+Both have 28x28 grey images in ten classes: 60,000 training and 10,000 test images.
+
+The builders read the upstream files. Features, keys, names and versions are the same as in TFDS's
+own builders. So TFDS reads the array_record files written here, and the other way round.
 """
 
 import gzip
@@ -19,7 +21,7 @@ from ddpm_jax.runtime.files import Archive, fetch
 
 
 class Mnist(Builder, skip_registration=True):
-    """The builder of the set `mnist`."""
+    """Builder of the set `mnist`."""
 
     name = "mnist"
     VERSION = tfds.core.Version("3.0.1")
@@ -82,7 +84,7 @@ class Mnist(Builder, skip_registration=True):
 
 
 class FashionMnist(Mnist, skip_registration=True):
-    """The builder of the set `fashion_mnist`."""
+    """Builder of the set `fashion_mnist`."""
 
     name = "fashion_mnist"
     URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
@@ -119,10 +121,13 @@ class FashionMnist(Mnist, skip_registration=True):
 
 
 def read_idx(path: pathlib.Path) -> np.ndarray:
-    """Return the unsigned bytes of a gzipped IDX file in their shape.
+    """Read a gzipped IDX file of unsigned bytes.
 
-    The format: two zero bytes, 8 for unsigned bytes, the number of dimensions, the dimensions as
-    big-endian int32, the data.
+    The format: two zero bytes, an 8 (the code of unsigned bytes), the number of dimensions, the
+    sizes as big-endian int32, the data.
+
+    Returns:
+      uint8, of the shape that the file gives: [N, 28, 28] for images, [N] for labels.
     """
     with gzip.open(path) as file:
         data = file.read()

@@ -1,6 +1,6 @@
-"""Where batches read their images: arrays in RAM, or records on disk decoded when asked for.
+"""Sources of images for batches: arrays in memory, or records on disk, decoded at each read.
 
-Both hand out the same bytes for the same indices; RAM is merely faster.
+Both return the same bytes for the same indices; memory is only faster.
 """
 
 import concurrent.futures
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-CHUNK = 1024  # records read and decoded at once when a set is loaded into RAM
+CHUNK = 1024  # number of records read and decoded at a time when a set is loaded into memory
 
 
 class Source(Protocol):
@@ -21,12 +21,24 @@ class Source(Protocol):
         ...
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return images uint8 [B, H, W, C] and labels int32 [B] (zeros where there are none)."""
+        """Return images uint8 [B, H, W, C] and labels int32 [B]; without labels, zeros."""
+        ...
+
+
+class Records(Protocol):
+    """Encoded records that are read by position, such as TFDS's `as_data_source()`."""
+
+    def __len__(self) -> int:
+        """Return the number of records."""
+        ...
+
+    def __getitems__(self, positions: list[int]) -> Sequence[Any]:
+        """Return the records at these positions."""
         ...
 
 
 class ArraySource:
-    """Images held in RAM: uint8 [N, H, W, C] with labels int32 [N]."""
+    """Images in memory: uint8 [N, H, W, C] with labels int32 [N]."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray):
         self.images = images
@@ -41,14 +53,14 @@ class ArraySource:
 
 
 class RecordSource:
-    """Images decoded from a random-access source of records each time they are read.
+    """Images that are decoded from their records at each read.
 
     Args:
-      records: a sequence with `__getitems__`, such as TFDS's `as_data_source()`.
-      decode: a record -> (image uint8 [H, W, C], label); called from several threads.
+      records: the encoded records.
+      decode: record -> (image uint8 [H, W, C], label); called from several threads.
     """
 
-    def __init__(self, records: Sequence[Any], decode: Callable[[Any], tuple[np.ndarray, int]]):
+    def __init__(self, records: Records, decode: Callable[[Any], tuple[np.ndarray, int]]):
         self.records = records
         self.decode = decode
         self.num_threads = min(8, os.cpu_count() or 1)
@@ -58,9 +70,9 @@ class RecordSource:
         return len(self.records)
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Read and decode the records at `indices`."""
+        """Read and decode the records at `indices`, in several threads."""
         records = self.records.__getitems__(np.asarray(indices).tolist())
-        # One task a thread: one task an image costs more than it gains where images are small.
+        # One task per thread. One task per image costs more time than it saves on small images.
         shares = [records[i :: self.num_threads] for i in range(self.num_threads)]
         decoded: list[Any] = [None] * len(records)
         for i, share in enumerate(self.pool.map(self._decode_all, shares)):
@@ -73,7 +85,7 @@ class RecordSource:
 
 
 def load(source: Source, shape: tuple[int, int, int]) -> ArraySource:
-    """Read the whole source into RAM; `shape` is (H, W, C)."""
+    """Read the whole source into memory; `shape` is (H, W, C) of its images."""
     images = np.empty((len(source), *shape), np.uint8)
     labels = np.empty(len(source), np.int32)
     for start in range(0, len(source), CHUNK):

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from ddpm_jax.runtime import compiler
+from ddpm_jax.runtime import rows
 from ddpm_jax.types import Array
 
 
@@ -60,16 +59,13 @@ def make_features(
       batch_size: images at once, rounded up to a multiple of the devices.
       devices: which; None is all local ones.
     """
-    devices = jax.local_devices() if devices is None else list(devices)
-    mesh = jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
-    sharded = NamedSharding(mesh, PartitionSpec("data"))
-    params = jax.device_put(network.params, NamedSharding(mesh, PartitionSpec()))
-    size = math.ceil(batch_size / len(devices)) * len(devices)
-    apply = jax.jit(network.apply, compiler_options=compiler.options(compiler.NETWORK))
+    count, replicated, _ = rows.local_devices(devices)
+    params = jax.device_put(network.params, replicated)
+    size = math.ceil(batch_size / count) * count
+    apply = rows.over_local_devices(network.apply, devices=devices)
 
     def start(batch: np.ndarray) -> Array:
-        filled = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
-        return apply(params, jax.device_put(filled, sharded))
+        return apply(params, rows.pad(batch, size))
 
     def features(images: np.ndarray) -> np.ndarray:
         batches = [images[i : i + size] for i in range(0, len(images), size)]

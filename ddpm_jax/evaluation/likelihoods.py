@@ -5,7 +5,6 @@ A receiver that knows x_t, and so an estimate of x_0,   (Ho et al. 2020, section
   and is off  by the RMSE of x̂_0(x_t) on the scale {0..255}, the distortion.
 """
 
-import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import data, timesteps
+from ddpm_jax import build, data, pixels, timesteps
 from ddpm_jax.config import Config
 from ddpm_jax.data.cond import cond_of, text_rows
 from ddpm_jax.denoise import make_denoise_fn
@@ -23,11 +22,10 @@ from ddpm_jax.figures import grids
 from ddpm_jax.likelihood import bound
 from ddpm_jax.likelihood.bound import Part
 from ddpm_jax.likelihood.ode import make_bits_per_dim
-from ddpm_jax.pixels import to_x_0
 from ddpm_jax.process import q_sample
 from ddpm_jax.runs import Run
-from ddpm_jax.runtime import compiler
-from ddpm_jax.types import Array, Conditioning, Params, PRNGKey
+from ddpm_jax.runtime.rows import over_local_devices
+from ddpm_jax.types import Array, Conditioning, Params
 
 
 class Coding(NamedTuple):
@@ -78,8 +76,7 @@ def evaluate(
         run.model.apply,
         kind=run.config.loss.kind,
         variance=variance,
-        # a learned schedule is trained to decode from x_1 alone (`likelihood.continuous`)
-        decoder="flat" if run.config.process.schedule == "learned" else "posterior",
+        decoder=build.make_chain(run.config).decoder,
         clip_x_0=run.config.sample.clip_x_0,
         num_terms=min(num_terms, T),
     )
@@ -105,7 +102,7 @@ def _rows(whole: bound.Bound, split: str) -> list[Row]:
             Row(f"rate_{split}", *bound.mean_and_error(total - L_0), n, "bits/dim, all but L_0"),
             Row(f"L_0_{split}", *bound.mean_and_error(L_0), n, "bits/dim, the distortion"),
         ]
-        rmse = 127.5 * float(np.sqrt(whole.squared_error[0].mean()))
+        rmse = pixels.SCALE * float(np.sqrt(whole.squared_error[0].mean()))
         rows.append(Row(f"rmse_{split}", rmse, None, n, "of x_0 from x_1, of 0..255"))
     return rows
 
@@ -147,12 +144,11 @@ def progressive_decoding(
     T = run.process.num_timesteps
     ts = timesteps.quadratic(T, min(num_frames, T))[:-1]
 
-    @functools.partial(jax.jit, compiler_options=compiler.options(compiler.NETWORK))
-    def decode(params: Params, key: PRNGKey, x_0: Array, cond: Conditioning | None) -> Array:
+    def decode(params: Params, each: tuple[Array, Array, Conditioning | None]) -> Array:
+        x_0, eps, cond = each
         denoise_fn = make_denoise_fn(
             run.process, run.model.apply, params, cond, kind=run.config.loss.kind
         )
-        eps = jax.random.normal(key, x_0.shape)  # one path: the same noise at every t
 
         def at(t: Array) -> Array:
             t = jnp.full(x_0.shape[0], t)
@@ -160,9 +156,9 @@ def progressive_decoding(
 
         return jax.lax.map(at, ts)
 
-    frames = grids.to_uint8(
-        decode(run.params, jax.random.key(0), to_x_0(jnp.asarray(images)), cond)
-    )
+    eps = jax.random.normal(jax.random.key(0), images.shape)  # one path: the same noise at every t
+    each = pixels.to_x_0(images), eps, cond
+    frames = pixels.to_uint8(over_local_devices(decode, out_axes=1)(run.params, each))
     columns = np.concatenate([frames, images[None]]).swapaxes(0, 1)  # [n, frames + 1, H, W, C]
     return grids.make_grid(columns.reshape(-1, *images.shape[1:]), columns=len(ts) + 1, side=32)
 
@@ -177,7 +173,7 @@ def _read(
 ) -> tuple[np.ndarray, Conditioning | None]:
     """Return images [n, H, W, C] uint8 of a split, and what the network is told of them."""
     source = references.source_of(dataset, split)
-    encoded = dict(zip(("train", "test"), text_rows(run.config, dataset), strict=True))[split]
+    encoded = text_rows(run.config, dataset)[split == "test"]
     return source.read(indices)[0], cond_of(run.config, source, encoded, indices)
 
 

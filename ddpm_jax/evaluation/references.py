@@ -18,7 +18,7 @@ from ddpm_jax.errors import UserError, unknown
 from ddpm_jax.evaluation import small_classifier
 from ddpm_jax.evaluation.features import FeatureNetwork, make_features
 from ddpm_jax.evaluation.moments import Moments, streamed
-from ddpm_jax.runtime.cache import load_or_make
+from ddpm_jax.runtime.files import load_or_make
 
 CHUNK = 512  # images read at once
 MAX_FEATURES = 10_000  # images whose features are kept, for distances that need more than moments

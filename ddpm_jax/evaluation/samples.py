@@ -12,7 +12,7 @@ from ddpm_jax.evaluation import memorisation, references, table
 from ddpm_jax.evaluation.distances import Estimate
 from ddpm_jax.evaluation.features import FeatureNetwork, make_features
 from ddpm_jax.evaluation.table import Row, short
-from ddpm_jax.figures import grids
+from ddpm_jax.pixels import to_uint8
 from ddpm_jax.runs import Run
 from ddpm_jax.sampling import sample_in_chunks
 
@@ -65,7 +65,7 @@ def evaluate(
     sample = build.sample_fn(run.config, run.process, run.model, run.facts.image_shape)
     features = make_features(network)
     near = _Neighbours(run, dataset)
-    measured, picture = [], None
+    measured, picture = [], np.zeros(0, np.uint8)
     for seed in range(num_seeds):
         cond = drawn_cond(run.config, source, encoded, n, seed)
         chunk_size = run.config.sample.chunk_size
@@ -73,13 +73,13 @@ def evaluate(
         for chunk in sample_in_chunks(
             sample, run.params, jax.random.key(seed), n, chunk_size, cond
         ):
-            images = grids.to_uint8(chunk)
+            images = to_uint8(chunk)
             found.append(features(images))
             if sum(map(len, kept)) < MAX_NEIGHBOURS:
                 kept.append(images)
         some = np.concatenate(kept)[:MAX_NEIGHBOURS]
         distance, index = near.find(some)
-        if picture is None:
+        if not picture.size:
             first = np.argsort(distance)[:SHOWN]
             theirs, _ = dataset.train.read(index[first])
             picture = memorisation.neighbour_grid(some[first], theirs)

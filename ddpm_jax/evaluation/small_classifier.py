@@ -16,6 +16,7 @@ import numpy as np
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.features import FeatureNetwork, digest
+from ddpm_jax.pixels import to_x_0
 from ddpm_jax.types import Array
 
 VERSION = 1  # of all below: what is kept of another version is not read
@@ -29,7 +30,7 @@ BUDGET = 6e10  # images x inputs x hidden x epochs, at most: half a minute on tw
 def pixels(images: Array) -> Array:
     """Return the classifier's inputs, [B, D] float32, of images [B, H, W, C] uint8."""
     batch, height, width, channels = images.shape
-    x = images.astype(jnp.float32) / 127.5 - 1.0
+    x = to_x_0(images)
     if max(height, width) > SIDE:
         shape = (batch, min(height, SIDE), min(width, SIDE), channels)
         x = jax.image.resize(x, shape, "linear", antialias=True)

@@ -1,1 +1,1 @@
-"""Pictures: grids of images, and plots."""
+"""Figures: grids of images, and plots."""

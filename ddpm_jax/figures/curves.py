@@ -1,4 +1,4 @@
-"""Rate and distortion as curves (Ho et al. 2020, figure 5)."""
+"""Rate-distortion curves (Ho et al. 2020, figure 5)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,11 +9,14 @@ from ddpm_jax.figures.plots import COLOURS, DASHES, STYLE
 
 
 def rate_distortion(curves: Mapping[str, Sequence[tuple[float, float, float]]], T: int) -> Figure:
-    """Draw distortion and rate over reverse steps, and one over the other.
+    """Draw distortion and rate against reverse steps, and distortion against rate.
 
     Args:
-      curves: name -> points (t, rate in bits/dim, distortion as RMSE of 0..255), from T down.
-      T: timesteps of the chain.
+      curves: name -> points (t, rate in bits/dim, distortion as RMSE of 0..255), t from T down.
+      T: number of timesteps of the chain.
+
+    Returns:
+      A figure of three panels, one line per name.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 3), layout="constrained")

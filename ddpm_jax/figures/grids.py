@@ -1,4 +1,4 @@
-"""Pictures of many images: uint8 conversion, grids, PNG files."""
+"""Grids of images: layout, PNG files."""
 
 import math
 import pathlib
@@ -6,23 +6,21 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-
-def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Return images in [-1, 1] as uint8 {0..255}, rounded to the nearest and clipped."""
-    return np.clip(np.round((np.asarray(images) + 1) * 127.5), 0, 255).astype(np.uint8)
+from ddpm_jax.runtime.files import replacing
 
 
 def make_grid(images: np.ndarray, columns: int = 0, side: int = 0, gap: int = 2) -> np.ndarray:
-    """Lay images out in rows.
+    """Arrange images in a grid, row by row.
 
     Args:
-      images: [n, H, W, C] uint8, C of 1, 3 or 4.
-      columns: images in a row; 0 makes the grid about square.
-      side: enlarge the images, by repeating pixels, to at least this height; 0 leaves them.
-      gap: pixels between the images, mid-grey.
+      images: [n, H, W, C] uint8, C = 1, 3 or 4.
+      columns: images per row; 0 makes the grid about square.
+      side: images are enlarged by max(1, side // H), by repeating pixels; 0 keeps their size.
+      gap: pixels between the images, and around them, in mid-grey.
 
     Returns:
-      [rows * (H' + gap) + gap, columns * (W' + gap) + gap, C] uint8.
+      [rows * (H' + gap) + gap, columns * (W' + gap) + gap, C] uint8. The enlarged images have
+      H' x W' pixels.
     """
     factor = max(1, side // images.shape[1])
     images = images.repeat(factor, axis=1).repeat(factor, axis=2)
@@ -39,7 +37,6 @@ def make_grid(images: np.ndarray, columns: int = 0, side: int = 0, gap: int = 2)
 
 
 def save_png(path: str | pathlib.Path, image: np.ndarray) -> None:
-    """Write one image [H, W, C] uint8, C of 1, 3 or 4, as a PNG; make its directory if need be."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path)
+    """Write an image [H, W, C] uint8, C = 1, 3 or 4, as PNG; create the directory if missing."""
+    with replacing(path) as part:
+        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(part)

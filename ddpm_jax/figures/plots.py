@@ -1,11 +1,12 @@
-"""Figures that show what a diffusion does: pure functions from arrays to a Matplotlib Figure.
+"""Figures of the diffusion process: pure functions from arrays to a Matplotlib Figure.
 
-They use no pyplot, so nothing is kept open and no display is needed: `figure.savefig(path)` draws
-with Agg, and a notebook shows the figure that a cell returns.
+They do not use pyplot, so no figure stays open and no display is needed. `figure.savefig(path)`
+draws with Agg, and a notebook shows the figure that a cell returns.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -13,14 +14,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from ddpm_jax.figures import grids
+from ddpm_jax.pixels import to_uint8
 
-# Okabe and Ito's colours, apart for every common kind of colour blindness; the dashes tell the
-# lines apart in print.
+# Okabe and Ito's colours, distinct for every common kind of colour blindness. The dashes
+# distinguish the lines in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9")
 DASHES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
-GAP = 0.08  # between pictures, in widths of one
-STYLE = {
+GAP = 0.08  # space between two pictures, as a fraction of a picture's width
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.labelsize": 9,
@@ -38,16 +39,16 @@ STYLE = {
 
 
 def radial_power(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Average the power spectrum of images over them, their channels and rings of one frequency.
+    """Return the power spectrum, averaged over images, channels and rings of equal frequency.
 
-    The power at a frequency is |DFT|² / (H W), so white noise of variance 1 has power 1 at each.
+    The power at a frequency is |DFT|² / (H W), so white noise of variance 1 has power 1 everywhere.
 
     Args:
       images: [n, H, W, C] float, at least 2x2 pixels.
 
     Returns:
-      frequencies: [K] int, 1 .. min(H, W) // 2 cycles per (the shorter side of the) image.
-      power: [K] float64; the mean of the image, frequency 0, is left out.
+      frequencies: [K] int, 1 .. min(H, W) // 2, in cycles per shorter side of the image.
+      power: [K] float64. Frequency 0, the mean of the image, is left out.
     """
     images = np.asarray(images, np.float64)
     height, width = images.shape[1:3]
@@ -64,11 +65,11 @@ def radial_power(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def plot_schedules(
     alphas_cumprod: Mapping[str, np.ndarray], log_snr: Mapping[str, np.ndarray]
 ) -> Figure:
-    """Draw ᾱ and the log-SNR ln(ᾱ / (1-ᾱ)) of schedules over t/T, side by side.
+    """Draw ᾱ and the log-SNR ln(ᾱ / (1-ᾱ)) of schedules against t/T, side by side.
 
     Args:
-      alphas_cumprod: name -> [T+1], of t = 0..T.
-      log_snr: name -> [T+1]; infinities (t = 0) are left out.
+      alphas_cumprod: name of a schedule -> ᾱ at t = 0..T, [T+1].
+      log_snr: name of a schedule -> log-SNR at t = 0..T, [T+1]; infinities (t = 0) are left out.
     """
     figure = Figure(figsize=(9.5, 4.0), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -101,12 +102,12 @@ def plot_forward(
     alphas_cumprod: Mapping[str, np.ndarray],
     fractions: Sequence[float],
 ) -> Figure:
-    """Draw the same images with the same noise at several t: rows are schedules, columns t/T.
+    """Draw the same images with the same noise at several t: a row per schedule, a column per t/T.
 
     Args:
       x_t: name of a schedule -> [columns, n, H, W, C] float; clipped to [-1, 1].
-      alphas_cumprod: name -> [columns], ᾱ there; written under each picture.
-      fractions: [columns] t/T.
+      alphas_cumprod: name of a schedule -> ᾱ of each column, [columns], printed below the pictures.
+      fractions: t/T of each column, [columns].
     """
     rows, columns = len(x_t), len(fractions)
     figure = Figure(figsize=(max(1.25 * columns + 0.4, 5), 1.45 * rows + 0.6), layout="constrained")
@@ -129,16 +130,16 @@ def plot_forward(
 
 @matplotlib.rc_context(STYLE)
 def plot_reverse(x_t: np.ndarray, x_0_hat: np.ndarray, times: Sequence[int]) -> Figure:
-    """Draw the reverse chain of samples, and below each x_t the x̂_0 that it was drawn from.
+    """Draw the reverse chain of samples, and below each x_t the x̂_0 of the step to this x_t.
 
     Args:
       x_t: [columns, n, H, W, C] float, from x_T to x_0; clipped to [-1, 1].
-      x_0_hat: [columns, n, H, W, C], what the network predicted in the step to x_t; or one column
-        less, where x_t begins with x_T, which came from no prediction.
-      times: [columns] t.
+      x_0_hat: [columns, n, H, W, C] float, the network's prediction in the step to each x_t. If x_t
+        begins with x_T, which has no prediction, x_0_hat has one column less.
+      times: t of each column, [columns].
     """
     columns, n, height, width = np.shape(x_t)[:4]
-    block = 2.25  # a row of x_t, a row of x̂_0 and some air for each sample
+    block = 2.25  # height per sample: a row of x_t, a row of x̂_0, and 0.25 of space
     figure = Figure(
         figsize=(max(0.85 * columns + 0.5, 5), 0.85 * block * n * height / width + 0.7),
         layout="constrained",
@@ -172,18 +173,18 @@ def plot_spectrum(
     schedule: str,
     log_snr: Mapping[str, np.ndarray],
 ) -> Figure:
-    """Draw the spectrum of x_t sinking into the noise, and when each frequency is lost.
+    """Draw the power spectrum of x_t at several t, and the t at which each frequency is lost.
 
-    A frequency is lost at the first t where the noise exceeds the signal, ᾱ_t P < 1-ᾱ_t with P the
-    data's power there (`first_lost`).
+    A frequency is lost at the first t where the noise exceeds the signal: ᾱ_t P < 1-ᾱ_t, with P the
+    power of the data at this frequency (`first_lost`).
 
     Args:
-      frequencies: [K] cycles per image.
-      data: [K] power of the data.
-      x_t: [times, K] power of x_t.
-      fractions: [times] t/T of x_t.
-      schedule: the schedule of x_t.
-      log_snr: name of a schedule -> [T+1].
+      frequencies: [K], in cycles per image.
+      data: [K], power of the data at each frequency.
+      x_t: [times, K], power of x_t at each frequency.
+      fractions: [times], t/T of each row of x_t.
+      schedule: name of the schedule of x_t.
+      log_snr: name of a schedule -> log-SNR at t = 0..T, [T+1].
     """
     figure = Figure(figsize=(10.0, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -214,11 +215,11 @@ def plot_spectrum(
 
 
 def first_lost(power: np.ndarray, log_snr: np.ndarray) -> np.ndarray:
-    """Return the first t at which the noise exceeds the signal, ᾱ_t P < 1-ᾱ_t; T if it never does.
+    """Return the first t at which the noise exceeds the signal, ᾱ_t P < 1-ᾱ_t; T if there is none.
 
     Args:
-      power: [K], P: the power of the data at each frequency.
-      log_snr: [T+1], descending.
+      power: [K] float, P, the power of the data at each frequency.
+      log_snr: [T+1] float, ln(ᾱ_t / (1-ᾱ_t)), decreasing in t.
 
     Returns:
       [K] int in 0..T.
@@ -232,18 +233,18 @@ def _line_style(i: int) -> dict:
 
 
 def _unit(table: np.ndarray) -> np.ndarray:
-    """Return t/T of the entries of a table."""
+    """Return t/T of each entry of a table over t = 0..T."""
     return np.linspace(0, 1, len(table))
 
 
 def _place(ax: Axes, images: np.ndarray, cells: Sequence[tuple[float, float]]) -> None:
-    """Draw images [n, H, W, C] at (row, column) of a grid of pictures of width 1, without axes."""
+    """Draw images [n, H, W, C] at these (row, column) cells; a picture has width 1, no axes."""
     height = images.shape[1] / images.shape[2]
-    for image, (row, column) in zip(grids.to_uint8(images), cells, strict=True):
+    for image, (row, column) in zip(to_uint8(images), cells, strict=True):
         left, top = column * (1 + GAP), row * (height + GAP)
         image = image[..., 0] if image.shape[-1] == 1 else image
         extent = (left, left + 1, top + height, top)
         ax.imshow(image, cmap="gray", vmin=0, vmax=255, extent=extent, interpolation="nearest")
-    ax.autoscale()  # to all pictures: imshow leaves the limits at the last one
+    ax.autoscale()  # to all pictures, because imshow sets the limits to the last picture
     ax.grid(False)
     ax.spines[:].set_visible(False)

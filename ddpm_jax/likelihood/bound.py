@@ -7,7 +7,6 @@ The parts lie denser towards t = 1, where the terms are large, and t = 1 is a pa
 estimate is unbiased for any number of parts; with T of them every term is there.
 """
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,9 +18,11 @@ from ddpm_jax import timesteps
 from ddpm_jax.denoise import make_denoise_fn
 from ddpm_jax.errors import UserError
 from ddpm_jax.likelihood.terms import bound_terms, prior_term
+from ddpm_jax.pixels import SCALE, to_x_0
 from ddpm_jax.process import GaussianProcess
-from ddpm_jax.runtime import compiler
-from ddpm_jax.sampling import check_cond, local_devices, pad
+from ddpm_jax.randomness import fold_in, image_keys
+from ddpm_jax.runtime import rows
+from ddpm_jax.sampling import check_cond
 from ddpm_jax.types import ApplyFn, Array, Conditioning, Params, PRNGKey
 
 
@@ -71,7 +72,7 @@ def make_bound(
 ) -> Callable[..., Bound]:
     """Build `bound(params, key, images, cond=None, *, start=0) -> Bound`.
 
-    `images` are [n, H, W, C] uint8. Image i is noised from fold_in(key, start + i) alone, so that
+    `images` are [n, H, W, C] uint8. Image i is noised from fold_in(key, start + i) only, so that
     batches and devices change nothing. All local devices share the images; it compiles once for
     each n (rounded up to a multiple of the devices).
 
@@ -93,20 +94,21 @@ def make_bound(
     edges = timesteps.quadratic(T, T if num_terms is None else num_terms)[::-1]
     low, high = edges[:-1, None], edges[1:, None]  #                                    [K, 1]
     width = (high - low).astype(np.float32)
-    num_devices, replicated, sharded = local_devices()
 
-    @functools.partial(jax.jit, compiler_options=compiler.options(compiler.NETWORK))
-    def run(params: Params, key: PRNGKey, index: Array, images: Array, cond: Conditioning | None):
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
-        x_0 = images.astype(jnp.float32) / 127.5 - 1.0
+    def run(shared: tuple[Params, PRNGKey], each: tuple[Array, Array, Conditioning | None]):
+        (params, key), (index, images, cond) = shared, each
+        keys = image_keys(key, index)
+        x_0 = to_x_0(images)
         # 0 is no timestep: this draw is independent of the noise of every one
-        u = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 0), low.shape[:1]))(keys).T
+        u = jax.vmap(lambda k: jax.random.uniform(k, low.shape[:1]))(fold_in(keys, 0)).T
         t = jnp.minimum(low + 1 + (u * width).astype(jnp.int32), high)  #         [K, B]
         denoise_fn = make_denoise_fn(process, apply_fn, params, cond, kind=kind, clip_x_0=clip_x_0)
         terms, squared_error = bound_terms(
             process, denoise_fn, keys, x_0, t, variance=variance, decoder=decoder
         )
         return prior_term(process, x_0), terms, squared_error
+
+    spread_run = rows.over_local_devices(run, out_axes=(0, 1, 1))
 
     def bound(
         params: Params,
@@ -119,12 +121,9 @@ def make_bound(
         if images.dtype != np.uint8:
             raise UserError(f"images must be uint8, of 256 values; found {images.dtype}")
         n = len(images)
-        padded = -(-n // num_devices) * num_devices
-        index = np.arange(start, start + padded, dtype=np.uint32)
-        params, key = jax.device_put((params, key), replicated)
-        index, data = jax.device_put((index, pad((images, check_cond(cond, n)), padded)), sharded)
-        found = jax.device_get(run(params, key, index, *data))
-        return Bound(edges, *(np.asarray(part, np.float64)[..., :n] for part in found))
+        index = np.arange(start, start + n, dtype=np.uint32)
+        found = spread_run((params, key), (index, images, check_cond(cond, n)))
+        return Bound(edges, *(np.asarray(part, np.float64) for part in jax.device_get(found)))
 
     return bound
 
@@ -158,7 +157,7 @@ def rate_distortion(bound: Bound) -> list[Part]:
         count = high - low
         bits, standard_error = mean_and_error(count * terms)
         middle = rate + bits * (count - 1) / (2 * count)
-        rmse = 127.5 * float(np.sqrt(error.mean()))
+        rmse = SCALE * float(np.sqrt(error.mean()))
         parts.append(Part(int(low) + 1, int(high), bits, standard_error, float(middle), rmse))
         rate += bits
     return parts

@@ -1,25 +1,29 @@
-"""The bound in continuous time, with a noise schedule that is learned (Kingma et al. 2021, VDM).
+"""The bound in continuous time, with a learned noise schedule (Kingma et al. 2021, VDM).
 
   z_u = alpha x + sigma ε,  sigma² = sigmoid(γ(u)),  alpha² = sigmoid(-γ(u)),  u in [0, 1]  (eq. 4)
   -log p(x) <= KL(q(z_1|x) ‖ N(0, I)) - E[ln p(x|z_0)] + L_∞(x)                            (eq. 11)
   L_∞(x) = ½ E_{ε, u}[γ'(u) ‖ε - ε̂(z_u; γ(u))‖²]                                          (eq. 17)
 
-L_∞ depends on γ by its ends alone (eq. 18); what its interior changes is the variance of the
-estimate at one u and ε. So the ends are trained on the bound, and the interior on the squared loss,
+γ is minus the log-SNR. It rises from γ_0 to γ_1: γ(u) = (1 - r(u)) γ_0 + r(u) γ_1, with r(0) = 0
+and r(1) = 1. L_∞ depends only on the ends γ_0 and γ_1 (eq. 18). The interior r changes only the
+variance of the loss ℓ, which estimates L_∞ at one u and ε. So the ends are trained on the bound,
+and the interior on the variance,
 
   ∇ E[(ℓ - c)²] = E[2 (ℓ - c) ∇ℓ]                                                     (appendix I.2)
 
-whose ∇ℓ by r(u) and r'(u), of γ(u) = (1 - r(u)) γ_0 + r(u) γ_1, the backward pass for the network
-finds anyway: `_scaled` multiplies it on its way. Deviates from the paper in squaring each example's
-loss and not the batch's mean, and in c, the batch's mean in place of 0: the gradient's mean is the
-same, E[∇ℓ] being 0, but not its noise.
+The backward pass for the network computes ∇ℓ with respect to r(u) and r'(u) as well. `_scaled`
+multiplies this gradient by 2 (ℓ - c).
 
-The network is told 1000 (γ - γ_min) / (γ_max - γ_min) in place of a timestep, with constant γ_min
-and γ_max: the noise itself, so that it does not matter how the schedule comes to it.
+Deviates from the paper in two ways. The loss of each example is squared, not the mean of the batch.
+And c is the mean of the batch, not 0. The mean of the gradient stays the same, because E[∇ℓ] = 0;
+its noise does not.
+
+In place of a timestep the network receives 1000 (γ - γ_min) / (γ_max - γ_min), with constant γ_min
+and γ_max. So it receives the noise level itself, and its input means the same for every schedule.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +35,7 @@ from ddpm_jax.predictions import KINDS
 from ddpm_jax.process import GaussianProcess, expand, from_log_alphas_cumprod
 from ddpm_jax.types import ApplyFn, Array, Conditioning, Params, PRNGKey
 
-TOLD = 1000.0  # what the network is told at γ_max; 0 at γ_min
+MAX_NETWORK_TIME = 1000.0  # what the network receives as t at γ_max; at γ_min it receives 0
 
 
 class Terms(NamedTuple):
@@ -43,10 +47,18 @@ class Terms(NamedTuple):
 
 
 def sample_antithetic(key: PRNGKey, batch_size: int, T: int) -> Array:
-    """Draw t = 1 + (T-1) u, u_i = (u + i/batch_size) mod 1: [batch_size] float32 in [1, T).
+    """Draw t_i = 1 + (T-1) u_i with u_i = (u + i/batch_size) mod 1 (Kingma et al. 2021, app. I.1).
 
-    Each u is uniform over [0, 1), all are evenly spaced (Kingma et al. 2021, appendix I.1); on this
-    scale a chain of T timesteps has its own at whole numbers (`process_from_gamma`).
+    Each u_i is uniform on [0, 1), and together they are evenly spaced. Whole numbers t are the
+    timesteps of a chain of T timesteps (`process_from_gamma`).
+
+    Args:
+      key: one key, for the offset u.
+      batch_size: number of draws.
+      T: number of timesteps of the chain, at least 2.
+
+    Returns:
+      [batch_size] float32 in [1, T).
     """
     u = jax.random.uniform(key) + jnp.arange(batch_size, dtype=jnp.float32) / batch_size
     return 1.0 + (T - 1) * (u % 1.0)
@@ -67,22 +79,23 @@ def bound_terms(
     train: bool,
     key: PRNGKey | None,
 ) -> Terms:
-    """Return the terms of the bound at one u and one ε for each example.
+    """Return the terms of the bound for each example, estimated at one u and one ε.
 
-    Their mean over u and ε is the bound. Gradients are those of the mean of the terms, but for what
-    `progress` closes over: its gradient is that of the squared loss.
+    The mean of their sum over u and ε is the bound. The gradient is that of the terms, with one
+    exception: the parameters of `progress` get the gradient of the squared loss (see above).
 
     Args:
       apply_fn: the network.
       params: its parameters.
-      ends: (γ_0, γ_1), scalars.
-      progress: r, [B] in [0, 1] -> [B], strictly rising from 0 to 1; differentiable.
-      x_0: [B, ...] float, pixel values k/127.5 - 1.
+      ends: (γ_0, γ_1), float32 scalars.
+      progress: r, a differentiable function [B] -> [B] that rises strictly from r(0) = 0 to
+        r(1) = 1.
+      x_0: [B, ...] float, pixel values k/127.5 - 1 with k in {0..255}.
       u: [B] float in [0, 1].
-      eps: [B, ...] float, standard normal; of z_u and of z_0.
+      eps: [B, ...] float, standard normal, the noise of both z_u and z_0.
       cond: None, or arrays with leading axis B.
       kind: what the network predicts: "eps", "x_0" or "v".
-      told: (γ_min, γ_max), which the network knows as 0 and 1000.
+      told: (γ_min, γ_max), constants. The network receives 0 at γ_min and 1000 at γ_max.
       train, key: as in `ApplyFn`.
 
     Raises:
@@ -95,7 +108,7 @@ def bound_terms(
         gamma = (1.0 - r) * ends[0] + r * ends[1]
         alpha, sigma = (expand(a, x_0) for a in alpha_sigma(gamma))
         z = alpha * x_0 + sigma * eps
-        output = apply_fn(params, z, told_time(gamma, told), cond, train=train, key=key)
+        output = apply_fn(params, z, network_time(gamma, told), cond, train=train, key=key)
         output = output[..., : x_0.shape[-1]].astype(jnp.float32)
         error = jnp.square(eps - _eps_hat(output, z, alpha, sigma, kind))
         return 0.5 * slope * (ends[1] - ends[0]) * bits_per_dim(error)
@@ -112,20 +125,26 @@ def bound_terms(
 
 
 def process_from_gamma(gamma: np.ndarray, told: tuple[float, float]) -> GaussianProcess:
-    """Build the chain of T timesteps of a schedule, for samplers and bounds; on the host.
+    """Build a chain of T timesteps from a learned schedule, for samplers and bounds.
 
-    Timestep 1 has γ_0, so that the chain's L_0 is the reconstruction of z_0 (decoder "flat").
+    Timestep 1 has γ_0, so L_0 of the chain (decoder "flat") is the reconstruction term of the
+    bound. Runs on the host, not under `jit`.
 
     Args:
-      gamma: [T] float, strictly rising, γ at t = 1..T.
-      told: (γ_min, γ_max), as in training; `timesteps` of the chain are float32 by it.
+      gamma: [T] float, γ at t = 1..T, rises strictly.
+      told: (γ_min, γ_max), the constants of training. They give `timesteps` of the chain, which are
+        float32: 1 + the network's input at each t.
 
     Raises:
-      UserError: gamma is not such a list.
+      UserError: gamma has another shape, is not finite, or does not rise strictly.
     """
     gamma = np.asarray(gamma, np.float64)
     if gamma.ndim != 1 or gamma.size < 1 or not np.all(np.isfinite(gamma)):
-        raise UserError(f"gamma must be a list of T >= 1 finite numbers, found {gamma}")
+        found = np.array2string(gamma.ravel(), threshold=10, max_line_width=1000)
+        raise UserError(
+            f"gamma must be a list of T >= 1 finite numbers, found {found} of shape {gamma.shape}; "
+            "if it was learned, its training has diverged"
+        )
     if np.any(np.diff(gamma) <= 0.0):
         t = int(np.argmax(np.diff(gamma) <= 0.0)) + 1
         raise UserError(
@@ -133,20 +152,25 @@ def process_from_gamma(gamma: np.ndarray, told: tuple[float, float]) -> Gaussian
             f"{t + 1}; take fewer timesteps"
         )
     log_alphas_cumprod = np.append(0.0, -np.logaddexp(0.0, gamma))
-    # The network is told one less (`denoise.apply_network`); of clean data it is told nothing
-    timesteps = np.append(0.0, 1.0 + told_time(gamma, told)).astype(np.float32)
+    # `denoise.apply_network` subtracts the 1. Entry 0 is clean data: the network never sees it
+    timesteps = np.append(0.0, 1.0 + network_time(gamma, told)).astype(np.float32)
     return from_log_alphas_cumprod(log_alphas_cumprod, timesteps)
 
 
 def alpha_sigma(gamma: Array) -> tuple[Array, Array]:
-    """Return alpha = √sigmoid(-γ) and sigma = √sigmoid(γ)."""
+    """Return alpha = √sigmoid(-γ) and sigma = √sigmoid(γ), in the shape of gamma (eq. 4)."""
     return jnp.sqrt(jax.nn.sigmoid(-gamma)), jnp.sqrt(jax.nn.sigmoid(gamma))
 
 
-def told_time(gamma: Array, told: tuple[float, float]) -> Array:
-    """Return 1000 (γ - γ_min) / (γ_max - γ_min), what the network is told in place of a time."""
+def network_time(gamma: Any, told: tuple[float, float]) -> Any:
+    """Return 1000 (γ - γ_min) / (γ_max - γ_min), which the network receives in place of t.
+
+    Args:
+      gamma: float of any shape, γ.
+      told: (γ_min, γ_max).
+    """
     low, high = told
-    return TOLD / (high - low) * (gamma - low)
+    return MAX_NETWORK_TIME / (high - low) * (gamma - low)
 
 
 def _scaled(
@@ -157,11 +181,11 @@ def _scaled(
     slope: Array,
     rest: tuple,
 ) -> Array:
-    """Return loss(params, ends, r, slope, *rest): [B], by r and slope with the variance's gradient.
+    """Return loss(params, ends, r, slope, *rest): [B], with another gradient for r and slope.
 
-    Example i's loss depends on r_i and slope_i alone, so that multiplying their cotangents by
-    2 (ℓ_i - c) turns the gradient of Σ ℓ_i into that of Σ (ℓ_i - c)², in the same backward pass.
-    Of the rest there is no gradient.
+    The loss ℓ_i of example i depends on no other r_j or slope_j. So multiplying their cotangents by
+    2 (ℓ_i - c) turns the gradient of Σ ℓ_i into the gradient of Σ (ℓ_i - c)², in the same backward
+    pass. `rest` gets no gradient.
     """
 
     @jax.custom_vjp
@@ -183,7 +207,7 @@ def _scaled(
 
 
 def _eps_hat(output: Array, z: Array, alpha: Array, sigma: Array, kind: str) -> Array:
-    """Return the predicted ε, as `predictions.to_prediction` does from a table."""
+    """Return the predicted ε, as `predictions.to_prediction`, but with alpha and sigma given."""
     if kind == "eps":
         return output
     if kind == "x_0":

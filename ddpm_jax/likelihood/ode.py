@@ -23,13 +23,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax import pixels
 from ddpm_jax.errors import UserError, unknown
 from ddpm_jax.predictions import KINDS, check_kind
 from ddpm_jax.process import GaussianProcess
-from ddpm_jax.runtime import compiler
+from ddpm_jax.randomness import image_keys, threefry
+from ddpm_jax.runtime import rows
 from ddpm_jax.types import ApplyFn, Array, Conditioning, Params, PRNGKey
 
-PIXEL_SCALE = 127.5  # pixels {0..255} are x_0 = k / 127.5 - 1
 EVALUATIONS_PER_STEP = 6  # of Dopri5, whose last stage is the next step's first
 
 
@@ -79,7 +80,7 @@ def make_log_prob(
         raise UserError("the ODE needs a chain of at least 2 timesteps with a finite log-SNR")
     times = np.asarray(process.timesteps)[1 : u.size + 1]
     tables = u.astype(np.float32), times.astype(np.float32)
-    solve = _make_solve(apply_fn, kind, num_probes, max_steps)
+    solve = make_solve(apply_fn, kind, num_probes, max_steps)
 
     def log_prob(
         params: Params,
@@ -89,10 +90,9 @@ def make_log_prob(
         *,
         start: int = 0,
     ) -> tuple[np.ndarray, np.ndarray]:
-        keys = _keys(key, start, len(x_0))
-        solved = solve(
-            tables, dict(rtol=rtol, atol=atol), params, keys, jnp.asarray(x_0, jnp.float32), cond
-        )
+        keys = image_keys(key, np.arange(start, start + len(x_0)))
+        shared = tables, dict(rtol=rtol, atol=atol), params
+        solved = solve(shared, (keys, jnp.asarray(x_0, jnp.float32), cond))
         nats, steps = jax.device_get(solved)
         if not np.all(found := np.isfinite(nats)):
             raise UserError(
@@ -146,44 +146,31 @@ def make_bits_per_dim(
     ) -> tuple[np.ndarray, np.ndarray]:
         if images.dtype != np.uint8:
             raise UserError(f"images must be uint8, 0..255, found {images.dtype}")
-        u_key, probe_key = jax.random.split(key)
-        x_0 = dequantise(_keys(u_key, start, len(images)), images)
+        u_key, probe_key = jax.random.split(threefry(key))
+        u_keys = image_keys(u_key, np.arange(start, start + len(images)))
+        x_0 = pixels.dequantise(u_keys, images)
         nats, evaluations = log_prob(params, probe_key, x_0, cond, start=start)
-        return math.log2(PIXEL_SCALE) - nats / (x_0[0].size * math.log(2.0)), evaluations
+        return math.log2(pixels.SCALE) - nats / (x_0[0].size * math.log(2.0)), evaluations
 
     return bits_per_dim
 
 
-def dequantise(key: PRNGKey, images: Array) -> Array:
-    """Return (k + u - 1/2) / 127.5 - 1, u uniform in [0, 1): [B, ...] float32.
-
-    Args:
-      key: [B] keys, one per image.
-      images: [B, ...] uint8.
-    """
-    u = jax.vmap(lambda k: jax.random.uniform(k, images.shape[1:]))(key)
-    return (jnp.asarray(images, jnp.float32) + (u - 0.5)) / PIXEL_SCALE - 1.0
-
-
 @functools.lru_cache(maxsize=8)
-def _make_solve(
+def make_solve(
     apply_fn: ApplyFn, kind: str, num_probes: int, max_steps: int
 ) -> Callable[..., tuple[Array, Array]]:
-    """Build (tables, tolerances, params, keys, x_0, cond) -> ln p: [B] nats, and steps: [B] int32.
+    """Build ((tables, tolerances, params), (keys, x_0, cond)) -> ln p: [B] nats, steps: [B] int32.
 
-    ln p is NaN where max_steps did not suffice. One program serves all chains and tolerances.
+    All local devices share the images. ln p is NaN where max_steps did not suffice. One program
+    serves all chains and tolerances.
     """
     diffrax = _diffrax()
 
     def solve(
-        tables: tuple[Array, Array],
-        tolerances: dict[str, float],
-        params: Params,
-        key: PRNGKey,
-        x_0: Array,
-        cond: Conditioning | None,
+        shared: tuple[tuple[Array, Array], dict[str, float], Params],
+        image: tuple[PRNGKey, Array, Conditioning | None],
     ) -> tuple[Array, Array]:
-        u_table, times = tables
+        ((u_table, times), tolerances, params), (key, x_0, cond) = shared, image
         signs = jax.random.rademacher(key, (num_probes, *x_0.shape), jnp.float32)
         cond = jax.tree.map(lambda c: c[None], cond)
 
@@ -223,20 +210,12 @@ def _make_solve(
         solved = solution.result == diffrax.RESULTS.successful
         return jnp.where(solved, nats, jnp.nan), solution.stats["num_steps"]
 
-    return jax.jit(
-        jax.vmap(solve, in_axes=(None, None, None, 0, 0, 0)),
-        compiler_options=compiler.options(compiler.NETWORK),
-    )
+    return rows.over_local_devices(jax.vmap(solve, in_axes=(None, 0)))
 
 
 def _alpha_sigma(u: Array) -> tuple[Array, Array]:
     """Return alpha and sigma where σ̄ = e^u."""
     return jnp.sqrt(jax.nn.sigmoid(-2.0 * u)), jnp.sqrt(jax.nn.sigmoid(2.0 * u))
-
-
-def _keys(key: PRNGKey, start: int, n: int) -> PRNGKey:
-    index = np.arange(start, start + n, dtype=np.uint32)
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
 def _diffrax() -> types.ModuleType:

@@ -6,9 +6,10 @@
           = (e^d - 1 - d)/2 + c_1² (x_0 - x̂_0)² / (2 σ_t²),  d = ln β̃_t - ln σ_t²     (eqs. 7, 11)
   L_0     = -log p(x_0 | x_1), a Gaussian integrated over the bin of each pixel value   (eq. 13)
 
-A term is the mean over pixels and channels of nats / ln 2. Data are 8-bit pixels scaled to [-1, 1],
-so bins are 2/255 wide, and the two at the edges are open. On a chain with fewer steps
-(`process.respace`) it is that chain's bound.
+c_1 is the factor of x_0 in the posterior mean (`process`). A term is the mean over pixels and
+channels, in bits: nats / ln 2. Data are 8-bit pixels scaled to [-1, 1], so a bin is 2/255 wide. The
+first and the last bin are open. For a shorter chain (`process.respace`), L is the bound of the
+shorter chain.
 """
 
 import math
@@ -17,22 +18,23 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.errors import unknown
+from ddpm_jax.pixels import HALF_BIN
 from ddpm_jax.process import GaussianProcess, expand, jump, q_sample, read
+from ddpm_jax.randomness import draw_noise, fold_in
 from ddpm_jax.types import Array, DenoiseFn, Prediction, PRNGKey
 from ddpm_jax.variance import VARIANCES, fixed_small
 
-HALF_BIN = 1.0 / 255.0
 DECODERS = ("posterior", "flat")
 
 
 def prior_term(process: GaussianProcess, x_0: Array) -> Array:
-    """Return L_T: [B] bits/dim.
+    """Return L_T = KL(q(x_T | x_0) ‖ N(0, I)): [B] bits/dim.
 
     Args:
       process: the chain.
       x_0: [B, ...] float, in [-1, 1].
     """
-    alpha_bar = process.alphas_cumprod[-1]  # the variance is 1 - ᾱ_T, and 1 would hide ᾱ_T
+    alpha_bar = process.alphas_cumprod[-1]  # in float32, 1 - ᾱ_T would lose the digits of ᾱ_T
     return bits_per_dim(0.5 * (alpha_bar * jnp.square(x_0) - alpha_bar - jnp.log1p(-alpha_bar)))
 
 
@@ -46,21 +48,22 @@ def step_term(
     variance: str = "fixed_large",
     decoder: str = "posterior",
 ) -> Array:
-    """Return L_{t-1}, where t = 1 L_0: [B] bits/dim.
+    """Return L_{t-1} for t > 1, and L_0 for t = 1: [B] bits/dim.
 
     Args:
       process: the chain.
-      prediction: the denoiser's, at x_t.
+      prediction: the denoiser's prediction at x_t.
       x_0: [B, ...] float, in [-1, 1].
       x_t: [B, ...] float, drawn from q(x_t | x_0).
       t: [B] int32 in 1..T.
       variance: σ_t² of p(x_{t-1} | x_t), "fixed_large", "fixed_small" or "learned_range".
-      decoder: "posterior" is p(x_0 | x_1) = N(x̂_0, σ_1²), Ho's; "flat" is N(x_1/alpha_1,
-        (sigma_1/alpha_1)²), the posterior of a flat prior, which no network enters and which a
-        first timestep of any noise suits (Kingma et al. 2021, section 3.1).
+      decoder: p(x_0 | x_1). "posterior" is N(x̂_0, σ_1²), as in Ho et al. "flat" is N(x_1/alpha_1,
+        (sigma_1/alpha_1)²), the posterior of x_0 for a flat prior (Kingma et al. 2021, section
+        3.1). It does not use the network, and it fits any noise level at t = 1.
 
     Raises:
-      UserError: unknown variance or decoder.
+      UserError: unknown variance or decoder, or "learned_range" with a network that does not
+        predict the variance.
     """
     if variance not in VARIANCES:
         raise unknown("variance", variance, VARIANCES)
@@ -84,26 +87,29 @@ def bound_terms(
     variance: str = "fixed_large",
     decoder: str = "posterior",
 ) -> tuple[Array, Array]:
-    """Return the terms at some timesteps, and the squared error of x̂_0 there: two [K, B].
+    """Return L_{t-1} (L_0 for t = 1) and the squared error of x̂_0 at K timesteps of each image.
 
-    Each x_t is drawn from q(x_t | x_0), image i's at t from fold_in(key[i], t).
+    x_t is drawn from q(x_t | x_0). The key of image i at timestep t is fold_in(key[i], t).
 
     Args:
       process: the chain.
       denoise_fn: the denoiser; clip its x_0 if the sampler does.
-      key: [B] keys.
+      key: [B] keys, one per image.
       x_0: [B, ...] float, in [-1, 1].
-      timesteps: [K, B] int32 in 1..T; each image has its own.
+      timesteps: [K, B] int32 in 1..T, K timesteps for each image.
       variance, decoder: as in `step_term`.
 
     Returns:
-      terms: bits/dim.
-      squared_error: mean of (x_0 - x̂_0)² over pixels; its root times 127.5 is the RMSE on {0..255}.
+      terms: [K, B] bits/dim.
+      squared_error: [K, B], the mean of (x_0 - x̂_0)² over pixels and channels. The RMSE on the
+        scale {0..255} is 127.5 times its square root.
+
+    Raises:
+      UserError: as in `step_term`.
     """
 
     def at(t: Array) -> tuple[Array, Array]:
-        draw = jax.vmap(lambda k, t: jax.random.normal(jax.random.fold_in(k, t), x_0.shape[1:]))
-        x_t = q_sample(process, x_0, t, draw(key, t))
+        x_t = q_sample(process, x_0, t, draw_noise(fold_in(key, t), x_0.shape[1:]))
         prediction = denoise_fn(x_t, t)
         term = step_term(process, prediction, x_0, x_t, t, variance=variance, decoder=decoder)
         return term, _mean(jnp.square(x_0 - prediction.x_0))
@@ -112,39 +118,42 @@ def bound_terms(
 
 
 def discretized_gaussian_log_prob(x: Array, mean: Array, log_deviation: Array) -> Array:
-    """Return ln of N(mean, deviation²) integrated over the bin of x (Ho et al. 2020, eq. 13).
+    """Return the log of N(mean, deviation²), integrated over the bin of x (Ho et al. 2020, eq. 13).
 
-    The bin is x ± 1/255; below -1 and above 1 it is open. Deviates from Ho's code, which takes an
-    approximation of Φ and a floor of 1e-12: here the tails are exact, as differences of ln Φ on the
-    side where nothing cancels.
+    The bin is x ± 1/255. The bin of x = -1 extends to -∞, the bin of x = 1 to ∞.
+
+    Deviates from Ho's code, which approximates Φ and does not go below a probability of 1e-12. Here
+    the tails are exact: ln Φ is subtracted in the lower tail, where no digits cancel.
 
     Args:
-      x: float in [-1, 1], a pixel value k/127.5 - 1.
-      mean, log_deviation: float, broadcasting against x.
+      x: float in [-1, 1], a pixel value k/127.5 - 1 with k in {0..255}.
+      mean: float, broadcasts against x.
+      log_deviation: float, the log of the standard deviation, broadcasts against x.
 
     Returns:
-      float of x's shape, at most 0.
+      float of the shape of x, at most 0, in nats.
     """
     scale = jnp.exp(-log_deviation)
     low, high = (x - HALF_BIN - mean) * scale, (x + HALF_BIN - mean) * scale
-    flip = low + high > 0.0  # Φ(b) - Φ(a) = Φ(-a) - Φ(-b), and Φ is exact in its lower tail
+    flip = low + high > 0.0  # Φ(b) - Φ(a) = Φ(-a) - Φ(-b), and Φ is accurate in the lower tail
     low, high = jnp.where(flip, -high, low), jnp.where(flip, -low, high)
     edge_low, edge_high = x < -1.0 + HALF_BIN, x > 1.0 - HALF_BIN
-    whole = jnp.where(flip, edge_high, edge_low)  # the lower end, after the flip, is open
+    open_below = jnp.where(flip, edge_high, edge_low)  # after the flip
     open_above = jnp.where(flip, edge_low, edge_high)
     log_high = jax.scipy.stats.norm.logcdf(jnp.where(open_above, 0.0, high))
     log_high = jnp.where(open_above, 0.0, log_high)
     gap = jax.scipy.stats.norm.logcdf(low) - log_high
-    # ln(1 - e^gap), by the branch that keeps its digits; the double where keeps gradients finite
+    # ln(1 - e^gap), by the formula that keeps its digits. The inner `where`s keep the gradient of
+    # the formula that is not chosen finite
     gap = jnp.minimum(gap, -jnp.finfo(gap.dtype).tiny)
     near = gap > -0.7
     near_log = jnp.log(-jnp.expm1(jnp.where(near, gap, -1.0)))
     far_log = jnp.log1p(-jnp.exp(jnp.where(near, -1.0, gap)))
-    return log_high + jnp.where(whole, 0.0, jnp.where(near, near_log, far_log))
+    return log_high + jnp.where(open_below, 0.0, jnp.where(near, near_log, far_log))
 
 
 def bits_per_dim(nats: Array) -> Array:
-    """Return the mean of nats: [B, ...] over all but the first axis, in bits: [B]."""
+    """Return the mean of nats: [B, ...] over all axes but the first, in bits: [B]."""
     return _mean(nats) / math.log(2.0)
 
 

@@ -1,12 +1,12 @@
-"""Networks as pairs of pure functions; the only part of the library that uses Flax Linen.
+"""Networks, written in Flax Linen.
 
-The rest of the code sees a `Model`: `init(key) -> params` and
-`apply(params, x_t, t, cond, *, train, key) -> output`. A network of any other library fits the
-same seam.
+The rest of the code uses a `Model`, a pair of pure functions: `init(key) -> params` and
+`apply(params, x_t, t, cond, *, train, key) -> output`. A network of any other library can be
+wrapped in the same way.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -20,7 +20,12 @@ __all__ = ["Classifier", "Model", "UNet", "as_model", "count_parameters"]
 
 
 class Model(NamedTuple):
-    """A network as two pure functions."""
+    """A network as two pure functions.
+
+    Attributes:
+      init: key -> params, a tree of float32 arrays.
+      apply: (params, x_t [B, H, W, C], t [B], cond, *, train, key) -> output.
+    """
 
     init: Callable[[PRNGKey], Params]
     apply: ApplyFn
@@ -32,12 +37,15 @@ def as_model(module: nn.Module, image_shape: tuple[int, int, int]) -> Model:
     Args:
       module: the network, for instance `UNet()`.
       image_shape: (H, W, C) of one image.
+
+    Returns:
+      A `Model`. Its `apply` needs `key`, for dropout, if `train` is True.
     """
 
     def init(key: PRNGKey) -> Params:
         x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
         t = jax.ShapeDtypeStruct((1,), jnp.int32)
-        return module.lazy_init(key, x, t)["params"]  # the shapes alone: no forward pass is run
+        return module.lazy_init(key, x, t)["params"]  # only shapes: runs no forward pass
 
     def apply(
         params: Params,
@@ -48,8 +56,9 @@ def as_model(module: nn.Module, image_shape: tuple[int, int, int]) -> Model:
         train: bool = False,
         key: PRNGKey | None = None,
     ) -> Array:
-        rngs = {"dropout": key} if train else None
-        return module.apply({"params": params}, x_t, t, cond, train=train, rngs=rngs)
+        rngs: Any = {"dropout": key} if train else None
+        output: Any = module.apply({"params": params}, x_t, t, cond, train=train, rngs=rngs)
+        return output
 
     return Model(init, apply)
 

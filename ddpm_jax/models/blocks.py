@@ -1,6 +1,7 @@
-"""What the U-Net is built of besides attention: the embedding of t and the residual block."""
+"""Parts of the U-Net: the time embedding, the Fourier features and the residual block."""
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -13,9 +14,12 @@ from ddpm_jax.types import Array
 def time_embedding(t: Array, dim: int) -> Array:
     """Embed times as sines and cosines of `dim / 2` frequencies (Vaswani et al. 2017, section 3.5).
 
+        [sin(t ω_0), .., sin(t ω_n), cos(t ω_0), .., cos(t ω_n)],   ω_i = 10000^(-i / n),
+        n = dim/2 - 1
+
     Args:
       t: [B] int or float, any range.
-      dim: even number of channels.
+      dim: number of channels, even.
 
     Returns:
       [B, dim] float32.
@@ -29,13 +33,13 @@ def time_embedding(t: Array, dim: int) -> Array:
 
 
 def with_fourier_features(x: Array, exponents: tuple[int, ...]) -> Array:
-    """Return x with channels sin(2^n π x), cos(2^n π x) behind it (Kingma et al. 2021, app. C).
+    """Append the channels sin(2^n π x) and cos(2^n π x) to x (Kingma et al. 2021, appendix C).
 
-    Fine detail, of which the likelihood is made, in the range of an activation.
+    They amplify small differences between pixel values, which matter for the likelihood.
 
     Args:
       x: [B, H, W, C] float.
-      exponents: the n; () returns x.
+      exponents: the values of n; () returns x.
 
     Returns:
       [B, H, W, C (1 + 2 len(exponents))].
@@ -46,7 +50,18 @@ def with_fourier_features(x: Array, exponents: tuple[int, ...]) -> Array:
 
 
 class ResidualBlock(nn.Module):
-    """GroupNorm, swish, convolution, twice; the embedding enters between."""
+    """The residual block: twice GroupNorm, swish and convolution, with the embedding in between.
+
+        h = Conv(swish(GN(x))) + Dense(swish(embedding))
+        y = x + Conv(dropout(swish(GN(h)))),     with Dense(x) instead of x if the channels change
+
+    Attributes:
+      channels: C', channels of the output.
+      dropout: rate of the dropout in training, in [0, 1).
+      num_groups: groups of both GroupNorms; must divide C and C'.
+      scale_shift: the embedding scales and shifts the normalised features instead of being added.
+      dtype: dtype of the computation.
+    """
 
     channels: int
     dropout: float
@@ -56,11 +71,11 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, embedding: Array, train: bool) -> Array:
-        """Map x [B, H, W, C] and embedding [B, E] to [B, H, W, channels]."""
-        conv = dict(
+        """Map x [B, H, W, C] and embedding [B, E] to [B, H, W, C']."""
+        conv: dict[str, Any] = dict(
             kernel_size=(3, 3), dtype=self.dtype, conv_general_dilated_cls=convolution(train)
         )
-        norm = dict(num_groups=self.num_groups, dtype=self.dtype)
+        norm: dict[str, Any] = dict(num_groups=self.num_groups, dtype=self.dtype)
 
         h = nn.swish(nn.GroupNorm(**norm, name="norm_1")(x))
         h = nn.Conv(self.channels, **conv, kernel_init=fan_avg, name="conv_1")(h)  # [B, H, W, C']

@@ -1,12 +1,14 @@
-"""A classifier of noisy images: the way down of the U-Net, a middle, and a pooled head.
+"""A classifier of noisy images: the downsampling half of the U-Net, a middle, and a pooled head.
 
-The half U-Net of Dhariwal & Nichol 2021 (section 4.1), with the blocks of `models.blocks`, time
-embedding; the logits start at zero. It knows nothing of diffusion.
+It is the half U-Net of Dhariwal & Nichol 2021 (section 4.1) with the residual and attention blocks
+of `models.unet`. The logits start at zero. The module does not depend on the diffusion process: t
+is a number to embed.
 
-Deviates from their classifier, which pools by attention: here the mean over pixels is taken.
+Deviates from Dhariwal & Nichol, who pool by attention: here the pool is the mean over the pixels.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -18,7 +20,10 @@ from ddpm_jax.types import Array
 
 
 class Classifier(nn.Module):
-    """Logits of the classes; the other attributes are those of `UNet`, which checks them."""
+    """A network from noisy images to the logits of `num_classes` classes.
+
+    The other attributes mean the same as in `UNet`; `UNet.check_sizes` checks them.
+    """
 
     num_classes: int
     channels: int = 128
@@ -42,12 +47,12 @@ class Classifier(nn.Module):
         Args:
           x: [B, H, W, C] float; H and W divisible by 2^(levels - 1).
           t: [B] times to embed.
-          cond: not looked at: the label is what is asked for.
+          cond: ignored, because the label is the thing to predict.
           train: whether dropout is on (needs the "dropout" rng).
         """
         residual, attention = recomputed(self.remat, self.remat_keep)
-        dense = dict(features=4 * self.channels, dtype=self.dtype)
-        conv = dict(
+        dense: dict[str, Any] = dict(features=4 * self.channels, dtype=self.dtype)
+        conv: dict[str, Any] = dict(
             kernel_size=(3, 3), dtype=self.dtype, conv_general_dilated_cls=convolution(train)
         )
 

@@ -1,14 +1,16 @@
-"""The 3x3 convolution of the networks, with gradients that XLA's CPU backend is fast at everywhere.
+"""The 3x3 convolution of the networks, with gradients that are fast on XLA's CPU backend in loops.
 
-That backend gives a convolution to a library if its operands lie as [B, H, W, C] and [h, w, C, C'].
-Those of the gradients that JAX derives do not: outside of loops XLA transposes them, inside it runs
-plain loops over them. Here the gradients are convolutions of transposed operands themselves,
+The CPU backend calls a library for a convolution only if its operands have the layouts
+[B, H, W, C] and [h, w, C, C']. The gradients that JAX derives have other layouts. Outside of loops
+XLA transposes their operands first. Inside a loop XLA runs plain loops over them, which are slow.
+So here we write the gradients as convolutions of operands that we transpose ourselves:
 
     dL/dx = conv(g, k reversed, C and C' swapped)      dL/dk = conv(x, g), with C as B and B as C
 
-Outside of loops nothing changes: a train step of the digits takes 1.02 [0.98, 1.04] of its time. In
-a loop the gradients of k and x take 28 and 28 ms of CPU time, JAX's 1,904 and 149 (8 images of
-16x16, 256 channels; 2026-11-25, jax 0.10.2; tests/test_convolution.py holds the ratio).
+Outside of loops nothing changes: a train step of the digits takes 1.02 [0.98, 1.04] times as long
+as with JAX's gradients. In a loop the gradients of k and x take 28 and 28 ms of CPU time; JAX's
+take 1,904 and 149 ms (8 images of 16x16, 256 channels; 2026-11-25, jax 0.10.2).
+tests/test_convolution.py checks the ratio.
 """
 
 import functools
@@ -28,11 +30,11 @@ _conv = functools.partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "
 
 
 def convolution(train: bool) -> Callable[[], Callable[..., Array]] | None:
-    """Return what `nn.Conv(conv_general_dilated_cls=...)` takes.
+    """Return the value of `conv_general_dilated_cls` for `nn.Conv`.
 
-    In training on the CPU, a function that returns `convolve`. Otherwise None, JAX's own, whose
-    forward mode is the one that is fast in a loop (the likelihood by the ODE), and which cuDNN and
-    TPUs are made for.
+    In training on the CPU it is a function that returns `convolve`. Otherwise it is None, which
+    selects JAX's own convolution. In forward mode on the CPU, JAX's own is the faster one in a loop
+    (the likelihood by the ODE). cuDNN and TPUs are built for JAX's own convolution.
     """
     return _returns_convolve if train and jax.default_backend() == "cpu" else None
 
@@ -42,14 +44,14 @@ def _returns_convolve() -> Callable[..., Array]:
 
 
 def convolve(x: Array, kernel: Array, strides: Sides, padding: str, **others: Any) -> Array:
-    """Convolve as `nn.Conv` does by default.
+    """Convolve with "SAME" padding, as `nn.Conv` does by default.
 
     Args:
       x: [B, H, W, C].
       kernel: [h, w, C, C'].
-      strides: of H and W.
-      padding: "SAME".
-      **others: what `nn.Conv` says besides; its defaults.
+      strides: strides along H and W.
+      padding: must be "SAME"; ignored.
+      **others: the other arguments that `nn.Conv` passes, which must be its defaults; ignored.
 
     Returns:
       [B, ceil(H / strides[0]), ceil(W / strides[1]), C'].
@@ -65,7 +67,10 @@ def _convolve(strides: Sides, x: Array, kernel: Array) -> Array:
 
 @functools.partial(_convolve.defjvp, symbolic_zeros=True)
 def _convolve_jvp(strides: Sides, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    """Say the derivative as the transpose of the gradient, of which JAX takes the transpose."""
+    """Return the output and its tangent, the transpose of the gradient function.
+
+    In reverse mode JAX transposes this rule once more, which gives back the gradient function.
+    """
     (x, kernel), (x_dot, kernel_dot) = primals, tangents
     out = _conv(x, kernel, strides, "SAME")
     dot = jnp.zeros_like(out)
@@ -84,7 +89,7 @@ def _gradient_of_x(strides: Sides, shape: tuple[int, ...], kernel: Array, g: Arr
     padding = []
     for axis, (low, _) in enumerate(lax.padtype_to_pads(shape[1:3], sizes, strides, "SAME")):
         before = sizes[axis] - 1 - low
-        spread = (g.shape[1 + axis] - 1) * strides[axis] + 1  # of g with zeros between
+        spread = (g.shape[1 + axis] - 1) * strides[axis] + 1  # length of g, dilated by the stride
         padding.append((before, shape[1 + axis] + sizes[axis] - 1 - spread - before))
     swapped = kernel[::-1, ::-1].swapaxes(2, 3)
     return _conv(g, swapped, (1, 1), padding, lhs_dilation=strides)

@@ -1,15 +1,15 @@
-"""What a network may be told besides x_t and t, and how it hears that it is told nothing.
+"""The inputs of a network other than x_t and t, and the null form of each input.
 
-    cond entry                    enters by                              null
+    cond entry                    how the network uses it                null form
     label         int32 [B]       a learned row, added to embedding(t)   negative
     embedding     [B, D]          Dense, added to embedding(t)           all zero
-    context       [B, L, D]       cross-attention where blocks attend    masked out, all of it
-    context_mask  bool [B, L]     which positions of context are there
-    image         [B, H, W, C']   concatenated to x_t                    none: it is always needed
+    context       [B, L, D]       cross-attention after self-attention   no position in context_mask
+    context_mask  bool [B, L]     which positions of context exist
+    image         [B, H, W, C']   concatenated to x_t                    none: always required
 
-Null rows are learned (Ho & Salimans 2022): a row of the label's table, a vector in place of the
-zeros, one position in place of the context that is not there. An entry that is absent is null in
-all rows.
+The null form means "unconditional". The network replaces it by learned parameters (Ho & Salimans
+2022): a row of the table of labels, a vector instead of the zeros, one position instead of the
+empty context. If cond lacks an entry, the entry is null for all images of the batch.
 """
 
 from collections.abc import Mapping
@@ -21,18 +21,19 @@ from ddpm_jax.errors import UserError, unknown
 from ddpm_jax.models.attention import fan_avg
 from ddpm_jax.types import Array
 
+# For each entry of cond: why a network may have no input for it.
 LACKING = {
-    "label": "no classes (model.class_conditional is False)",
-    "embedding": "no embedding (model.embedding_dim is 0)",
+    "label": "no input for classes (model.class_conditional is False)",
+    "embedding": "no input for an embedding (model.embedding_dim is 0)",
     "context": "no cross-attention (model.context_dim is 0)",
     "context_mask": "no cross-attention (model.context_dim is 0)",
-    "image": "no image to look at (model.super_resolution is 0)",
+    "image": "no input for an image (model.super_resolution is 0)",
 }
-_null = nn.initializers.normal(1.0)  # of the size of what it stands for
+_null = nn.initializers.normal(1.0)  # the size of the entries that it replaces
 
 
 class EmbeddedVector(nn.Module):
-    """Dense of a vector per image, or of a learned vector where it is zero."""
+    """A Dense layer on one vector per image; a learned vector replaces each zero vector."""
 
     features: int
     dtype: jnp.dtype
@@ -48,11 +49,19 @@ class EmbeddedVector(nn.Module):
 
 
 class ContextOrNull(nn.Module):
-    """A context with one more position, learned, which is seen only where there is no other."""
+    """A context with one more, learned position that is attended to only if the context is empty.
+
+    An image's context is empty if its row of the mask is all False.
+    """
 
     @nn.compact
     def __call__(self, context: Array, mask: Array) -> tuple[Array, Array]:
-        """Return context [B, 1 + L, D] and mask [B, 1 + L]; what is masked out becomes 0."""
+        """Return the context [B, 1 + L, D] and its mask [B, 1 + L]; masked vectors become 0.
+
+        Args:
+          context: [B, L, D] float, L at least 0.
+          mask: bool [B, L].
+        """
         batch, _, width = context.shape
         null = jnp.broadcast_to(self.param("null", _null, (1, 1, width)), (batch, 1, width))
         absent = ~jnp.any(mask, axis=1, keepdims=True)
@@ -61,17 +70,23 @@ class ContextOrNull(nn.Module):
 
 
 def check_cond(cond: Mapping[str, Array], wanted: Mapping[str, tuple[int | None, ...]]) -> None:
-    """Raise `UserError` where the network cannot take the conditioning.
+    """Check the names, shapes and types of a conditioning.
 
     Args:
       cond: the conditioning.
-      wanted: the shape of each entry that the network knows; None is any length.
+      wanted: the shape of each entry that the network has an input for; None is any length.
+
+    Raises:
+      UserError: an entry is unknown, has no input, or is of another shape; only one of "context"
+        and "context_mask" is given, or the two do not fit each other.
     """
     for name, value in cond.items():
         if name not in LACKING:
             raise unknown("entry of cond", name, LACKING)
         if name not in wanted:
-            raise UserError(f"cond[{name!r}] is given, but the network has {LACKING[name]}")
+            raise UserError(
+                f"cond[{name!r}] is given, but the network has {LACKING[name]}; leave it out"
+            )
         shape = wanted[name]
         fits = len(shape) == value.ndim and all(
             n in (None, m) for n, m in zip(shape, value.shape, strict=True)
@@ -85,27 +100,37 @@ def check_cond(cond: Mapping[str, Array], wanted: Mapping[str, tuple[int | None,
     pair = [name for name in ("context", "context_mask") if name in cond]
     if len(pair) == 1:
         raise UserError(
-            f"cond has {pair[0]!r} alone; 'context' [B, L, D] and 'context_mask' bool [B, L] come "
-            "together (all True: every position is there)"
+            f"cond has only {pair[0]!r}; pass both 'context' [B, L, D] and 'context_mask' bool "
+            "[B, L] (all True if every position exists)"
         )
     if pair and cond["context"].shape[:2] != cond["context_mask"].shape:
         raise UserError(
-            f"cond['context_mask'] must be of shape {list(cond['context'].shape[:2])}, as "
-            f"cond['context'] is long, found {list(cond['context_mask'].shape)}"
+            f"cond['context_mask'] must be of shape {list(cond['context'].shape[:2])}, the first "
+            f"two axes of cond['context'], found {list(cond['context_mask'].shape)}"
         )
     if pair and cond["context_mask"].dtype != jnp.bool_:
         raise UserError(f"cond['context_mask'] must be bool, found {cond['context_mask'].dtype}")
 
 
 def concatenate_image(x: Array, image: Array | None, channels: int, initializing: bool) -> Array:
-    """Return x [B, H, W, C] with the image [B, H, W, channels] behind it.
+    """Append the channels of an image to x.
 
-    Raises `UserError` where there is none; only while the parameters' shapes are found it is zeros.
+    Args:
+      x: [B, H, W, C].
+      image: [B, H, W, channels]; None is allowed only while `initializing`, and gives zeros.
+      channels: channels of the image.
+      initializing: whether this call only finds the shapes of the parameters.
+
+    Returns:
+      [B, H, W, C + channels], of the dtype of x.
+
+    Raises:
+      UserError: there is no image.
     """
     if image is None:
         if not initializing:
             raise UserError(
-                "the network looks at an image (model.super_resolution), but none is given; pass "
+                "the network needs cond['image'] (model.super_resolution), but none is given; pass "
                 f"cond={{'image': images [B, {x.shape[1]}, {x.shape[2]}, {channels}] in [-1, 1]}}"
             )
         image = jnp.zeros((*x.shape[:-1], channels), x.dtype)

@@ -1,12 +1,14 @@
-"""A learned noise schedule: a monotone network from u in [0, 1] to γ, minus the log-SNR.
+"""A learned noise schedule: a monotone network from u in [0, 1] to γ = -log SNR.
 
   γ̃(u) = l_1(u) + l_3(sigmoid(l_2(u))),  all weights positive   (Kingma et al. 2021, appendix H)
   r(u) = (γ̃(u) - γ̃(0)) / (γ̃(1) - γ̃(0)),  the progress, from 0 to 1
   γ(u) = (1 - r(u)) γ_0 + r(u) γ_1
 
-The interior, r, and the ends, γ_0 and γ_1, are parameters of different objectives
-(`likelihood.continuous`), so they come as two functions. Deviates from the paper's appendix, where
-l_2 reads l_1(u): here, as in the paper's code, both read u, and the sum of l_3 is a mean.
+The progress r and the ends γ_0 and γ_1 are trained by different objectives
+(`likelihood.continuous`), so they are two functions.
+
+Deviates from the paper's appendix, where the input of l_2 is l_1(u): here, as in the paper's code,
+the input of both is u, and l_3 takes a mean instead of a sum.
 """
 
 import math
@@ -20,7 +22,7 @@ import jax.numpy as jnp
 from ddpm_jax.errors import UserError
 from ddpm_jax.types import Array, Params, PRNGKey
 
-WIDTH = 1024  # of l_2
+WIDTH = 1024  # width of l_2
 
 
 class Gamma(NamedTuple):
@@ -28,7 +30,7 @@ class Gamma(NamedTuple):
 
     Attributes:
       init: key -> params.
-      progress: (params, u: [B] float32 in [0, 1]) -> r: [B], strictly rising, 0 to 1.
+      progress: (params, u: [B] float32 in [0, 1]) -> r: [B], strictly increasing in u, from 0 to 1.
       ends: params -> (γ_0, γ_1), float32 scalars.
     """
 
@@ -38,7 +40,7 @@ class Gamma(NamedTuple):
 
 
 class MonotoneNetwork(nn.Module):
-    """γ̃: rising at every u, and nearly a straight line before training."""
+    """γ̃: strictly increasing in u; before training it is nearly linear."""
 
     @nn.compact
     def __call__(self, u: Array) -> Array:
@@ -53,17 +55,20 @@ class MonotoneNetwork(nn.Module):
 
 
 def make_gamma(gamma_0: float, gamma_1: float) -> Gamma:
-    """Build the schedule that begins as γ from gamma_0 to gamma_1, nearly linearly.
+    """Build a learned schedule; before training γ goes nearly linearly from gamma_0 to gamma_1.
 
     Args:
-      gamma_0: minus the log-SNR at u = 0, data with the least noise; -13.3 in the paper.
-      gamma_1: at u = 1; 5 in the paper.
+      gamma_0: -log SNR at u = 0, the least noise; -13.3 in the paper.
+      gamma_1: -log SNR at u = 1, the most noise; 5 in the paper.
 
     Raises:
-      UserError: gamma_0 is not below gamma_1.
+      UserError: gamma_0 is not below gamma_1, or one is not finite.
     """
     if not -math.inf < gamma_0 < gamma_1 < math.inf:
-        raise UserError(f"gamma_0 must be below gamma_1, found {gamma_0:g} and {gamma_1:g}")
+        raise UserError(
+            "gamma_0 (process.gamma_min) must be below gamma_1 (process.gamma_max), both finite, "
+            f"found {gamma_0:g} and {gamma_1:g}"
+        )
     network = MonotoneNetwork()
 
     def init(key: PRNGKey) -> Params:
@@ -83,15 +88,18 @@ def make_gamma(gamma_0: float, gamma_1: float) -> Gamma:
 
 
 def table(gamma: Gamma, params: Params, num_timesteps: int) -> Array:
-    """Return γ at num_timesteps even u from 0 to 1: [T] float32.
+    """Return γ at T = num_timesteps evenly spaced u from 0 to 1: [T] float32.
 
-    `likelihood.continuous.process_from_gamma` makes a process of it.
+    `likelihood.continuous.process_from_gamma` builds a process from this table.
 
     Raises:
       UserError: num_timesteps is below 2.
     """
     if num_timesteps < 2:
-        raise UserError(f"a learned schedule needs num_timesteps >= 2, found {num_timesteps}")
+        raise UserError(
+            f"process.num_timesteps must be at least 2 for a learned schedule, found "
+            f"{num_timesteps}"
+        )
     r = gamma.progress(params, jnp.linspace(0.0, 1.0, num_timesteps))
     r = r.at[0].set(0.0).at[-1].set(1.0)  # exact, whatever the network's rounding
     gamma_0, gamma_1 = gamma.ends(params)
@@ -99,10 +107,13 @@ def table(gamma: Gamma, params: Params, num_timesteps: int) -> Array:
 
 
 def _raw(weight: float) -> nn.initializers.Initializer:
-    """Initialise weights so that their softplus is `weight`."""
+    """Return an initialiser that makes the softplus of each weight equal to `weight`."""
     return nn.initializers.constant(math.log(math.expm1(weight)))
 
 
 def _steps(key: PRNGKey, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
-    """Initialise biases so that the sigmoids, of weight 10, step all over [-1, 1] and around."""
+    """Initialise the biases of l_2, so that the sigmoids rise at points spread over [-1.2, 1.2].
+
+    A sigmoid of weight 10 and bias b rises at x = -b / 10; b is uniform in [-12, 12).
+    """
     return jax.random.uniform(key, shape, dtype, -12.0, 12.0)

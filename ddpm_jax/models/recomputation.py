@@ -1,8 +1,8 @@
-"""Blocks that compute their activations again in the backward pass (Chen et al. 2016).
+"""Blocks that recompute their activations in the backward pass (Chen et al. 2016).
 
-Kept are the inputs of each block and, by choice, the outputs of its convolutions and matrix
-products: these take nearly all of the time, and the rest (norms, swish, dropout) nearly all of the
-memory.
+The forward pass keeps the inputs of each block and, optionally, the outputs of its convolutions and
+matrix products. These products take nearly all of the time. The other operations (norms, swish,
+dropout) take nearly all of the memory.
 """
 
 import flax.linen as nn
@@ -20,19 +20,20 @@ POLICIES = {
 
 
 def recomputed(remat: bool, keep: str) -> tuple[type[nn.Module], type[nn.Module]]:
-    """Return the residual and the attention block, recomputed if `remat`.
+    """Return the classes of the residual and the attention block, recomputing if `remat`.
 
     Args:
-      remat: whether they are.
-      keep: what of them is kept all the same: "nothing" or "convolutions".
+      remat: whether the blocks recompute their activations in the backward pass.
+      keep: which outputs inside a block are kept nevertheless: "nothing" or "convolutions" (and
+        matrix products).
 
     Raises:
-      UserError: another `keep`.
+      UserError: `keep` is another name.
     """
     if keep not in POLICIES:
         raise unknown("model.remat_keep", keep, POLICIES)
     if not remat:
         return ResidualBlock, AttentionBlock
     policy = POLICIES[keep]
-    residual = nn.remat(ResidualBlock, static_argnums=(3,), policy=policy)  # 3 counts self: train
+    residual = nn.remat(ResidualBlock, static_argnums=(3,), policy=policy)  # 3: train, after self
     return residual, nn.remat(AttentionBlock, policy=policy)

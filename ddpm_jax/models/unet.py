@@ -1,20 +1,23 @@
-"""The U-Net of Ho et al. 2020 (appendix B), with the switches that people expect to set.
+"""The U-Net of Ho et al. 2020 (appendix B), with the usual options.
 
-A PixelCNN++-like U-Net with GroupNorm in place of weight normalisation: two convolutional residual
-blocks a level, self-attention at 16x16 and in the middle, sinusoidal time embedding added in every
-residual block, a skip connection from every block of the way down to one of the way up.
+A U-Net similar to PixelCNN++, with GroupNorm instead of weight normalisation. It has two residual
+blocks per level, and self-attention at 16x16 and in the middle. The sinusoidal time embedding is
+added in every residual block. A skip connection goes from every block of the downsampling half to
+one block of the upsampling half.
 
     embedding(t) = Dense(swish(Dense([sin(t ω_i), cos(t ω_i)]))),   ω_i = 10000^(-i / (C/2 - 1))
     residual     = x + Conv(dropout(swish(GN(Conv(swish(GN(x))) + Dense(swish(embedding))))))
-    attention    of `models.attention`: of the pixels to each other, then to a context if any
+    attention    `models.attention`: self-attention, then cross-attention if there is a context
 
-The last convolution of every block, the output of every attention and the last convolution of the
-network start at zero, so the network starts as the zero function. At the CIFAR-10 settings
-it has 35,746,307 parameters. It knows nothing of diffusion: t is a number to embed.
+The last convolution of every block, the last Dense of every attention and the last convolution of
+the network start at zero. So the network starts as the zero function. With the CIFAR-10 settings
+the network has 35,746,307 parameters. The module does not depend on the diffusion process: t is a
+number to embed.
 """
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -32,24 +35,25 @@ class UNet(nn.Module):
     """The network of Ho et al. 2020; the defaults are the CIFAR-10 model.
 
     Attributes:
-      out_channels: channels of the output, those of the image.
+      out_channels: channels of the output: those of the image, or twice as many if the network
+        predicts a variance as well.
       channels: width C of the first level.
-      channel_multipliers: widths in units of C, one a level; between levels H and W are halved.
-      num_res_blocks: residual blocks a level on the way down (one more on the way up).
-      attention_resolutions: heights H at which every block is followed by attention.
-      num_heads: heads of every attention.
-      dropout: rate inside the residual blocks, in training.
+      channel_multipliers: widths in units of C, one per level; H and W halve from level to level.
+      num_res_blocks: residual blocks per level while downsampling (one more while upsampling).
+      attention_resolutions: heights H at which attention follows every block.
+      num_heads: heads of every attention; must divide every level's width.
+      dropout: rate inside the residual blocks, only in training.
       num_groups: groups of every GroupNorm; must divide every level's width.
       scale_shift: the embedding scales and shifts the normalised features instead of being added.
-      num_classes: size of the label set; 0 is none.
+      num_classes: number of classes; 0 is no input for a label.
       embedding_dim: width D of a vector per image, added to the time embedding; 0 is none.
       context_dim: width D of a sequence per image, attended to after every self-attention; 0 is
         none.
       image_channels: channels of an image concatenated to x_t; 0 is none.
       fourier_features: exponents n of sin(2^n π x_t), cos(2^n π x_t) concatenated to x_t.
-      dtype: of the computation. Parameters, statistics, softmax and output are float32.
-      remat: recompute the residual and attention blocks in the backward pass, but for what
-        `remat_keep` names ("nothing", "convolutions").
+      dtype: dtype of the computation. Parameters, statistics, softmax and output are float32.
+      remat: whether the residual and attention blocks are recomputed in the backward pass.
+      remat_keep: with remat, which outputs are kept: "nothing" or "convolutions".
     """
 
     out_channels: int = 3
@@ -74,22 +78,22 @@ class UNet(nn.Module):
     def __call__(
         self, x: Array, t: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False
     ) -> Array:
-        """Return the network's output, float32, of the shape of `x`.
+        """Return the network's output, float32 [B, H, W, out_channels].
 
         Args:
           x: [B, H, W, C] float; H and W divisible by 2^(levels - 1).
           t: [B] times to embed.
-          cond: any of "label" [B] int32 in {0..num_classes-1} (negative: the null class),
+          cond: any of "label" [B] int32 in {0..num_classes-1} (negative is the null class),
             "embedding" [B, D], "context" [B, L, D] with "context_mask" bool [B, L], "image"
-            [B, H, W, C']; see `models.inputs` for what is null. All but "image" may be
-            absent.
+            [B, H, W, C']. `models.inputs` defines the null forms. Only "image" is required, if
+            the network has an input for it.
           train: whether dropout is on (needs the "dropout" rng).
 
         Raises:
-          UserError: sizes that the levels, groups or heads do not divide; an entry of cond that the
-            network does not know, of another shape, or missing.
+          UserError: the levels, groups or heads do not divide a size; or an entry of cond is
+            unknown, of another shape, or missing.
         """
-        self.check_sizes(x.shape[1:3])
+        self.check_sizes((x.shape[1], x.shape[2]))
         cond = {} if cond is None else cond
         check_cond(cond, self._cond_shapes(x.shape))
         x = with_fourier_features(x, self.fourier_features)
@@ -98,6 +102,7 @@ class UNet(nn.Module):
         residual, attention = recomputed(self.remat, self.remat_keep)
 
         embedding = self._embed(t, cond)  #                                       [B, 4C]
+        context = ()
         if self.context_dim:
             nothing = jnp.zeros((len(x), 0, self.context_dim)), jnp.zeros((len(x), 0), bool)
             context = (cond["context"], cond["context_mask"]) if "context" in cond else nothing
@@ -115,10 +120,10 @@ class UNet(nn.Module):
                     h = attention(*settings, name=f"{name}_to_context")(h, *context)
             return h
 
-        how = dict(conv_general_dilated_cls=convolution(train))
+        how: dict[str, Any] = dict(conv_general_dilated_cls=convolution(train))
 
         def conv(features: int, name: str, strides: int = 1) -> nn.Conv:
-            own = dict(dtype=self.dtype, kernel_init=fan_avg, name=name)
+            own: dict[str, Any] = dict(dtype=self.dtype, kernel_init=fan_avg, name=name)
             return nn.Conv(features, (3, 3), strides, **own, **how)
 
         widths = [self.channels * multiplier for multiplier in self.channel_multipliers]
@@ -151,9 +156,9 @@ class UNet(nn.Module):
         return out(h.astype(jnp.float32))  #                                      [B, H, W, C]
 
     def _embed(self, t: Array, cond: Mapping[str, Array]) -> Array:
-        """Embed time, and label and vector where the model has them, as [B, 4C]."""
+        """Embed t, and the label and the vector if the network has inputs for them: [B, 4C]."""
         width = 4 * self.channels
-        dense = dict(dtype=self.dtype, kernel_init=fan_avg)
+        dense: dict[str, Any] = dict(dtype=self.dtype, kernel_init=fan_avg)
         embedding = time_embedding(t, self.channels).astype(self.dtype)
         embedding = nn.Dense(width, **dense, name="time_1")(embedding)
         embedding = nn.Dense(width, **dense, name="time_2")(nn.swish(embedding))
@@ -168,7 +173,7 @@ class UNet(nn.Module):
         return embedding
 
     def _cond_shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int | None, ...]]:
-        """Return the shapes of the conditioning that this network knows, for x of `shape`."""
+        """Return the shape of each cond entry that the network has an input for; x has `shape`."""
         batch, height, width, _ = shape
         shapes: dict[str, tuple[int | None, ...]] = {}
         if self.num_classes:
@@ -183,7 +188,12 @@ class UNet(nn.Module):
         return shapes
 
     def check_sizes(self, image_size: tuple[int, int]) -> None:
-        """Raise `UserError` where the settings do not fit images of (H, W), naming the fix."""
+        """Check that the settings fit images of size (H, W).
+
+        Raises:
+          UserError: a size cannot be halved often enough, no level has the height of an attention,
+            or the groups or heads do not divide a width. The message says what to change.
+        """
         halvings = len(self.channel_multipliers) - 1
         factor = 2**halvings
         height, width = image_size
@@ -191,7 +201,7 @@ class UNet(nn.Module):
             up = [math.ceil(side / factor) * factor for side in image_size]
             raise UserError(
                 f"images of {height}x{width} cannot be halved {halvings} times: both sides must be "
-                f"divisible by {factor}; resize them to {up[0]}x{up[1]} (data.image_size) or take "
+                f"divisible by {factor}; resize them to {up[0]}x{up[1]} (data.image_size) or set "
                 "fewer model.channel_multipliers"
             )
         resolutions = [height // 2**level for level in range(len(self.channel_multipliers))]
@@ -199,13 +209,13 @@ class UNet(nn.Module):
             if resolution not in resolutions:
                 raise UserError(
                     f"model.attention_resolutions has {resolution}, but images of height {height} "
-                    f"pass through the heights {resolutions}; choose among these"
+                    f"only pass through the heights {resolutions}; choose among these"
                 )
-        for multiplier in (1, *self.channel_multipliers):  # 1: of the first convolution
+        for multiplier in (1, *self.channel_multipliers):  # 1 is the first convolution
             for name, parts in (("num_groups", self.num_groups), ("num_heads", self.num_heads)):
                 if self.channels * multiplier % parts:
                     raise UserError(
                         f"the network has blocks of {self.channels * multiplier} channels "
-                        f"(model.channels {self.channels} x {multiplier}), not divisible by "
-                        f"model.{name} {parts}; change either"
+                        f"(model.channels {self.channels} x {multiplier}), which model.{name} = "
+                        f"{parts} does not divide; change model.channels or model.{name}"
                     )

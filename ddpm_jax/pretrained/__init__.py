@@ -1,1 +1,1 @@
-"""Networks with weights that others trained, and the readers of the files that hold them."""
+"""Pretrained networks (a text encoder, Inception), and readers of the files with their weights."""

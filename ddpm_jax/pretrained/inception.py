@@ -1,19 +1,20 @@
-"""The Inception-v3 by which the FID is measured (Szegedy et al. 2015; Heusel et al. 2017).
+"""The Inception-v3 network of the FID (Szegedy et al. 2015; Heusel et al. 2017).
 
-The network of TensorFlow's `inception-2015-12-05`, as PyTorch's ports know it, whose names the
-parameters bear. It is not the Inception of torchvision or Keras:
+It is the network of TensorFlow's `inception-2015-12-05`. The parameters have the names of its
+PyTorch ports. It differs from the Inception of torchvision and Keras:
 
 - images are resized by TensorFlow 1's bilinear rule, without half-pixel centres and antialiasing;
-- average pools beside the convolutions divide by the number of pixels inside the image;
-- the last block pools by the maximum where its twin before it takes the average;
-- of the 1008 logits the Inception score (Salimans et al. 2016) takes no bias.
+- average pools inside the blocks divide by the number of pixels inside the image;
+- the last block (Mixed_7c) has a max pool where the block before it has an average pool;
+- the Inception score (Salimans et al. 2016) uses the 1008 logits without their bias.
 
-Features move with the precision: convolutions run in float32 with `Precision.HIGHEST`, as
-accelerators would otherwise round their inputs (TPUs to bfloat16, NVIDIA's cards to TF32).
+The features depend on the precision. So convolutions run in float32 with `Precision.HIGHEST`.
+Otherwise accelerators round the inputs (TPUs to bfloat16, NVIDIA GPUs to TF32).
 """
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import flax.traverse_util
@@ -24,10 +25,11 @@ import numpy as np
 from ddpm_jax.errors import UserError
 from ddpm_jax.types import Array, Params
 
-SIZE = 299
+SIZE = 299  # height and width of the resized images
+PADDED: Any = ((1, 1), (1, 1))  # Any, because Flax accepts it but annotates str
 PRECISION = jax.lax.Precision.HIGHEST
-FACTORS = {"a": (1, 3), "b": (3, 1)}  # side by side in block e
-THEIRS = {  # our leaves in a layer -> the ports' names
+FACTORS = {"a": (1, 3), "b": (3, 1)}  # two parallel convolutions in block_e
+PORT_NAMES = {  # path of a leaf inside a layer -> its name in the PyTorch ports
     ("conv", "kernel"): "conv.weight",
     ("bn", "scale"): "bn.weight",
     ("bn", "bias"): "bn.bias",
@@ -35,18 +37,18 @@ THEIRS = {  # our leaves in a layer -> the ports' names
     ("bn", "var"): "bn.running_var",
     ("kernel",): "weight",
 }
-UNUSED = (".num_batches_tracked", "fc.bias")  # ends of names
+UNUSED = (".num_batches_tracked", "fc.bias")  # ends of names that are ignored
 
 
 def inception_features(params: Params, images: Array) -> dict[str, Array]:
-    """Return what the FID and its kin are measured on.
+    """Return the Inception features of images, for the FID and similar measures.
 
     Args:
-      params: of `from_state`.
-      images: uint8 [N, H, W, 3], RGB; of any size, resized to 299 x 299.
+      params: the parameters, from `from_state`.
+      images: uint8 [N, H, W, 3], RGB, of any size; they are resized to 299 x 299.
 
     Returns:
-      "pool": float32 [N, 2048], the mean of the last feature map over its 8 x 8 places.
+      "pool": float32 [N, 2048], the mean of the last feature map over its 8 x 8 positions.
       "logits_unbiased": float32 [N, 1008], logits of the classes without their bias.
 
     Raises:
@@ -54,21 +56,22 @@ def inception_features(params: Params, images: Array) -> dict[str, Array]:
     """
     if images.dtype != jnp.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         raise UserError(
-            f"Inception takes images of uint8 [N, H, W, 3], found {images.dtype} "
-            f"{list(images.shape)}; scale to 0..255 and round, and repeat a single channel"
+            f"Inception needs images of uint8 [N, H, W, 3], found {images.dtype} "
+            f"{list(images.shape)}; scale float images to 0..255 and round them, repeat a grey "
+            "channel three times"
         )
     x = resize_tf1(images.astype(jnp.float32), (SIZE, SIZE))
-    pool, logits = Inception().apply(params, (x - 128) / 128)
-    return {"pool": pool, "logits_unbiased": logits}
+    outputs: Any = Inception().apply(params, (x - 128) / 128)
+    return {"pool": outputs[0], "logits_unbiased": outputs[1]}
 
 
 def resize_tf1(x: Array, size: tuple[int, int]) -> Array:
     """Resize as TensorFlow 1's `resize_bilinear` with `align_corners=False`.
 
-        out[i] = x[⌊r⌋] + (r - ⌊r⌋) (x[⌊r⌋ + 1] - x[⌊r⌋]),   r = i in / out
+        y[i] = x[⌊r⌋] + (r - ⌊r⌋) (x[⌊r⌋ + 1] - x[⌊r⌋]),   r = i * (size of x) / (size of y)
 
-    per axis: places are corners, not centres, of pixels, and shrinking skips pixels. Behind the
-    last pixel comes itself. Of the same size it is the identity.
+    along each axis. Positions are the corners of pixels, not their centres, and shrinking skips
+    pixels. After the last pixel the last pixel is repeated. To the same size it is the identity.
 
     Args:
       x: [N, H, W, C] float32.
@@ -78,7 +81,7 @@ def resize_tf1(x: Array, size: tuple[int, int]) -> Array:
       [N, *size, C] float32.
     """
     for axis, out in ((2, size[1]), (1, size[0])):
-        # In float32, as TensorFlow does it: where r is all but an integer, rounding picks the pixel
+        # In float32, as in TensorFlow: if r is almost an integer, its rounding selects the pixel.
         r = np.arange(out, dtype=np.float32) * np.float32(x.shape[axis] / out)
         low = r.astype(np.int32)
         high = np.minimum(low + 1, x.shape[axis] - 1)
@@ -89,32 +92,40 @@ def resize_tf1(x: Array, size: tuple[int, int]) -> Array:
 
 
 class BasicConv(nn.Module):
-    """Convolution without bias, normalisation by fixed statistics, ReLU."""
+    """Convolution without bias, batch normalisation with fixed statistics, ReLU.
+
+    Attributes:
+      features: channels of the output.
+      kernel: (height, width) of the kernel.
+      strides: stride along H and W.
+      padded: whether to pad with zeros, so that stride 1 keeps the size.
+    """
 
     features: int
     kernel: tuple[int, int]
     strides: int = 1
-    padded: bool = True  # with zeros, so that the size stays
+    padded: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Map [N, H, W, C] to [N, H', W', features]."""
         padding = [(n // 2, n // 2) if self.padded else (0, 0) for n in self.kernel]
-        plain = dict(use_bias=False, precision=PRECISION, name="conv")
+        plain: dict[str, Any] = dict(use_bias=False, precision=PRECISION, name="conv")
         x = nn.Conv(self.features, self.kernel, self.strides, padding, **plain)(x)
         return nn.relu(nn.BatchNorm(use_running_average=True, epsilon=1e-3, name="bn")(x))
 
 
-Conv = Callable[..., Array]  # (x, name, arguments of BasicConv) -> y, in the block at hand
+# (x, name of a layer in the current block, arguments of BasicConv) -> y
+Conv = Callable[..., Array]
 
 
 def average_pool(x: Array) -> Array:
-    """3 x 3; at the border the mean of those pixels that are there."""
-    return nn.avg_pool(x, (3, 3), (1, 1), [(1, 1), (1, 1)], count_include_pad=False)
+    """Average 3 x 3 pixels; at the border, only the pixels inside the image."""
+    return nn.avg_pool(x, (3, 3), (1, 1), PADDED, count_include_pad=False)
 
 
 def block_a(conv: Conv, x: Array, pool_features: int) -> Array:
-    """35 x 35: to 224 + pool_features channels."""
+    """Map [N, 35, 35, C] to [N, 35, 35, 224 + pool_features]."""
     narrow = conv(x, "branch1x1", 64, (1, 1))
     five = conv(x, "branch5x5_1", 48, (1, 1))
     five = conv(five, "branch5x5_2", 64, (5, 5))
@@ -126,7 +137,7 @@ def block_a(conv: Conv, x: Array, pool_features: int) -> Array:
 
 
 def block_b(conv: Conv, x: Array) -> Array:
-    """35 x 35 to 17 x 17: 480 channels more."""
+    """Map [N, 35, 35, C] to [N, 17, 17, C + 480]."""
     single = conv(x, "branch3x3", 384, (3, 3), 2, False)
     double = conv(x, "branch3x3dbl_1", 64, (1, 1))
     double = conv(double, "branch3x3dbl_2", 96, (3, 3))
@@ -135,7 +146,7 @@ def block_b(conv: Conv, x: Array) -> Array:
 
 
 def block_c(conv: Conv, x: Array, width: int) -> Array:
-    """17 x 17: to 768 channels; 7 x 7 convolutions in two factors."""
+    """Map [N, 17, 17, C] to [N, 17, 17, 768]; 1 x 7 and 7 x 1 replace 7 x 7 convolutions."""
     narrow = conv(x, "branch1x1", 192, (1, 1))
     single = conv(x, "branch7x7_1", width, (1, 1))
     single = conv(single, "branch7x7_2", width, (1, 7))
@@ -150,7 +161,7 @@ def block_c(conv: Conv, x: Array, width: int) -> Array:
 
 
 def block_d(conv: Conv, x: Array) -> Array:
-    """17 x 17 to 8 x 8: 512 channels more."""
+    """Map [N, 17, 17, C] to [N, 8, 8, C + 512]."""
     three = conv(x, "branch3x3_1", 192, (1, 1))
     three = conv(three, "branch3x3_2", 320, (3, 3), 2, False)
     seven = conv(x, "branch7x7x3_1", 192, (1, 1))
@@ -161,7 +172,7 @@ def block_d(conv: Conv, x: Array) -> Array:
 
 
 def block_e(conv: Conv, x: Array, pooled: Array) -> Array:
-    """8 x 8: to 2048 channels; `pooled` is x, pooled 3 x 3."""
+    """Map [N, 8, 8, C] to [N, 8, 8, 2048]; `pooled` is x after a 3 x 3 pool."""
     narrow = conv(x, "branch1x1", 320, (1, 1))
     single = conv(x, "branch3x3_1", 384, (1, 1))
     single = [conv(single, f"branch3x3_2{n}", 384, kernel) for n, kernel in FACTORS.items()]
@@ -173,7 +184,7 @@ def block_e(conv: Conv, x: Array, pooled: Array) -> Array:
 
 
 class Inception(nn.Module):
-    """The network from resized images on; its layers bear the names of PyTorch's ports."""
+    """The network after the resize; its layers have the names of the PyTorch ports."""
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Array]:
@@ -202,46 +213,50 @@ class Inception(nn.Module):
         x = block_c(block("Mixed_6e"), x, 192)
         x = block_d(block("Mixed_7a"), x)  #                                     [N, 8, 8, 1280]
         x = block_e(block("Mixed_7b"), x, average_pool(x))
-        # By the maximum here alone: TensorFlow's graph has it so, the paper does not
-        x = block_e(block("Mixed_7c"), x, nn.max_pool(x, (3, 3), (1, 1), [(1, 1), (1, 1)]))
+        # A max pool only here: TensorFlow's graph has it, the paper does not.
+        x = block_e(block("Mixed_7c"), x, nn.max_pool(x, (3, 3), (1, 1), PADDED))
         pool = x.mean(axis=(1, 2))  #                                            [N, 2048]
         return pool, nn.Dense(1008, use_bias=False, precision=PRECISION, name="fc")(pool)
 
 
 def from_state(state: Mapping[str, np.ndarray]) -> Params:
-    """Return the tensors of PyTorch's ports as the parameters of this network.
+    """Convert the tensors of the PyTorch ports to the parameters of this network.
 
     Args:
-      state: float32 tensors by the ports' names: Mixed_7c.branch_pool.conv.weight [out, in, h, w]
-        and so on. The bias of the logits and numbers of tracked batches are not looked at.
+      state: float32 tensors by the names of the ports: Mixed_7c.branch_pool.conv.weight
+        [out, in, h, w] and so on. The bias of the logits and the numbers of tracked batches are
+        ignored.
 
     Raises:
-      UserError: a tensor, which is named, is missing, unknown, or of another shape or type.
+      UserError: a tensor is missing, unknown, or of another shape or type; the message names it.
     """
     wanted = _shapes()
-    paths = {f"{path[1]}.{THEIRS[path[2:]]}": path for path in wanted}  # (collection, layer, ...)
+    # Each path is (collection, layer, ...).
+    paths = {f"{path[1]}.{PORT_NAMES[path[2:]]}": path for path in wanted}
     found = {name for name in state if not name.endswith(UNUSED)}
     for problem, names in (("lack", paths.keys() - found), ("have unknown", found - paths.keys())):
         if names:
             raise UserError(
-                f"the Inception weights {problem} {min(names)!r} and {len(names) - 1} others; "
-                "expected those of the FID, weights-inception-2015-12-05-6726825d.pth"
+                f"the Inception weights {problem} {min(names)!r} and {len(names) - 1} other "
+                "tensors; expected the weights of the FID, "
+                "weights-inception-2015-12-05-6726825d.pth"
             )
     params = {}
     for name, path in paths.items():
-        tensor, leaf = state[name], wanted[path]  # kernels: [out, in, h, w], [out, in]
+        tensor, leaf = state[name], wanted[path]  # a kernel is [out, in, h, w] or [out, in]
         turned = np.moveaxis(tensor, (0, 1), (-1, -2)) if path[-1] == "kernel" else tensor
         if turned.shape != leaf.shape or tensor.dtype != np.float32:
             raise UserError(
-                f"the Inception weights' {name!r} is {tensor.dtype} {tensor.shape}, where the "
-                f"FID's network has float32, with the axes in our order {leaf.shape}"
+                f"the Inception weights' {name!r} is {tensor.dtype} {tensor.shape}, but the "
+                f"network of the FID has float32 {leaf.shape} (kernels in the order [h, w, in, "
+                "out]); expected weights-inception-2015-12-05-6726825d.pth"
             )
         params[path] = np.ascontiguousarray(turned)
     return flax.traverse_util.unflatten_dict(params)
 
 
 @functools.cache
-def _shapes() -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+def _shapes() -> dict[Any, Any]:
     image = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
     shapes = jax.eval_shape(Inception().init, jax.random.key(0), image)
     return flax.traverse_util.flatten_dict(shapes)

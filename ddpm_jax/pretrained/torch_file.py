@@ -1,13 +1,14 @@
-"""Tensors out of a file that `torch.save` wrote, without torch and without running anything in it.
+"""Read tensors from a file of `torch.save`, without torch and without running code of the file.
 
-Such a file is a pickle that says how to rebuild a dict of tensors, and their raw storages:
+Such a file holds a pickle that describes a dict of tensors, and the raw bytes of the tensors in
+"storages". There are two formats:
 
-    zip (since torch 1.6)   <name>/data.pkl, <name>/data/<key> for every storage, stored as they are
-    legacy                  pickles of a magic number, a protocol version and the writer's machine,
-                            of the dict, of the storages' keys; then per storage its int64 length
-                            and its bytes
+    zip (since torch 1.6)   <name>/data.pkl, and <name>/data/<key> for every storage, uncompressed
+    legacy                  five pickles: a magic number, a protocol version, the writer's machine,
+                            the dict, the list of the storages' keys; then for every storage its
+                            int64 length and its bytes
 
-The pickles are read by `torch_pickle`, which runs nothing.
+`torch_pickle` reads the pickles; it runs no code.
 """
 
 import io
@@ -29,14 +30,15 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Read a dict of tensors that `torch.save` wrote.
 
     Args:
-      path: of the file, in the zip or in the legacy format, written on a little-endian machine.
+      path: a file in the zip or the legacy format, written on a little-endian machine.
 
     Returns:
-      The tensors by their names, in the file's order, each a copy of its own in C order.
+      {name: tensor} in the order of the file; each tensor is a separate array in C order.
 
     Raises:
-      UserError: the file cannot be read, is cut short, or holds anything else than a dict of dense,
-        non-empty tensors of a common type; the offending thing is named. Nothing of it is run.
+      UserError: the file cannot be read, is truncated, or holds anything but a dict of dense,
+        non-empty tensors of the types in `torch_pickle.DTYPES`. The message names the first wrong
+        thing. No code of the file is run.
     """
     path = pathlib.Path(path)
     try:
@@ -50,9 +52,11 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise UserError(
             f"{path} {refused}; expected a dict of tensors (a state_dict) written by torch.save"
         ) from refused
-    # EOFError and RuntimeError are zipfile's words for a bad archive too
+    # zipfile also raises EOFError and RuntimeError for a bad archive.
     except (OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read ({error}); is it cut short?") from error
+        raise UserError(
+            f"{path} cannot be read ({error}); check that the file exists and is complete"
+        ) from error
 
 
 def _read_zip(file: BinaryIO) -> dict[str, np.ndarray]:
@@ -60,7 +64,7 @@ def _read_zip(file: BinaryIO) -> dict[str, np.ndarray]:
         infos = {info.filename: info for info in archive.infolist()}
         programs = [name for name in infos if name.endswith("/data.pkl")]
         if len(programs) != 1:
-            raise Refused("is a zip archive without the one data.pkl that torch writes")
+            raise Refused(f"is a zip archive with {len(programs)} files data.pkl; torch writes one")
         if any(info.compress_type != zipfile.ZIP_STORED for info in infos.values()):
             raise Refused("is a compressed zip archive, which torch does not write")
         root = programs[0].removesuffix("data.pkl")
@@ -83,9 +87,9 @@ def _read_legacy(file: BinaryIO, end: int) -> dict[str, np.ndarray]:
     except Refused:
         magic = None
     if magic != MAGIC:
-        raise Refused("is in neither of torch's formats (or its beginning or end is missing)")
+        raise Refused("is in neither of torch's formats, or is truncated")
     if follow(file) != PROTOCOL:
-        raise Refused(f"is not of torch's protocol {PROTOCOL}")
+        raise Refused(f"has another version than {PROTOCOL} of torch's legacy format")
     machine = follow(file)
     if not isinstance(machine, dict) or machine.get("little_endian") is not True:
         raise Refused("was not written on a little-endian machine")
@@ -95,18 +99,18 @@ def _read_legacy(file: BinaryIO, end: int) -> dict[str, np.ndarray]:
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise Refused("lacks the list of its storages")
     if set(keys) != set(storages):
-        raise Refused("lists other storages than its tensors have")
+        raise Refused("lists other storages than its tensors refer to")
     blocks = {}
     for key in keys:
         size = int.from_bytes(file.read(8), "little")
         if size != storages[key].size or size * storages[key].dtype.itemsize > end - file.tell():
-            raise Refused(f"is cut short or damaged at the storage {key}")
+            raise Refused(f"is truncated or damaged at the storage {key}")
         blocks[key] = file.read(size * storages[key].dtype.itemsize)
     return _arrays(tensors, blocks)
 
 
 def _tensors(found: Any) -> dict[str, Tensor]:
-    """Return what was found if it is a dict of tensors."""
+    """Return `found` if it is a dict of tensors; otherwise raise `Refused`."""
     if not isinstance(found, dict):
         raise Refused(f"holds a {type(found).__name__}, not a dict")
     for name, value in found.items():
@@ -116,7 +120,15 @@ def _tensors(found: Any) -> dict[str, Tensor]:
 
 
 def _arrays(tensors: dict[str, Tensor], blocks: dict[str, bytes]) -> dict[str, np.ndarray]:
-    """Cut the tensors out of their storages."""
+    """Return the tensors as arrays, copied from the bytes of their storages.
+
+    Args:
+      tensors: name -> a view of a storage.
+      blocks: key of a storage -> its bytes.
+
+    Raises:
+      Refused: a tensor does not fit into its storage.
+    """
     arrays = {}
     for name, (storage, offset, shape, strides) in tensors.items():
         block = blocks[storage.key]
@@ -126,9 +138,9 @@ def _arrays(tensors: dict[str, Tensor], blocks: dict[str, bytes]) -> dict[str, n
         if len(shape) != len(strides) or not all(type(n) is int and n >= 0 for n in sizes):
             raise Refused(f"gives {name!r} an impossible shape or strides")
         last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
-        # The first bound also keeps a stride of 0 from making much of little
+        # With strides of 0 a small file could describe a huge tensor; the first bound refuses it.
         if not 0 < math.prod(shape) <= storage.size or last >= storage.size:
-            raise Refused(f"gives {name!r} no shape, or one beyond the end of its storage")
+            raise Refused(f"gives {name!r} an empty shape, or one beyond the end of its storage")
         flat = np.frombuffer(block, storage.dtype)[offset:]
         steps = [s * flat.itemsize if n > 1 else 0 for n, s in zip(shape, strides, strict=True)]
         arrays[name] = np.lib.stride_tricks.as_strided(flat, shape, steps).copy(order="C")

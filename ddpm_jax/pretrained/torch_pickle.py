@@ -1,9 +1,9 @@
-"""What a pickle describes, found without running it, for pickles of dicts of torch's tensors.
+"""Read a pickle of a dict of torch's tensors without running the pickle.
 
-A pickle is a program, and whoever unpickles it runs it: any function of any module. Here
-`pickletools` merely lists its instructions, and the few that a dict of tensors needs are followed
-by hand. Functions are never looked up: the three that are known by name are understood, and all
-other names and instructions are refused.
+A pickle is a program: to unpickle is to run it, and it can call any function of any module. Here
+`pickletools` only lists its instructions. We interpret the few instructions that a dict of tensors
+needs. No function is ever looked up or called: we know three functions by their names and what they
+would build. All other names and instructions are refused.
 """
 
 import pickletools
@@ -22,22 +22,22 @@ DTYPES = {
 }
 ORDERED_DICT, TENSOR = "collections.OrderedDict", "torch._utils._rebuild_tensor_v2"
 PARAMETER = "torch._utils._rebuild_parameter"
-# What following a senseless program can lead to
+# Errors that a malformed program can cause in the interpreter below.
 BROKEN = (ValueError, LookupError, TypeError, MemoryError, OverflowError, RecursionError)
 
 
 class Refused(Exception):
-    """Why a file is not read; the message is the middle of a sentence."""
+    """The reason why a file is refused; the message continues a sentence after the file's name."""
 
 
 class Global(NamedTuple):
-    """A function or class that a pickle asks for; it stays a name."""
+    """The name of a function or class that a pickle asks for; it is never imported."""
 
     name: str
 
 
 class Storage(NamedTuple):
-    """A row of `size` numbers, elsewhere in the file."""
+    """A flat array of `size` numbers; its bytes are stored under `key` elsewhere in the file."""
 
     key: str
     dtype: np.dtype
@@ -45,7 +45,7 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A view of a storage; offset and strides count numbers. Nothing of it is checked yet."""
+    """A view of a storage; offset and strides count numbers, not bytes. They are not checked."""
 
     storage: Storage
     offset: int
@@ -54,16 +54,17 @@ class Tensor(NamedTuple):
 
 
 def follow(file: BinaryIO) -> Any:
-    """Follow the pickle at the file's position up to its end.
+    """Interpret the pickle that begins at the file's position.
 
     Args:
-      file: to read from; it is left behind the pickle.
+      file: is read up to the end of the pickle.
 
     Returns:
-      What the pickle describes, of None, bool, int, str, tuple, list, dict and `Tensor`.
+      The object that the pickle describes, made of None, bool, int, str, tuple, list, dict and
+      `Tensor`.
 
     Raises:
-      Refused: it is broken, or needs more than those.
+      Refused: the pickle is broken, or needs other types.
     """
     try:
         return _Machine().run(file)
@@ -72,11 +73,11 @@ def follow(file: BinaryIO) -> Any:
 
 
 class _Machine:
-    """The part of the pickle machine that a dict of tensors needs; it calls nothing by its name."""
+    """The part of the pickle machine that a dict of tensors needs; calls no function by name."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
-        self.marks: list[int] = []  # heights of the stack
+        self.marks: list[int] = []  # lengths of the stack at each MARK
         self.memo: dict[int, Any] = {}
 
     def run(self, file: BinaryIO) -> Any:
@@ -122,7 +123,7 @@ class _Machine:
                 stack.append(_storage(*self.pop(1)))
             case "REDUCE":
                 stack.append(_built(*self.pop(2)))
-            case "BUILD":  # the attributes of a state_dict: versions of torch's modules
+            case "BUILD":  # sets attributes of the dict (versions of torch's modules); ignored
                 self.pop(1)
                 self.top(dict)
             case _:
@@ -143,34 +144,37 @@ class _Machine:
 
     def top(self, kind: type) -> Any:
         if not isinstance(self.stack[-1], kind):
-            raise TypeError(f"a {type(self.stack[-1]).__name__} where a {kind.__name__} belongs")
+            raise TypeError(f"found a {type(self.stack[-1]).__name__}, expected a {kind.__name__}")
         return self.stack[-1]
 
 
 def _allowed(name: str) -> str:
     if name not in (ORDERED_DICT, TENSOR, PARAMETER, *DTYPES):
-        raise Refused(f"asks for {name!r}, which is refused (and was not run)")
+        raise Refused(f"asks for {name!r}, which is not allowed and was not run")
     return name
 
 
 def _storage(identity: tuple) -> Storage:
-    """Read a persistent id: ("storage", type, key, device, size[, view of another storage])."""
+    """Return the storage of a persistent id.
+
+    The id is ("storage", type, key, device, size[, view of another storage]).
+    """
     kind, dtype, key, _, size, *view = identity
     known = kind == "storage" and isinstance(dtype, Global) and dtype.name in DTYPES
     if not known or view not in ([], [None]) or not isinstance(key, str) or type(size) is not int:
-        raise Refused("refers to a storage in a way that is not understood")
+        raise Refused("refers to a storage in an unknown form")
     return Storage(key, np.dtype(DTYPES[dtype.name]), size)
 
 
 def _built(function: Global, arguments: tuple) -> Any:
-    """Return what the functions that are known would build."""
+    """Return the object that a call of one of the known functions would build."""
     if function == Global(ORDERED_DICT) and arguments == ():
         return {}
     if function == Global(TENSOR):
-        storage, offset, shape, strides, *_ = arguments  # then: requires_grad, hooks
+        storage, offset, shape, strides, *_ = arguments  # the rest: requires_grad, hooks
         if isinstance(storage, Storage) and isinstance(shape, tuple) and isinstance(strides, tuple):
             return Tensor(storage, offset, shape, strides)
     if function == Global(PARAMETER) and isinstance(arguments[0], Tensor):
-        return arguments[0]  # then: requires_grad, hooks
+        return arguments[0]  # the rest: requires_grad, hooks
     name = function.name if isinstance(function, Global) else type(function).__name__
-    raise Refused(f"calls {name!r} in a way that is not understood")
+    raise Refused(f"calls {name!r} with unknown arguments")

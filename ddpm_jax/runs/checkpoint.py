@@ -1,9 +1,14 @@
-"""Checkpoints: Orbax, asynchronous and atomic, in `<directory>/<step>`.
+"""Checkpoints in `<directory>/<step>`, written by Orbax, asynchronously and atomically.
 
-A checkpoint has the items `ema`, the averaged weights that sampling needs, `train`, the rest of the
-state, and `checksums`, of every leaf of both; and `metrics`, where the samples were judged, so that
-the best is kept. A checkpoint that cannot be read whole is named and set aside, and the newest
-whole one is taken.
+A checkpoint has these items:
+
+    ema         the averaged weights, which sampling needs
+    train       the rest of the state
+    checksums   a CRC-32 of every leaf of `ema` and `train`
+    metrics     a score of the samples, if they were evaluated; the best checkpoint can be kept
+
+If a checkpoint is damaged, the newest undamaged one is restored, and the log names the damaged one.
+When training resumes, newer damaged checkpoints are moved to a directory `damaged`.
 """
 
 import json
@@ -30,13 +35,18 @@ Restored = TypeVar("Restored")
 
 
 class Checkpoints:
-    """The checkpoints of a run that is being trained.
+    """The checkpoints of a run in training.
+
+    A checkpoint is kept if any of the three `keep_` rules keeps it.
 
     Args:
-      directory: made if need be.
-      keep_last: how many of the newest are kept ...
-      keep_every: ... besides those at multiples of this step; 0 is none ...
-      keep_best: ... and the one that was saved with the lowest score, if any was.
+      directory: `<workdir>/checkpoints`; created if missing.
+      keep_last: keeps this number of newest checkpoints, at least 1.
+      keep_every: keeps the checkpoints at multiples of this step; 0 keeps none.
+      keep_best: whether to keep the checkpoint with the lowest score.
+
+    Raises:
+      UserError: keep_last is below 1.
     """
 
     def __init__(
@@ -44,7 +54,7 @@ class Checkpoints:
     ):
         if keep_last < 1:
             raise UserError(f"train.keep_last must be at least 1, found {keep_last}")
-        keep = [preservation_policy.LatestN(keep_last)]
+        keep: list[Any] = [preservation_policy.LatestN(keep_last)]
         if keep_every:
             keep.append(preservation_policy.EveryNSteps(keep_every))
         if keep_best:
@@ -60,7 +70,7 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=preservation_policy.AnyPreservationPolicy(keep),
                 cleanup_tmp_directories=True,
-                best_fn=_score if keep_best else None,  # without it Orbax writes no metrics
+                best_fn=_score if keep_best else None,  # needed for Orbax to write metrics
                 best_mode="min",
             ),
         )
@@ -71,13 +81,14 @@ class Checkpoints:
         """Save the state as `<directory>/<state.step>`, in the background unless `wait`.
 
         Args:
-          state: what to save.
-          score: {name: value}, of which the lowest is the best; None where it is not known, and
-            one that is not finite is taken for none.
-          wait: until it is written.
+          state: the state to save.
+          score: {name: value} with one entry, lower is better; None if it is unknown. A value that
+            is not finite counts as None.
+          wait: whether to return only after the checkpoint is written.
 
         Raises:
-          UserError: this or an earlier save failed (disk full); the earlier checkpoints stand.
+          UserError: this save or an earlier one failed (for example, the disk is full). The
+            checkpoints before it stay.
         """
         step = int(state.step)
         items = {"train": _train_item(state), "ema": state.ema_params}
@@ -99,17 +110,19 @@ class Checkpoints:
             raise UserError(
                 f"the checkpoint of step {step} could not be saved in {self.directory} "
                 f"({_first_line(error)}); the last good one is of step {max(whole, default=None)}; "
-                "make room and start the same command again"
+                "make room on the disk and start the same command again"
             ) from error
 
     def restore_latest(self, abstract_state: TrainState) -> TrainState | None:
-        """Return the newest whole state, or None where there is no checkpoint yet.
+        """Return the newest undamaged state, or None if there is no checkpoint yet.
+
+        Newer, damaged checkpoints are moved to the directory `damaged`.
 
         Args:
-          abstract_state: `ShapeDtypeStruct`s with the shardings to restore onto.
+          abstract_state: `ShapeDtypeStruct`s with the shardings of the restored arrays.
 
         Raises:
-          UserError: there are checkpoints and none can be read.
+          UserError: there are checkpoints, but none can be read.
         """
         abstract = {"train": _train_item(abstract_state), "ema": abstract_state.ema_params}
         steps = self._manager.all_steps()
@@ -120,67 +133,82 @@ class Checkpoints:
             items = _restore(self._manager, step, abstract)
             return TrainState(ema_params=items["ema"], **items["train"])
 
-        step, state = _newest_whole(self.directory, steps, restore)
+        step, state = _newest_whole(self.directory, list(steps), restore)
         self._set_aside([s for s in steps if s > step])
         return state
 
     def best(self) -> tuple[int, dict[str, float]] | None:
-        """Return the step with the lowest score, and its score; None if none has one."""
+        """Return the step with the lowest score and {name: score}; None if no step has a score."""
         step = self._manager.best_step()
-        return None if step is None else (step, dict(self._manager.metrics(step)))
+        if step is None:
+            return None
+        score: Any = self._manager.metrics(step)
+        return step, dict(score)
 
     def close(self) -> None:
-        """Wait for a save in progress and release the manager's threads."""
+        """Wait for a running save and end the manager's threads."""
         self._manager.close()
 
     def _set_aside(self, steps: list[int]) -> None:
-        """Move damaged checkpoints out of the way of new ones; nothing is deleted."""
+        """Move damaged checkpoints away, so that new ones can be saved; nothing is deleted."""
         for step in steps:
             aside = self.directory.parent / "damaged"
             aside.mkdir(exist_ok=True)
             target = next(path for n in range(1000) if not (path := aside / f"{step}-{n}").exists())
             (self.directory / str(step)).rename(target)
-            logger.warning("the damaged checkpoint of step %d now lies in %s", step, target)
+            logger.warning("moved the damaged checkpoint of step %d to %s", step, target)
         if steps:
             self._manager.reload()
 
 
 def _train_item(state: TrainState) -> dict[str, Any]:
-    """Return all of a state but its averaged weights; what is empty is left out."""
+    """Return the item `train`: the state without its averaged weights and without empty parts."""
     item = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
     return item | ({"time_state": state.time_state} if jax.tree.leaves(state.time_state) else {})
 
 
 def restore_ema(directory: pathlib.Path, abstract_params: Params, step: int | None = None):
-    """Return (step, averaged weights) of the newest whole checkpoint, or of the one of `step`.
+    """Return (step, averaged weights) of a checkpoint.
 
     Args:
       directory: `<workdir>/checkpoints`.
       abstract_params: `ShapeDtypeStruct`s of the weights.
-      step: which checkpoint; None is the newest.
+      step: the step of the checkpoint; None is the newest undamaged checkpoint.
 
     Raises:
-      UserError: there is no such checkpoint, or none that can be read.
+      UserError: there is no such checkpoint, or it cannot be read.
     """
     abstract = {"ema": abstract_params}
     if not directory.is_dir():
-        raise UserError(f"there is no checkpoint in {directory}; train first")
+        raise UserError(f"there is no checkpoint in {directory}; train the run first")
     options = ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0, create=False)
     with ocp.CheckpointManager(directory, options=options) as manager:
         steps = manager.all_steps()
         if step is not None and step not in steps:
             raise UserError(
-                f"there is no checkpoint of step {step} in {directory}: {sorted(steps)}"
+                f"there is no checkpoint of step {step} in {directory}; choose among the steps "
+                f"{sorted(steps)}"
             )
         if not steps:
-            raise UserError(f"there is no checkpoint in {directory}; train first")
-        steps = steps if step is None else [step]
+            raise UserError(f"there is no checkpoint in {directory}; train the run first")
+        steps = list(steps) if step is None else [step]
         return _newest_whole(directory, steps, lambda s: _restore(manager, s, abstract)["ema"])
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
-    """Return items of a checkpoint, each leaf checked; those of old versions have no checksums."""
-    args = {name: ocp.args.StandardRestore(item) for name, item in abstract.items()}
+    """Return items of a checkpoint after checking every leaf.
+
+    Checkpoints of old versions have no checksums; these are not checked.
+
+    Args:
+      manager: the manager of the directory.
+      step: the step of the checkpoint.
+      abstract: name of an item -> its tree of `ShapeDtypeStruct`s.
+
+    Raises:
+      UserError: a leaf does not have its checksum.
+    """
+    args: dict[str, Any] = {name: ocp.args.StandardRestore(item) for name, item in abstract.items()}
     if checked := (manager.directory / str(step) / "checksums").exists():
         args["checksums"] = ocp.args.JsonRestore()
     restored = manager.restore(step, args=ocp.args.Composite(**args))
@@ -188,45 +216,58 @@ def _restore(manager: ocp.CheckpointManager, step: int, abstract: dict[str, Any]
     if checked:
         check(items, restored["checksums"])
     else:
-        logger.info("the checkpoint of step %d is of an older version, without checksums", step)
+        logger.info("the checkpoint of step %d has no checksums (older version); not checked", step)
     return items
 
 
 def _newest_whole(
     directory: pathlib.Path, steps: list[int], restore: Callable[[int], Restored]
 ) -> tuple[int, Restored]:
-    """Restore the newest step that can be read, naming those that cannot."""
+    """Restore the newest step that can be read; log the steps that cannot.
+
+    Args:
+      directory: the directory of the checkpoints, for the messages.
+      steps: the steps to try.
+      restore: restores one step, or raises an exception.
+
+    Returns:
+      (step, what `restore` returned).
+
+    Raises:
+      UserError: no step can be read.
+    """
     for step in sorted(steps, reverse=True):
         try:
             return step, jax.block_until_ready(restore(step))
-        except Exception as error:  # Orbax and TensorStore raise bare Exceptions for damage
+        except Exception as error:  # Orbax and TensorStore raise many types for damaged files
             logger.warning(
                 "the checkpoint %s cannot be read (%s)", directory / str(step), _first_line(error)
             )
     raise UserError(
         f"none of the checkpoints {sorted(steps)} in {directory} can be read with this config and "
-        "this version; the lines above say why; choose another --workdir to start anew"
+        "this version; the log lines above give the reasons; choose another --workdir to start a "
+        "new run"
     )
 
 
 def _score(metrics: Mapping[str, float]) -> float:
-    """Return the one value that checkpoints are compared by."""
+    """Return the only value of a score, by which checkpoints are compared."""
     (value,) = metrics.values()
     return value
 
 
 def _drop_damaged_scores(directory: pathlib.Path) -> None:
-    """Delete scores that cannot be read, which Orbax would stop at; their checkpoints stay."""
+    """Delete the scores that cannot be read, because Orbax fails on them. The checkpoints stay."""
     for path in directory.glob("*/metrics/metrics"):
         try:
             _score(json.loads(path.read_text()))
         except (ValueError, AttributeError):
-            logger.warning("the score %s cannot be read and is dropped", path)
+            logger.warning("deleted the score %s, which cannot be read", path)
             path.unlink()
 
 
 def _first_line(error: BaseException) -> Any:
-    """Return the operating system's reason where there is one, or the first line of the message."""
-    if code := re.search(r"os_error_code='(\d+)'", str(error)):  # as TensorStore says errno
+    """Return the operating system's reason, if any; otherwise the first line of the message."""
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):  # errno, as TensorStore writes it
         return os.strerror(int(code[1]))
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,7 +1,7 @@
-"""CRC-32 of the leaves of a checkpoint: Orbax does not notice a flipped bit.
+"""CRC-32 checksums of the leaves of a checkpoint, because Orbax does not detect a flipped bit.
 
-They are taken of the arrays in memory, before anything is written, and of the arrays that were
-read: whatever goes wrong between is noticed.
+One checksum is computed from the array in memory before it is written, another from the array that
+was read. So any damage in between is detected.
 """
 
 import concurrent.futures
@@ -18,31 +18,36 @@ from ddpm_jax.types import Array
 
 
 def checksums(tree: Any) -> dict[str, int]:
-    """Return {path of a leaf: CRC-32 of its bytes in C order}, of a tree of arrays.
+    """Return {path of a leaf: CRC-32 of its bytes in C order} for a tree of arrays.
 
-    Waits for the arrays to be computed. Leaves that no process holds whole are gathered, one after
-    the other; all processes must ask for them.
+    This waits until the arrays are computed. Leaves that are sharded over several processes are
+    gathered one at a time, so all processes must call this together.
     """
     leaves = {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
-    # zlib lets go of the interpreter, and so does a copy from a device.
+    # Threads help: zlib and copies from a device release the interpreter lock.
     with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         found = {}
         for name, leaf in leaves.items():
             whole = _whole(leaf)
             found[name] = pool.submit(_crc, whole)
             if whole is not leaf:
-                found[name].result()  # no two gathered leaves at a time
+                found[name].result()  # wait, so that only one gathered leaf is in memory
     return {name: crc.result() for name, crc in found.items()}
 
 
 def check(tree: Any, written: dict[str, int]) -> None:
-    """Compare a tree that was read with the checksums that were taken when it was written.
+    """Compare a tree that was read with the checksums from the time when it was written.
+
+    Args:
+      tree: the arrays that were read.
+      written: the result of `checksums` when they were written. Leaves without an entry are not
+        checked.
 
     Raises:
-      UserError: a leaf differs; the message names the first.
+      UserError: a leaf differs; the message names the first such leaf.
     """
     found = checksums(tree)
     damaged = [name for name in found if found[name] != written.get(name, found[name])]
@@ -50,20 +55,22 @@ def check(tree: Any, written: dict[str, int]) -> None:
         name = damaged[0]
         others = f" and {len(damaged) - 1} more are" if damaged[1:] else " is"
         raise UserError(
-            f"{name}{others} not what was saved: CRC-32 {found[name]:08x}, "
-            f"{written[name]:08x} when it was written"
+            f"{name}{others} not what was saved: CRC-32 {found[name]:08x}, but {written[name]:08x} "
+            "when it was written"
         )
 
 
 def _whole(leaf: Array) -> Array:
-    """Return the leaf, gathered where this process holds a part of it alone."""
+    """Return the leaf; gather it first if this process holds only a part of it."""
     if not isinstance(leaf, jax.Array) or leaf.is_fully_replicated or leaf.is_fully_addressable:
         return leaf
+    assert isinstance(leaf.sharding, NamedSharding)
     return jax.device_put(leaf, NamedSharding(leaf.sharding.mesh, PartitionSpec()))
 
 
 def _crc(leaf: Array) -> int:
-    # A view of its own: the leaf itself would keep its copy on the host, and could not be donated.
+    # Through `addressable_data`: otherwise the leaf caches its copy on the host, and then the leaf
+    # cannot be donated.
     on_device = isinstance(leaf, jax.Array) and leaf.is_fully_replicated
     array = leaf.addressable_data(0) if on_device else leaf
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

@@ -1,7 +1,9 @@
-"""Metrics of a run: gathered on the device, fetched late, written to JSONL and TensorBoard."""
+"""Metrics of a run: collected on the device, fetched once per log line, written to files.
+
+The files are `metrics.jsonl` and TensorBoard's event files.
+"""
 
 import json
-import os
 import pathlib
 import sys
 import time
@@ -11,6 +13,7 @@ import jax
 import numpy as np
 
 from ddpm_jax.runs.workdir import WorkDir
+from ddpm_jax.runtime.files import replacing
 
 
 class Interval:
@@ -20,7 +23,11 @@ class Interval:
         self._steps: list[dict[str, jax.Array]] = []
 
     def add(self, metrics: dict[str, jax.Array]) -> None:
-        """Add the metrics of one call, of one step or of several stacked."""
+        """Add the metrics of one call of the train step.
+
+        Args:
+          metrics: name -> scalar, or [steps, ...] if the call takes several steps.
+        """
         self._steps.append(metrics)
 
     def __len__(self) -> int:
@@ -28,7 +35,13 @@ class Interval:
         return len(self._steps)
 
     def fetch(self) -> dict[str, float]:
-        """Wait for the steps and return the interval's means and last values."""
+        """Wait for the steps and return one row of metrics.
+
+        Returns:
+          "loss": mean over the interval's steps.
+          "loss_t_quartile_<i>": mean loss of the images with t in the i-th quarter of {1..T}.
+          "grad_norm", "param_norm", "skipped", "skipped_in_a_row": values of the last step.
+        """
         host = jax.device_get(self._steps)
         merged = {
             name: np.concatenate([np.atleast_1d(step[name]) for step in host])
@@ -51,9 +64,13 @@ class Interval:
 class MetricsWriter:
     """Writes rows to `metrics.jsonl` and TensorBoard.
 
-    Not `enabled`, as in the processes of a run that are not its leader, it writes nothing. Opened
-    again at `step`, it drops the rows that an interrupted run wrote beyond it, so the file
-    reads as if the run had never stopped.
+    A run that resumes at `step` may find rows of later steps, written before it was interrupted.
+    These rows are deleted, so the file looks as if the run had never stopped.
+
+    Args:
+      workdir: the work directory of the run.
+      step: the step at which the run starts or resumes.
+      enabled: if False, nothing is written, as in processes that are not the leader.
     """
 
     def __init__(self, workdir: WorkDir, step: int, *, enabled: bool = True):
@@ -65,7 +82,7 @@ class MetricsWriter:
         self._board = _summary_writer()(str(workdir.tensorboard), purge_step=step + 1)
 
     def scalars(self, step: int, row: dict[str, float]) -> None:
-        """Write one row of scalars."""
+        """Write one row of scalars; the file also gets the step and the time (Unix, seconds)."""
         if not self._enabled:
             return
         self._file.write(json.dumps({"step": step, "time": time.time(), **row}) + "\n")
@@ -79,14 +96,14 @@ class MetricsWriter:
             self._board.add_image(name, image, step, dataformats="HWC")
 
     def close(self) -> None:
-        """Flush and close both."""
+        """Flush and close both files."""
         if self._enabled:
             self._file.close()
             self._board.close()
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Read the rows of a `metrics.jsonl`, leaving out lines that a kill or the disk damaged."""
+    """Read the rows of a `metrics.jsonl`; leave out lines damaged by a kill or by the disk."""
     rows = []
     for line in path.read_text(errors="replace").splitlines():
         try:
@@ -99,14 +116,15 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _summary_writer() -> type:
-    """Return tensorboardX's `SummaryWriter`, imported without PyTorch.
+    """Return tensorboardX's `SummaryWriter`, and keep tensorboardX from importing PyTorch.
 
-    It would import it wherever it is installed, to see whether it is: half the time of all imports
-    of a training, and memory that nothing uses.
+    tensorboardX imports PyTorch if it is installed, only to check for it. That takes half the time
+    of all imports of a training, and memory that nothing uses.
     """
     absent = "torch" not in sys.modules
     if absent:
-        sys.modules["torch"] = None  # by which `import torch` is an ImportError
+        modules: dict[str, Any] = sys.modules
+        modules["torch"] = None  # makes `import torch` raise ImportError
     try:
         from tensorboardX import SummaryWriter
     finally:
@@ -116,10 +134,9 @@ def _summary_writer() -> type:
 
 
 def _cut(path: pathlib.Path, step: int) -> None:
-    """Drop the rows beyond `step`, atomically."""
+    """Delete the rows after `step`, atomically."""
     if not path.exists():
         return
     rows = [row for row in read(path) if row["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    os.replace(temporary, path)
+    with replacing(path) as part:
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows))

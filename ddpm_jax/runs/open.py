@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 
 from ddpm_jax import build
-from ddpm_jax.build import learned
 from ddpm_jax.build.overrides import override
 from ddpm_jax.config import Config
 from ddpm_jax.errors import UserError
@@ -82,8 +81,9 @@ def open_run(
     workdir = open_for_reading(root)
     config, facts = override(read_config(workdir), sample), read_facts(workdir)
     model = build.model(config.model, facts.image_shape, facts.num_classes)
-    step, params = _restore(workdir, learned.joint_model(config.process, model), step)
-    process, params = learned.split(config.process, params)
+    chain = build.make_chain(config)
+    step, params = _restore(workdir, chain.joint(model), step)
+    process, params = chain.split(params)
     return Run(config, facts, process, model, params, step)
 
 

@@ -1,4 +1,4 @@
-"""The state of a run: everything that the next step depends on, and nothing else."""
+"""The state of a run: everything that the next step depends on."""
 
 import dataclasses
 from typing import Any
@@ -11,14 +11,17 @@ from ddpm_jax.types import Array, Params
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """A pytree; data order, times and noise follow from `step` and the seed alone.
+    """The state of a run, a pytree.
+
+    Data order, times and noise are functions of `step` and the seed, so they are not stored.
 
     Attributes:
-      step: int32 scalar, updates taken (skipped ones counted).
-      params: the raw weights.
-      ema_params: their exponential moving average, what sampling and evaluation use.
-      opt_state: of `optimizer.make_optimizer`; counts the skipped updates.
-      time_state: of the time sampler; () of those that learn nothing.
+      step: int32 scalar, number of updates, including skipped ones.
+      params: the weights, a tree of float32 arrays.
+      ema_params: exponential moving average of the weights, used by sampling and evaluation.
+      opt_state: state of the optimiser (`training.optimizer.make_optimizer`); it also counts the
+        skipped updates.
+      time_state: state of the time sampler; () if the sampler learns nothing.
     """
 
     step: Array

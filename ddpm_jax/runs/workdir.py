@@ -11,7 +11,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import logging
 import os
@@ -23,6 +22,7 @@ from typing import Any
 from ddpm_jax import config as config_lib
 from ddpm_jax.config import Config
 from ddpm_jax.errors import UserError
+from ddpm_jax.runtime.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -94,8 +94,8 @@ class WorkDir:
 def locked(root: str | os.PathLike) -> Iterator[None]:
     """Make the directory if need be and keep other trainings out of it while inside `with`.
 
-    The kernel lets go of the lock when the process ends, however it ends. A file system that has
-    no locks keeps nobody out.
+    The kernel lets go of the lock when the process ends, however it ends. Where there is no lock
+    (on some file systems, and on Windows), a line says so, and the training goes on.
 
     Raises:
       UserError: it cannot be written, a file in it is a link, or another process trains there.
@@ -109,6 +109,8 @@ def locked(root: str | os.PathLike) -> Iterator[None]:
         raise _not_writable(root, error) from error
     with file:
         try:
+            import fcntl  # here: Windows does not have it, and reads runs without it
+
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
@@ -116,7 +118,7 @@ def locked(root: str | os.PathLike) -> Iterator[None]:
                 f"--workdir={root} is in use by another training ({file.read(200).strip()}); "
                 "wait for its end or stop it, or choose another directory"
             ) from error
-        except OSError as error:
+        except (ImportError, OSError) as error:
             logger.warning("%s cannot be locked (%s): start no second run here", path, error)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -225,10 +227,9 @@ def _check_same(root: str | os.PathLike, before: Config, now: Config) -> None:
 
 
 def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
-    """Write atomically: a reader sees the old file or the new one, whole."""
-    temporary = path.with_suffix(f".tmp-{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
+    """Write a file of JSON, whole or not at all."""
+    with replacing(path) as part:
+        part.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""What XLA's CPU backend is told, program by program; other backends are told nothing.
+"""Compiler options for XLA's CPU backend, one set per kind of program; other backends get none.
 
-The options are given to `jax.jit(..., compiler_options=...)`, so importing the library changes no
-flag of the process. Measured on two cores with jax 0.10.2, 2026-11-23.
+The options are passed to `jax.jit(..., compiler_options=...)`. So importing the library changes no
+flag of the process. The times below: two cores, jax 0.10.2, 2026-11-23.
 """
 
 import functools
@@ -10,36 +10,45 @@ from typing import Any
 import jax
 import numpy as np
 
-# Kinds of programs: of a network, of a wide network, of what runs once.
+# Kinds of programs: with a network, with a wide network, a program that runs only once.
 NETWORK, WIDE, ONCE = "network", "wide", "once"
 
-_LIBRARY = "xla_cpu_experimental_ynn_fusion_type"  # what YNNPACK does in place of Eigen and loops
+# The operations that the library YNNPACK computes, instead of Eigen and generated loops.
+_LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
 _OPTIONS: dict[str, dict[str, str | int]] = {
-    # Nothing: with convolutions by YNNPACK the digits' train step takes 254 ms instead of 133, and
-    # a step of sampling 64 images 71 instead of 33.
+    # No operation. With YNNPACK's convolutions the digits' train step takes 254 ms instead of 133.
+    # A sampling step of 64 images takes 71 ms instead of 33.
     NETWORK: {_LIBRARY: ""},
-    # All but convolutions: CIFAR-10's train step takes 0.83 of its time (median of 10 rounds,
-    # 2026-11-25); sums alone, which are most of it, cost the digits' step 1.1.
+    # Matrix products and sums. With them CIFAR-10's train step takes 0.83 times as long (median of
+    # 10 rounds, 2026-11-25). The sums give most of this, but with sums only the digits' train step
+    # takes 1.1 times as long.
     WIDE: {_LIBRARY: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"},
-    # Little optimisation: a tiny network's initial weights compiled in 3 s, not 12 (one run of
-    # each, on busy cores).
+    # Little optimisation. The initial weights of a tiny network compile in 3 s instead of 12 (one
+    # run of each, on busy cores).
     ONCE: {"xla_backend_optimization_level": 1},
 }
 
 
 def of_network(params: Any) -> str:
-    """Return the kind of a network's train step and sampler, WIDE or NETWORK, by its parameters.
+    """Return the kind of a network's train step and sampler: WIDE above 10 million parameters.
 
-    The line lies somewhere between the two that were measured, of 1.0 and 35.7 million.
+    Two networks were measured, of 1.0 and 35.7 million parameters. The limit between them is a
+    guess.
+
+    Args:
+      params: the parameters, a tree of arrays.
     """
     return WIDE if sum(map(np.size, jax.tree.leaves(params))) > 10_000_000 else NETWORK
 
 
 @functools.cache
 def options(name: str) -> dict[str, str | int]:
-    """Return `compiler_options` for a kind of program.
+    """Return the `compiler_options` for a kind of program.
 
-    Empty where the default backend is not the CPU, and where this XLA does not know the option.
+    They are empty if the default backend is not the CPU, or if this XLA does not know the option.
+
+    Args:
+      name: NETWORK, WIDE or ONCE.
     """
     if jax.default_backend() != "cpu":
         return {}

@@ -1,4 +1,4 @@
-"""The devices of a run: what they are, and the mesh over them."""
+"""The devices of a run: a description of them, and the mesh over them."""
 
 import glob
 import os
@@ -11,6 +11,7 @@ from ddpm_jax.config import Config
 from ddpm_jax.errors import UserError
 from ddpm_jax.runtime.sharding import DATA, FSDP
 
+# Pattern of an accelerator's device files -> (its name, the command that installs its JAX).
 ACCELERATORS = {
     "/dev/nvidia[0-9]*": ("NVIDIA GPU", 'pip install "jax[cuda13]"'),
     "/dev/accel[0-9]*": ("TPU", 'pip install "jax[tpu]"'),
@@ -19,7 +20,7 @@ ACCELERATORS = {
 
 
 def describe_devices() -> str:
-    """Return one line that names the devices, processes and the JAX version."""
+    """Return one line with the devices, the number of processes and the version of JAX."""
     kinds = sorted({device.device_kind for device in jax.devices()})
     return (
         f"devices: {jax.device_count()} x {', '.join(kinds)} ({jax.default_backend()}), "
@@ -28,9 +29,9 @@ def describe_devices() -> str:
 
 
 def cpu_fallback_warning() -> str | None:
-    """Return a line to shout when JAX runs on the CPU although an accelerator is there.
+    """Return a warning if JAX runs on the CPU although the machine has an accelerator.
 
-    Silent where the user asked for the CPU by `JAX_PLATFORMS`.
+    Returns None otherwise, or if the user chose the platform by `JAX_PLATFORMS`.
     """
     if jax.default_backend() != "cpu" or os.environ.get("JAX_PLATFORMS"):
         return None
@@ -38,37 +39,40 @@ def cpu_fallback_warning() -> str | None:
         if found := glob.glob(pattern):
             return (
                 f"JAX RUNS ON THE CPU, ALTHOUGH THIS MACHINE HAS A {name.upper()} ({found[0]}): "
-                f"this is perhaps 100 times slower. Install its JAX: {command} "
-                "(or set JAX_PLATFORMS=cpu to say that you mean it)"
+                f"this is perhaps 100 times slower. Install JAX for it: {command} "
+                "(or set JAX_PLATFORMS=cpu if you want the CPU)"
             )
     return None
 
 
 def make_mesh(config: Config) -> Mesh:
-    """Return the mesh of axes "data" and "fsdp", `mesh.data` (-1: the rest) by `mesh.fsdp`.
+    """Return the mesh with the axes "data" and "fsdp", of sizes mesh.data and mesh.fsdp.
 
-    The devices stand in the order of their processes, "fsdp" innermost: the share of a process in
-    the batch is one slice, and what "fsdp" gathers comes from near.
+    mesh.data = -1 takes all devices. The devices are sorted by process, and "fsdp" is the inner
+    axis. So each process holds one slice of the batch, and "fsdp" gathers from nearby devices.
 
     Raises:
-      UserError: more devices than there are, some left over of several processes, or a batch that
-        they cannot share equally.
+      UserError: the mesh needs more devices than there are, leaves out devices of several
+        processes, or cannot share the batch equally.
     """
     found = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     available, fsdp = len(found), config.mesh.fsdp
     if fsdp < 1 or available % fsdp:
-        raise UserError(f"mesh.fsdp is {fsdp}, but must divide the number of devices, {available}")
+        raise UserError(
+            f"mesh.fsdp is {fsdp}, but must divide the number of devices, {available}; set it to a "
+            "divisor, such as 1"
+        )
     data = available // fsdp if config.mesh.data == -1 else config.mesh.data
     count = data * fsdp
     if not 1 <= count <= available:
         raise UserError(
             f"mesh.data {data} x mesh.fsdp {fsdp} is {count}, but there are {available} devices; "
-            "take mesh.data=-1 for all"
+            "set mesh.data=-1 to use all"
         )
     if jax.process_count() > 1 and count != available:
         raise UserError(
-            f"mesh.data {data} x mesh.fsdp {fsdp} leaves some of the {available} devices of "
-            f"{jax.process_count()} processes out; take mesh.data=-1"
+            f"mesh.data {data} x mesh.fsdp {fsdp} is {count}, but with {jax.process_count()} "
+            f"processes the mesh must have all {available} devices; set mesh.data=-1"
         )
     for key, size in {
         "train.batch_size / train.accumulate": config.train.batch_size / config.train.accumulate,
@@ -76,9 +80,10 @@ def make_mesh(config: Config) -> Mesh:
     }.items():
         if size < 1 or size % count:
             raise UserError(
-                f"{key} is {size:g}, which {count} devices cannot share equally; take a multiple "
-                f"of {count * config.train.accumulate} or set mesh.data"
+                f"{key} is {size:g}, which {count} devices cannot share equally; set "
+                f"train.batch_size to a multiple of {count * config.train.accumulate}, or set "
+                "mesh.data to fewer devices"
             )
-    # Auto axes: with explicit ones (JAX's new default) Linen's convolutions and Dropout fail.
+    # Auto axes: with explicit axes (JAX's new default) Linen's convolutions and Dropout fail.
     grid = np.asarray(found[:count]).reshape(data, fsdp)
     return Mesh(grid, (DATA, FSDP), axis_types=(AxisType.Auto, AxisType.Auto))

@@ -1,13 +1,13 @@
-"""Several processes that train one run: how they find each other, and what only one of them does.
+"""Several processes that train one run: how they connect, and the tasks of the leader.
 
-Every process runs the same program on its own devices and its own share of the batch. Process 0,
-the leader, writes logs and pictures; all of them write their parts of a checkpoint, so the work
-directory must be one that all can reach.
+Every process runs the same program on its own devices and its own slice of the batch. Process 0,
+the leader, writes the logs and the pictures. Every process writes its part of a checkpoint, so all
+processes must be able to reach the work directory.
 """
 
 import zlib
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 from jax.experimental import multihost_utils
@@ -18,20 +18,21 @@ Result = TypeVar("Result")
 
 
 def connect(where: str, heartbeat_s: int) -> None:
-    """Join the processes of a run; must come before JAX is asked for a device.
+    """Connect this process to the others of its run. Call it before any use of JAX's devices.
 
     Args:
-      where: "" is one process; "auto" asks the platform (Cloud TPU, Slurm, Open MPI, Kubernetes);
-        "HOST:PORT,COUNT,INDEX" is the leader's address, the number of processes, and which this is.
-      heartbeat_s: a process that is silent for so many seconds ends all others.
+      where: "" is a run of one process; "auto" asks the platform (Cloud TPU, Slurm, Open MPI,
+        Kubernetes); "HOST:PORT,COUNT,INDEX" gives the leader's address, the number of processes,
+        and the index of this process.
+      heartbeat_s: if a process is silent for this many seconds, all others end.
 
     Raises:
-      UserError: it is none of these, or the others could not be reached.
+      UserError: `where` has another form, or the other processes could not be reached.
     """
     if not where:
         return
     if where == "auto":
-        arguments = {}
+        arguments: dict[str, Any] = {}
     else:
         try:
             address, count, index = where.split(",")
@@ -42,15 +43,16 @@ def connect(where: str, heartbeat_s: int) -> None:
                 raise ValueError
         except ValueError:
             raise UserError(
-                f"--distributed is {where!r}; it must be auto, or HOST:PORT,COUNT,INDEX with INDEX "
-                "in 0..COUNT-1, e.g. 10.0.0.1:1234,2,0"
+                f"--distributed must be auto, or HOST:PORT,COUNT,INDEX with INDEX in 0..COUNT-1, "
+                f"for example 10.0.0.1:1234,2,0, found {where!r}"
             ) from None
     try:
         jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_s, **arguments)
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"--distributed={where} did not connect ({str(error).splitlines()[0][:200]}); give "
-            "every process HOST:PORT,COUNT,INDEX, with process 0's address and port"
+            f"--distributed={where} could not connect ({str(error).splitlines()[0][:200]}); start "
+            "every process with --distributed=HOST:PORT,COUNT,INDEX, where HOST:PORT is the "
+            "address of process 0"
         ) from error
 
 
@@ -60,19 +62,22 @@ def is_leader() -> bool:
 
 
 def leader_first(function: Callable[[], Result]) -> Result:
-    """Call `function` in every process, in the leader first: it may write what the others read."""
+    """Call `function` in the leader, then in the others, which may read files the leader wrote."""
     if jax.process_count() == 1:
         return function()
-    result = function() if is_leader() else None
+    if is_leader():
+        result = function()
+        multihost_utils.sync_global_devices("the leader was first")
+        return result
     multihost_utils.sync_global_devices("the leader was first")
-    return result if is_leader() else function()
+    return function()
 
 
 def check_same(name: str, content: str) -> None:
-    """Refuse to go on where the processes do not have the same text.
+    """Check that all processes have the same `content`; `name` says in the error what it is.
 
     Raises:
-      UserError: they differ.
+      UserError: the contents differ.
     """
     if jax.process_count() > 1:
         mine = zlib.crc32(content.encode())

@@ -1,23 +1,81 @@
-"""Files that others publish: placed by hand or downloaded, and their checksums verified.
+"""Files: written whole or not at all, computed once and kept, published by others and verified.
 
 TFDS's own downloads are not used: without a network they retry for minutes, and a stalled
 connection holds them for ever. Here both end in seconds, with one line that says what to do.
 """
 
+import contextlib
 import dataclasses
 import hashlib
+import json
 import logging
 import os
 import pathlib
 import uuid
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
-import requests
-from tqdm import tqdm
+import numpy as np
 
 from ddpm_jax.errors import UserError
 
 CONNECT_TIMEOUT, READ_TIMEOUT = 10, 30  # seconds
 BLOCK = 1 << 20  # bytes
+
+logger = logging.getLogger(__name__)
+
+Arrays = dict[str, np.ndarray]
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Give a temporary path to write to; at the end the file there replaces the one at `path`.
+
+    A reader sees the old file or the new one, whole. After an error the old file stays, and nothing
+    of the new one. The directory is made if need be.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{uuid.uuid4().hex}-{path.name}")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load_or_make(
+    directory: pathlib.Path, name: str, facts: Mapping[str, Any], make: Callable[[], Arrays]
+) -> Arrays:
+    """Return the arrays that are kept under these facts; make and keep them if there are none.
+
+    They are kept as .npz, which is data and not code. A file that cannot be read is made again.
+    Where the directory cannot be written, the arrays are returned all the same, and a line says so.
+
+    Args:
+      directory: made if need be.
+      name: the first part of the file's name, for people.
+      facts: JSON of all that the arrays depend on; a file of other facts is another file.
+      make: () -> the arrays.
+    """
+    key = json.dumps(facts, sort_keys=True)
+    name = name.replace("/", "-")  # as in the name of the set "lsun/church_outdoor"
+    path = directory / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+    if path.exists():
+        try:
+            with path.open("rb") as raw, np.load(raw) as file:
+                if str(file["facts"]) == key:
+                    return {name: file[name] for name in file.files if name != "facts"}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            logger.warning("%s cannot be read (%s) and is made again", path, error)
+    arrays = make()
+    try:
+        with replacing(path) as part:
+            np.savez(part, allow_pickle=False, facts=np.array(key), **arrays)
+    except OSError as error:
+        logger.warning("%s cannot be written (%s); it will be computed again", path, error.strerror)
+    return arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,15 +141,16 @@ def sha256(path: str | os.PathLike) -> str:
 
 
 def _download(archive: Archive, path: pathlib.Path, manual: pathlib.Path) -> None:
-    """Download to a temporary name, verify, and rename: what is at `path` is always whole."""
-    logging.getLogger(__name__).info("downloading %s (%d bytes)", archive.url, archive.size)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Download and verify: what is at `path` is always whole."""
+    import requests  # here: whoever only writes files does not wait for these imports
+    from tqdm import tqdm
+
+    logger.info("downloading %s (%d bytes)", archive.url, archive.size)
     by_hand = (
         f"run again, or place {archive.filename} (sha256 {archive.sha256}) in {manual} by hand"
     )
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:
-        with part.open("wb") as file:
+        with replacing(path) as part, part.open("wb") as file:
             digest = hashlib.sha256()
             bar = tqdm(total=archive.size, unit="B", unit_scale=True, disable=None)
             timeout = (CONNECT_TIMEOUT, READ_TIMEOUT)
@@ -101,23 +160,21 @@ def _download(archive: Archive, path: pathlib.Path, manual: pathlib.Path) -> Non
                     file.write(block)
                     digest.update(block)
                     bar.update(len(block))
-        if digest.hexdigest() != archive.sha256:
-            raise UserError(
-                f"what {archive.url} sent has sha256 {digest.hexdigest()}, expected "
-                f"{archive.sha256}; {by_hand}"
-            )
-        os.replace(part, path)
+            if digest.hexdigest() != archive.sha256:
+                raise UserError(
+                    f"what {archive.url} sent has sha256 {digest.hexdigest()}, expected "
+                    f"{archive.sha256}; {by_hand}"
+                )
     except requests.RequestException as error:
         raise UserError(f"cannot download {archive.url} ({_reason(error)}); {by_hand}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
-def _reason(error: requests.RequestException) -> str:
+def _reason(error: Exception) -> str:
     """Return the innermost cause in a few words; requests wraps it in pages of its own."""
-    if error.response is not None:
-        return f"HTTP status {error.response.status_code}"
+    response = getattr(error, "response", None)
+    if response is not None:
+        return f"HTTP status {response.status_code}"
     cause: BaseException = error
-    while cause.__cause__ or cause.__context__:
-        cause = cause.__cause__ or cause.__context__
+    while deeper := cause.__cause__ or cause.__context__:
+        cause = deeper
     return str(cause) or type(cause).__name__

@@ -1,8 +1,9 @@
-"""A request to stop: Ctrl-C or SIGTERM lets the step in progress end and a checkpoint be saved."""
+"""Requests to stop: after Ctrl-C or SIGTERM the current step ends and a checkpoint is saved."""
 
 import os
 import signal
 from types import FrameType
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -11,15 +12,21 @@ from jax.experimental import multihost_utils
 class StopRequest:
     """Inside `with StopRequest() as stop`, SIGINT and SIGTERM ask the run to stop.
 
-    In a run of one process the first of either sets `stop.signal`, and a second one acts as it
-    would without us (Ctrl-C raises KeyboardInterrupt, SIGTERM ends the process). In a run of
-    several, JAX itself notes a SIGTERM to any of them (a Ctrl-C is handed on as one), and they
-    agree on the call after which all stop. Must be entered in the main thread.
+    In a run of one process, the first signal sets `stop.signal`. The next signal of the same kind
+    acts as usual: Ctrl-C raises KeyboardInterrupt, SIGTERM ends the process.
+
+    In a run of several processes, JAX itself catches a SIGTERM to any of them, and a Ctrl-C is
+    converted to a SIGTERM. The processes then agree on the call after which all of them stop.
+
+    The `with` block must be in the main thread.
+
+    Attributes:
+      signal: number of the signal that asked to stop, or None.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
         self._several = jax.process_count() > 1
 
     def __enter__(self) -> "StopRequest":
@@ -32,10 +39,10 @@ class StopRequest:
             signal.signal(number, handler)
 
     def now(self, call: int) -> bool:
-        """Return whether to stop after this call; to be asked once after each, by every process.
+        """Return whether to stop now. Every process must call this once after each training call.
 
         Args:
-          call: 0, 1, 2, ...: the same in all processes.
+          call: index of the training call, 0, 1, 2, ..., the same in all processes.
         """
         if self._several and multihost_utils.reached_preemption_sync_point(call):
             self.signal = signal.SIGTERM

@@ -1,10 +1,13 @@
-"""Where the arrays of a run lie on its devices: data parallelism, and fully sharded states.
+"""How the arrays of a run are sharded over its devices: data parallelism, fully sharded states.
 
-The mesh has two axes. The batch is shared by all devices, over both. Over `fsdp`, parameters,
-their average and the optimiser's moments are cut as `RULES` say, so that a device holds 1/fsdp of
-them; over `data` they are copied. A step gathers the parameters on their way into the network and
-scatters the gradient on its way out (`gatherer`), as in ZeRO (Rajbhandari et al. 2020, stage 3,
-but that the gathered parameters live from the forward to the backward pass).
+The mesh has two axes, `data` and `fsdp`. The batch is sharded over both axes. The parameters, their
+average and the moments of the optimiser are sharded over `fsdp` by `RULES`, so a device holds
+1/fsdp of them; they are replicated over `data`.
+
+A step gathers the parameters before the network uses them, and scatters the gradient after the
+backward pass (`gatherer`). This is stage 3 of ZeRO (Rajbhandari et al. 2020).
+
+Deviates from ZeRO: the gathered parameters stay in memory from the forward to the backward pass.
 """
 
 import re
@@ -18,32 +21,34 @@ from ddpm_jax.types import Params
 
 DATA, FSDP = "data", "fsdp"  # the axes of the mesh
 
-# (the end of a parameter's name, the axis of it that is cut); the first that fits. The name of a
-# moment or an average ends as that of its parameter does.
+# (regular expression for the end of a parameter's name, the axis to shard). The first match counts.
+# The name of a moment or of an average ends with the name of its parameter. Other parameters, such
+# as biases, are small and are replicated.
 RULES = (
-    (r"(query|key|value)/kernel", 0),  # [C, heads, d]: the channels
-    (r"conv_out/kernel", 2),  # [3, 3, C, out]: `out` is that of an image
-    (r"kernel", -1),  # [3, 3, in, out], [in, out]
-    (r"embedding", -1),  # [classes + 1, width]
-)  # what no rule names, such as biases, is small and stays whole
+    (r"(query|key|value)/kernel", 0),  # [C, heads, d]: axis C
+    (r"conv_out/kernel", 2),  # [3, 3, C, out]: axis C, because `out` is only an image's channels
+    (r"kernel", -1),  # [3, 3, in, out], [in, out]: axis out
+    (r"embedding", -1),  # [classes + 1, width]: axis width
+)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
+    """Return the sharding with the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def over_batch(mesh: Mesh, *, axis: int = 0) -> NamedSharding:
-    """All devices share the array's axis number `axis`."""
+    """Return the sharding of axis number `axis` over all devices."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, (DATA, FSDP)))
 
 
 def by_rules(mesh: Mesh, tree: Any) -> Any:
-    """Return the sharding of each leaf of parameters, or of a state that has them in it.
+    """Return the sharding of each leaf of the parameters, or of a state that contains them.
 
     Args:
-      mesh: of the run.
-      tree: of arrays or `ShapeDtypeStruct`s. A leaf whose axis `fsdp` does not divide stays whole.
+      mesh: the mesh of the run.
+      tree: arrays or `ShapeDtypeStruct`s. If `fsdp` does not divide the axis of a leaf, the leaf is
+        replicated.
     """
     count = mesh.shape[FSDP]
 
@@ -52,7 +57,7 @@ def by_rules(mesh: Mesh, tree: Any) -> Any:
         axis = next((axis for end, axis in RULES if re.search(rf"\b{end}$", name)), None)
         if axis is None or leaf.shape[axis] % count:
             return replicated(mesh)
-        spec = [None] * len(leaf.shape)
+        spec: list[str | None] = [None] * len(leaf.shape)
         spec[axis] = FSDP
         return NamedSharding(mesh, PartitionSpec(*spec))
 
@@ -60,7 +65,7 @@ def by_rules(mesh: Mesh, tree: Any) -> Any:
 
 
 def gatherer(mesh: Mesh) -> Callable[[Params], Params]:
-    """Return a function that gathers parameters, whose gradient comes out cut as they were."""
+    """Return a function that gathers sharded parameters; its gradient is sharded like them."""
     if mesh.shape[FSDP] == 1:
         return lambda params: params
 
@@ -69,7 +74,7 @@ def gatherer(mesh: Mesh) -> Callable[[Params], Params]:
         return jax.lax.with_sharding_constraint(params, replicated(mesh))
 
     def scatter(_: None, gradient: Params) -> tuple[Params]:
-        # Left to itself, the transpose would ask every device for the whole gradient.
+        # Without this rule the transpose of `gather` would put the whole gradient on every device.
         return (jax.lax.with_sharding_constraint(gradient, by_rules(mesh, gradient)),)
 
     gather.defvjp(lambda params: (gather(params), None), scatter)
@@ -77,9 +82,13 @@ def gatherer(mesh: Mesh) -> Callable[[Params], Params]:
 
 
 def on_this_process(mesh: Mesh, tree: Any) -> Any:
-    """Return arrays that this process can use alone, whole; all processes must ask for them.
+    """Return the whole arrays of a tree on a device of this process.
 
-    What it returns of a run of one process is the tree itself.
+    All processes must call this together. In a run of one process it returns the tree itself.
+
+    Args:
+      mesh: the mesh of the run.
+      tree: arrays on this mesh, with any sharding.
     """
     if jax.process_count() == 1:
         return tree

@@ -1,7 +1,7 @@
 """Samplers: pure (init, step) pairs, and the one loop that drives them."""
 
 from ddpm_jax.samplers.ancestral import ancestral
-from ddpm_jax.samplers.base import Sampler, predicted_x_0, sample_loop
+from ddpm_jax.samplers.base import Noise, Sampler, normal, predicted_x_0, sample_loop
 from ddpm_jax.samplers.ddim import ddim, ddim_inversion, encode
 from ddpm_jax.samplers.dpm_solver import dpm_solver_pp_2m, dpm_solver_pp_2s, dpm_solver_pp_3m
 from ddpm_jax.samplers.edm import euler, heun
@@ -9,6 +9,7 @@ from ddpm_jax.samplers.predictor_corrector import predictor_corrector
 from ddpm_jax.samplers.unipc import unipc
 
 __all__ = [
+    "Noise",
     "Sampler",
     "ancestral",
     "ddim",
@@ -19,6 +20,7 @@ __all__ = [
     "encode",
     "euler",
     "heun",
+    "normal",
     "predicted_x_0",
     "predictor_corrector",
     "sample_loop",

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from ddpm_jax.errors import unknown
 from ddpm_jax.process import GaussianProcess, expand, q_posterior
-from ddpm_jax.samplers.base import Sampler, draw_noise
+from ddpm_jax.samplers.base import Noise, Sampler, with_options
 from ddpm_jax.types import Array, DenoiseFn, Prediction, PRNGKey
 from ddpm_jax.variance import VARIANCES
 
@@ -39,16 +39,24 @@ def ancestral(process: GaussianProcess, variance: str = "fixed_large") -> Sample
     """
     if variance not in VARIANCES:
         raise unknown("variance", variance, VARIANCES)
-    log_variance_fn = VARIANCES[variance]
 
-    def step(
-        denoise_fn: DenoiseFn, key: PRNGKey, state: AncestralState, t: Array, s: Array
-    ) -> tuple[AncestralState, Prediction]:
-        prediction = denoise_fn(state.x, t)
-        mean, _, _ = q_posterior(process, prediction.x_0, state.x, t, s)
-        sigma = jnp.exp(0.5 * log_variance_fn(process, t, s, prediction))
-        sigma = jnp.where(s == 0, 0.0, sigma)
-        x_s = mean + expand(sigma, mean) * draw_noise(key, mean.shape[1:])
-        return AncestralState(x_s), prediction
+    return Sampler(process, AncestralState, with_options(_advance, variance=variance))
 
-    return Sampler(AncestralState, step)
+
+def _advance(
+    process: GaussianProcess,
+    denoise_fn: DenoiseFn,
+    noise: Noise,
+    key: PRNGKey,
+    state: AncestralState,
+    t: Array,
+    s: Array,
+    *,
+    variance: str,
+) -> tuple[AncestralState, Prediction]:
+    prediction = denoise_fn(state.x, t)
+    mean, _, _ = q_posterior(process, prediction.x_0, state.x, t, s)
+    sigma = jnp.exp(0.5 * VARIANCES[variance](process, t, s, prediction))
+    sigma = jnp.where(s == 0, 0.0, sigma)
+    x_s = mean + expand(sigma, mean) * noise(key, t, mean.shape)
+    return AncestralState(x_s), prediction

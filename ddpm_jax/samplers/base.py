@@ -5,37 +5,101 @@ x_T --init--> state --step(t_0, t_1)--> state --step(t_1, t_2)--> ... --> state.
                       `--> collect(t, s, state, prediction): what is kept along the way
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.process import GaussianProcess
+from ddpm_jax.randomness import draw_noise, fold_in
+from ddpm_jax.timesteps import check_grid
 from ddpm_jax.types import Array, DenoiseFn, Prediction, PRNGKey
 
 
 class State(Protocol):
     """A pytree of arrays, of the same structure before and after every step."""
 
-    x: Array  # [B, ...], the sample where the sampler now stands
+    x: Array  # [B, ...], the sample at the timestep that the sampler has reached
 
 
-class Sampler(NamedTuple):
-    """A way from noise to data, one step at a time.
+class Noise(Protocol):
+    """Where the noise of a sampler's steps comes from.
 
-    Attributes:
-      init: x_T: [B, ...] -> the state at t = T.
-      step: (denoise_fn, key, state, t, s) -> (state at s, the prediction made at t). `key` holds
-        one key per image, [B], for this step alone; t and s < t are int32 scalars, one for the
-        whole batch.
+    `normal` is the default. Give another function to follow an implementation that draws in its
+    own way, step by step, for instance `lambda key, t, shape: recorded[t]`.
     """
 
-    init: Callable[[Array], State]
-    step: Callable[[DenoiseFn, PRNGKey, State, Array, Array], tuple[State, Prediction]]
+    def __call__(self, key: PRNGKey, t: Array, shape: tuple[int, ...]) -> Array:
+        """Return the noise that a step adds to a whole batch: float32 of this shape.
+
+        Args:
+          key: [B] keys, one for each image, which no other call gets. The function may ignore it.
+          t: int32 scalar, the timestep that the step leaves. It is traced: index arrays by it.
+          shape: (B, ...), the shape of the batch.
+        """
+        ...
+
+
+def normal(key: PRNGKey, t: Array, shape: tuple[int, ...]) -> Array:
+    """Draw from N(0, I), each image from its own key (`Noise`)."""
+    return draw_noise(key, shape[1:])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sampler:
+    """A way from noise to data, one step at a time.
+
+    It is a pytree: its process is data, all else is static. Two samplers with the same options
+    share the programs that take them as arguments, if their processes have the same T:
+
+      other = dataclasses.replace(sampler, process=other_process)
+
+    Attributes:
+      process: the chain that the steps walk.
+      init: x_T: [B, ...] -> the state at t = T.
+      advance: (process, denoise_fn, noise, key, state, t, s) -> (state at s, the prediction made at
+        t), the function behind `step`.
+      noise: where the steps' noise comes from. A step calls it once for each draw. A step that
+        draws nothing does not call it.
+      direction: "down" for a descending grid, "up" for an ascending one, "both" for any walk.
+    """
+
+    process: GaussianProcess
+    init: Callable[[Array], State] = dataclasses.field(metadata=dict(static=True))
+    advance: Callable[..., tuple[State, Prediction]] = dataclasses.field(metadata=dict(static=True))
+    noise: Noise = dataclasses.field(default=normal, metadata=dict(static=True))
+    direction: str = dataclasses.field(default="down", metadata=dict(static=True))
+
+    def step(
+        self, denoise_fn: DenoiseFn, key: PRNGKey, state: State, t: Array, s: Array
+    ) -> tuple[State, Prediction]:
+        """Return the state at s, and the prediction made at t.
+
+        Args:
+          denoise_fn: the denoiser.
+          key: [B] keys, one for each image, for this step only.
+          state: the state at t.
+          t, s: int32 scalars, s < t: one step for the whole batch.
+        """
+        return self.advance(self.process, denoise_fn, self.noise, key, state, t, s)
 
 
 Collect = Callable[[Array, Array, State, Prediction], Any]
+
+
+@functools.lru_cache(maxsize=None, typed=True)
+def with_options(advance: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """Return advance with its options bound: the same function again for the same options.
+
+    So `jax.jit` sees that two samplers take the same steps, and compiles them once.
+    """
+    return functools.partial(advance, **options)
 
 
 def sample_loop(
@@ -50,14 +114,14 @@ def sample_loop(
     """Walk x_T down the grid of timesteps to x_0.
 
     The step that leaves t draws from fold_in(key[i], t) for image i, so an image depends on its
-    own key alone, and fold_in(key[i], 0) is free for x_T (`draw_x_T`).
+    own key only, and fold_in(key[i], 0) is free for x_T (`randomness.draw_x_T`).
 
     Args:
-      sampler: the sampler.
-      denoise_fn: the denoiser.
-      key: [B] keys, one per image.
-      timesteps: [K+1] int32, strictly descending, usually from T to 0; ascending for
-        `ddim_inversion` alone.
+      sampler: the sampler, which carries its process.
+      denoise_fn: the denoiser of the same process.
+      key: [B] keys, one for each image.
+      timesteps: [K+1] int, strictly descending within 0..T, usually from T to 0. For
+        `ddim_inversion` it ascends. A traced array is not checked.
       x_T: [B, ...] float, the sample at timesteps[0].
       collect: what to keep: a function (t, s, state at s, prediction at t) -> pytree of arrays.
       num_frames: how many of the K steps to keep, in 1..K: the last of each of num_frames equal
@@ -67,8 +131,9 @@ def sample_loop(
       x_0: [B, ...]; with collect a pair of x_0 and what was kept, with a leading axis of frames.
 
     Raises:
-      UserError: num_frames is not in 1..K, or given without collect.
+      UserError: a wrong grid; num_frames is not in 1..K, or given without collect.
     """
+    timesteps = check_grid(timesteps, sampler.process.num_timesteps, sampler.direction)
     num_steps = len(timesteps) - 1
     if num_frames is not None and collect is None:
         raise UserError("num_frames is given but collect is not: say what to keep")
@@ -85,8 +150,7 @@ def sample_loop(
 
     def body(carry: tuple[State, Any], xs: tuple[Array, Array, Array]) -> tuple[Any, None]:
         (state, frames), (i, t, s) = carry, xs
-        step_key = jax.vmap(jax.random.fold_in, (0, None))(key, t)
-        state, prediction = sampler.step(denoise_fn, step_key, state, t, s)
+        state, prediction = sampler.step(denoise_fn, fold_in(key, t), state, t, s)
         if collect is not None:
             slot = i * num_frames // num_steps  # later steps of a part overwrite earlier ones
             kept = collect(t, s, state, prediction)
@@ -104,11 +168,25 @@ def predicted_x_0(t: Array, s: Array, state: State, prediction: Prediction) -> A
     return prediction.x_0
 
 
-def draw_x_T(key: PRNGKey, shape: tuple[int, ...]) -> Array:
-    """Draw x_T: [B, *shape] float32 from N(0, I), each image from its own of key: [B] keys."""
-    return draw_noise(jax.vmap(jax.random.fold_in, (0, None))(key, 0), shape)
+def on_process(sampler: Sampler, process: GaussianProcess) -> Sampler:
+    """Return the sampler with its process replaced by an equal one, which may be traced.
 
-
-def draw_noise(key: PRNGKey, shape: tuple[int, ...]) -> Array:
-    """Draw [B, *shape] float32 from N(0, I), each image from its own of key: [B] keys."""
-    return jax.vmap(lambda k: jax.random.normal(k, shape, jnp.float32))(key)
+    Raises:
+      UserError: the sampler was built on another process. Only T is compared where tables are
+        traced.
+    """
+    own = sampler.process
+    if own.num_timesteps != process.num_timesteps:
+        raise UserError(
+            f"the sampler was built on a process of T = {own.num_timesteps}, but is used with one "
+            f"of T = {process.num_timesteps}; build it on the same process"
+        )
+    tables = own.log_alphas_cumprod, process.log_alphas_cumprod
+    if own is not process and not any(isinstance(table, jax.core.Tracer) for table in tables):
+        differ = np.flatnonzero(np.not_equal(*map(np.asarray, tables)))
+        if differ.size:
+            raise UserError(
+                "the sampler was built on another process: alphas_cumprod differs from "
+                f"t = {differ[0]} on; build it on the same process"
+            )
+    return dataclasses.replace(sampler, process=process)

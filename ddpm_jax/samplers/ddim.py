@@ -15,8 +15,9 @@ import numpy as np
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.process import GaussianProcess, alpha_sigma
-from ddpm_jax.samplers.base import Sampler, draw_noise, sample_loop
+from ddpm_jax.samplers.base import Noise, Sampler, sample_loop, with_options
 from ddpm_jax.samplers.ode import interval
+from ddpm_jax.timesteps import check_grid
 from ddpm_jax.types import Array, DenoiseFn, Prediction, PRNGKey
 
 
@@ -42,21 +43,30 @@ def ddim(process: GaussianProcess, eta: float = 0.0) -> Sampler:
     if not 0.0 <= eta <= 1.0:
         raise UserError(f"eta must be in [0, 1], found {eta}")
 
-    def step(
-        denoise_fn: DenoiseFn, key: PRNGKey, state: DDIMState, t: Array, s: Array
-    ) -> tuple[DDIMState, Prediction]:
-        prediction = denoise_fn(state.x, t)
-        alpha_s, sigma_s = alpha_sigma(process, s, state.x)
-        if eta == 0.0:
-            return DDIMState(alpha_s * prediction.x_0 + sigma_s * prediction.eps), prediction
-        way = interval(process, t, s)
-        # √(sigma_s² - σ²) with sigma_s² (e^{-2h} + 1 - e^{-2h}) for sigma_s², so nothing cancels
-        kept = jnp.sqrt(jnp.exp(-2.0 * way.h) + (1.0 - eta**2) * way.fraction)
-        noise = eta * jnp.sqrt(way.fraction) * draw_noise(key, state.x.shape[1:])
-        x_s = alpha_s * prediction.x_0 + sigma_s * (kept * prediction.eps + noise)
-        return DDIMState(x_s), prediction
+    return Sampler(process, DDIMState, with_options(_advance, eta=float(eta)))
 
-    return Sampler(DDIMState, step)
+
+def _advance(
+    process: GaussianProcess,
+    denoise_fn: DenoiseFn,
+    noise: Noise,
+    key: PRNGKey,
+    state: DDIMState,
+    t: Array,
+    s: Array,
+    *,
+    eta: float,
+) -> tuple[DDIMState, Prediction]:
+    prediction = denoise_fn(state.x, t)
+    alpha_s, sigma_s = alpha_sigma(process, s, state.x)
+    if eta == 0.0:
+        return DDIMState(alpha_s * prediction.x_0 + sigma_s * prediction.eps), prediction
+    way = interval(process, t, s)
+    # √(sigma_s² - σ²) with sigma_s² (e^{-2h} + 1 - e^{-2h}) for sigma_s², so nothing cancels
+    kept = jnp.sqrt(jnp.exp(-2.0 * way.h) + (1.0 - eta**2) * way.fraction)
+    added = eta * jnp.sqrt(way.fraction) * noise(key, t, state.x.shape)
+    x_s = alpha_s * prediction.x_0 + sigma_s * (kept * prediction.eps + added)
+    return DDIMState(x_s), prediction
 
 
 def ddim_inversion(process: GaussianProcess) -> Sampler:
@@ -70,19 +80,23 @@ def ddim_inversion(process: GaussianProcess) -> Sampler:
     Limits: sampling by `ddim` on the same grid returns the image, up to an error of order 1 in the
     length of the steps; it is not exact. Use `clip_x_0=False`.
     """
+    return Sampler(process, DDIMState, _advance_inversion, direction="up")
 
-    def step(
-        denoise_fn: DenoiseFn, key: PRNGKey, state: DDIMState, t: Array, s: Array
-    ) -> tuple[DDIMState, Prediction]:
-        alpha_s, sigma_s = alpha_sigma(process, s, state.x)
-        clean = t == 0
-        prediction = denoise_fn(
-            jnp.where(clean, alpha_s * state.x, state.x), jnp.where(clean, s, t)
-        )
-        x_0 = jnp.where(clean, state.x, prediction.x_0)
-        return DDIMState(alpha_s * x_0 + sigma_s * prediction.eps), prediction
 
-    return Sampler(DDIMState, step)
+def _advance_inversion(
+    process: GaussianProcess,
+    denoise_fn: DenoiseFn,
+    noise: Noise,
+    key: PRNGKey,
+    state: DDIMState,
+    t: Array,
+    s: Array,
+) -> tuple[DDIMState, Prediction]:
+    alpha_s, sigma_s = alpha_sigma(process, s, state.x)
+    clean = t == 0
+    prediction = denoise_fn(jnp.where(clean, alpha_s * state.x, state.x), jnp.where(clean, s, t))
+    x_0 = jnp.where(clean, state.x, prediction.x_0)
+    return DDIMState(alpha_s * x_0 + sigma_s * prediction.eps), prediction
 
 
 def encode(
@@ -95,6 +109,10 @@ def encode(
       denoise_fn: the denoiser, without clipping.
       timesteps: [K+1] int32, the grid that x_T will be sampled on, strictly descending to 0.
       x_0: [B, ...] float, clean data.
+
+    Raises:
+      UserError: a wrong grid.
     """
+    timesteps = check_grid(timesteps, process.num_timesteps)
     unused = jax.random.split(jax.random.key(0), x_0.shape[0])
     return sample_loop(ddim_inversion(process), denoise_fn, unused, timesteps[::-1], x_0)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.process import GaussianProcess, read
-from ddpm_jax.samplers.base import Sampler, draw_noise
+from ddpm_jax.samplers.base import Noise, Sampler, with_options
 from ddpm_jax.samplers.ode import interval, nearest, weights
 from ddpm_jax.types import Array, DenoiseFn, Prediction, PRNGKey
 
@@ -54,26 +54,34 @@ def dpm_solver_pp_2m(process: GaussianProcess, stochastic: bool = False) -> Samp
       process: the chain.
       stochastic: solve the reverse SDE instead of the ODE.
     """
+    advance = with_options(_advance_2m, stochastic=bool(stochastic))
+    return Sampler(process, with_options(_start, length=1), advance)
 
-    def step(
-        denoise_fn: DenoiseFn, key: PRNGKey, state: MultistepState, t: Array, s: Array
-    ) -> tuple[MultistepState, Prediction]:
-        prediction = denoise_fn(state.x, t)
-        way = interval(process, t, s)
-        # 0 at the first step, whose past is infinitely far, and at the last, which has none
-        ratio = jnp.where(jnp.isfinite(way.h), way.h / state.h[0], 0.0)
-        x_0 = prediction.x_0 + 0.5 * ratio * (prediction.x_0 - state.x_0[0])
-        if stochastic:
-            alpha_s = read(process.sqrt_alphas_cumprod, s)
-            sigma_s = read(process.sqrt_one_minus_alphas_cumprod, s)
-            x_s = way.decay * jnp.exp(-way.h) * state.x + alpha_s * way.fraction * x_0
-            noise = draw_noise(key, x_s.shape[1:])
-            x_s = x_s + sigma_s * jnp.sqrt(way.fraction) * noise
-        else:
-            x_s = way.flow(state.x, x_0)
-        return MultistepState(x_s, (prediction.x_0,), (way.h,)), prediction
 
-    return Sampler(lambda x_T: _start(x_T, 1), step)
+def _advance_2m(
+    process: GaussianProcess,
+    denoise_fn: DenoiseFn,
+    noise: Noise,
+    key: PRNGKey,
+    state: MultistepState,
+    t: Array,
+    s: Array,
+    *,
+    stochastic: bool,
+) -> tuple[MultistepState, Prediction]:
+    prediction = denoise_fn(state.x, t)
+    way = interval(process, t, s)
+    # 0 at the first step, whose past is infinitely far, and at the last, which has none
+    ratio = jnp.where(jnp.isfinite(way.h), way.h / state.h[0], 0.0)
+    x_0 = prediction.x_0 + 0.5 * ratio * (prediction.x_0 - state.x_0[0])
+    if stochastic:
+        alpha_s = read(process.sqrt_alphas_cumprod, s)
+        sigma_s = read(process.sqrt_one_minus_alphas_cumprod, s)
+        x_s = way.decay * jnp.exp(-way.h) * state.x + alpha_s * way.fraction * x_0
+        x_s = x_s + sigma_s * jnp.sqrt(way.fraction) * noise(key, t, x_s.shape)
+    else:
+        x_s = way.flow(state.x, x_0)
+    return MultistepState(x_s, (prediction.x_0,), (way.h,)), prediction
 
 
 def dpm_solver_pp_3m(process: GaussianProcess) -> Sampler:
@@ -85,17 +93,23 @@ def dpm_solver_pp_3m(process: GaussianProcess) -> Sampler:
     Deviates from the authors' code: there the second-derivative term enters with half its weight,
     which leaves order 2; here the parabola is integrated exactly.
     """
+    return Sampler(process, with_options(_start, length=2), _advance_3m)
 
-    def step(
-        denoise_fn: DenoiseFn, key: PRNGKey, state: MultistepState, t: Array, s: Array
-    ) -> tuple[MultistepState, Prediction]:
-        prediction = denoise_fn(state.x, t)
-        way = interval(process, t, s)
-        x_0 = combine(way.h, prediction.x_0, state.x_0, state.h)
-        past = (prediction.x_0, state.x_0[0]), (way.h, state.h[0])
-        return MultistepState(way.flow(state.x, x_0), *past), prediction
 
-    return Sampler(lambda x_T: _start(x_T, 2), step)
+def _advance_3m(
+    process: GaussianProcess,
+    denoise_fn: DenoiseFn,
+    noise: Noise,
+    key: PRNGKey,
+    state: MultistepState,
+    t: Array,
+    s: Array,
+) -> tuple[MultistepState, Prediction]:
+    prediction = denoise_fn(state.x, t)
+    way = interval(process, t, s)
+    x_0 = combine(way.h, prediction.x_0, state.x_0, state.h)
+    past = (prediction.x_0, state.x_0[0]), (way.h, state.h[0])
+    return MultistepState(way.flow(state.x, x_0), *past), prediction
 
 
 def dpm_solver_pp_2s(process: GaussianProcess) -> Sampler:
@@ -110,25 +124,31 @@ def dpm_solver_pp_2s(process: GaussianProcess) -> Sampler:
     Deviates from algorithm 1: u is the timestep nearest in log-SNR to the middle (r = 1/2), and r
     is then what it really is.
     """
+    return Sampler(process, SinglestepState, _advance_2s)
 
-    def step(
-        denoise_fn: DenoiseFn, key: PRNGKey, state: SinglestepState, t: Array, s: Array
-    ) -> tuple[SinglestepState, Prediction]:
-        prediction = denoise_fn(state.x, t)
-        way = interval(process, t, s)
 
-        def middle(x_0: Array) -> Array:
-            log_snr = 0.5 * (read(process.log_snr, t) + read(process.log_snr, s))
-            u = nearest(process, log_snr, s + 1, t - 1)
-            half = interval(process, t, u)
-            x_0_u = denoise_fn(half.flow(state.x, x_0), u).x_0
-            return x_0 + 0.5 * (way.h / half.h) * (x_0_u - x_0)
+def _advance_2s(
+    process: GaussianProcess,
+    denoise_fn: DenoiseFn,
+    noise: Noise,
+    key: PRNGKey,
+    state: SinglestepState,
+    t: Array,
+    s: Array,
+) -> tuple[SinglestepState, Prediction]:
+    prediction = denoise_fn(state.x, t)
+    way = interval(process, t, s)
 
-        is_first_order = (t - s == 1) | ~jnp.isfinite(way.h)
-        x_0 = jax.lax.cond(is_first_order, lambda x_0: x_0, middle, prediction.x_0)
-        return SinglestepState(way.flow(state.x, x_0)), prediction
+    def middle(x_0: Array) -> Array:
+        log_snr = 0.5 * (read(process.log_snr, t) + read(process.log_snr, s))
+        u = nearest(process, log_snr, s + 1, t - 1)
+        half = interval(process, t, u)
+        x_0_u = denoise_fn(half.flow(state.x, x_0), u).x_0
+        return x_0 + 0.5 * (way.h / half.h) * (x_0_u - x_0)
 
-    return Sampler(SinglestepState, step)
+    is_first_order = (t - s == 1) | ~jnp.isfinite(way.h)
+    x_0 = jax.lax.cond(is_first_order, lambda x_0: x_0, middle, prediction.x_0)
+    return SinglestepState(way.flow(state.x, x_0)), prediction
 
 
 def combine(h: Array, x_0: Array, past: tuple[Array, ...], past_h: tuple[Array, ...]) -> Array:
@@ -146,13 +166,15 @@ def combine(h: Array, x_0: Array, past: tuple[Array, ...], past_h: tuple[Array, 
     second = x_0 + 0.5 * ratio * (x_0 - past[0])
     if len(past) == 1:
         return second
-    first_node = -past_h[0] / h
-    w = weights(h, [jnp.zeros_like(h), first_node, first_node - past_h[1] / h])
+    is_third = jnp.isfinite(h) & jnp.isfinite(past_h[1])
+    # 1 in place of inf: the weights of the branch that is not taken must not make gradients NaN
+    h, h_1, h_2 = (jnp.where(is_third, step, 1.0) for step in (h, *past_h))
+    w = weights(h, [jnp.zeros_like(h), -h_1 / h, -h_1 / h - h_2 / h])
     third = w[0] * x_0 + w[1] * past[0] + w[2] * past[1]
-    return jnp.where(jnp.isfinite(h) & jnp.isfinite(past_h[1]), third, second)
+    return jnp.where(is_third, third, second)
 
 
-def _start(x_T: Array, length: int) -> MultistepState:
+def _start(x_T: Array, *, length: int) -> MultistepState:
     """Return the state at T, whose past is empty."""
     return MultistepState(
         x_T, (jnp.zeros_like(x_T),) * length, (jnp.full((), jnp.inf, x_T.dtype),) * length

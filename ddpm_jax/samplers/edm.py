@@ -6,7 +6,7 @@
   Heun:   x̄_s = x̄_t̂ + (σ̄_s - σ̄_t̂) (ε̂_t̂ + ε̂_s) / 2,  ε̂_s at Euler's x_s
                                         (Karras et al. 2022, algorithms 1 and 2, eq. 5's σ)
 
-Deviates from algorithm 2: the network exists at the table's timesteps alone, so churn goes to the
+Deviates from algorithm 2: the network exists at the table's timesteps only, so churn goes to the
 timestep nearest in ln σ̄ to (1+γ) σ̄_t; where the next one is further than that, nothing is added.
 With S_noise = 1 churn is a step of the forward chain, x_t̂ ~ q(x_t̂ | x_t).
 """
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.process import GaussianProcess, alpha_sigma, jump, read
-from ddpm_jax.samplers.base import Sampler, draw_noise
+from ddpm_jax.samplers.base import Noise, Sampler, with_options
 from ddpm_jax.samplers.ode import interval, nearest
 from ddpm_jax.types import Array, DenoiseFn, Prediction, PRNGKey
 
@@ -89,35 +89,55 @@ def _edm(
     if not s_noise > 0.0:
         raise UserError(f"s_noise must be > 0, found {s_noise}")
 
-    def churn(key: PRNGKey, x: Array, t: Array) -> tuple[Array, Array]:
-        """Return x_t̂ and t̂."""
-        log_snr = read(process.log_snr, t)
-        T = jnp.int32(process.num_timesteps)
-        t_hat = nearest(process, log_snr - 2.0 * math.log1p(gamma), t, T)
-        sigma_bar = jnp.exp(-0.5 * log_snr)
-        inside = (s_min <= sigma_bar) & (sigma_bar <= s_max) & (t < T)
-        t_hat = jnp.where(inside, t_hat, t)
-        ratio, beta = jump(process, t_hat, t)
-        noise = s_noise * jnp.sqrt(beta) * draw_noise(key, x.shape[1:])
-        return jnp.where(t_hat == t, x, ratio * x + noise), t_hat
+    options = dict(
+        gamma=float(gamma), s_min=float(s_min), s_max=float(s_max), s_noise=float(s_noise)
+    )
+    advance = with_options(_advance, second_order=second_order, **options)
+    return Sampler(process, EDMState, advance)
 
-    def step(
-        denoise_fn: DenoiseFn, key: PRNGKey, state: EDMState, t: Array, s: Array
-    ) -> tuple[EDMState, Prediction]:
-        x, t = (state.x, t) if gamma == 0.0 else churn(key, state.x, t)
-        prediction = denoise_fn(x, t)
-        alpha_s, sigma_s = alpha_sigma(process, s, x)
-        x_s = alpha_s * prediction.x_0 + sigma_s * prediction.eps  # Euler, x̄_t̂ written out
-        if not second_order:
-            return EDMState(x_s), prediction
-        alpha_t, sigma_t = alpha_sigma(process, t, x)
 
-        def correct(x_s: Array) -> Array:
-            length = interval(process, t, s).gain * (sigma_t / alpha_t)  # alpha_s (σ̄_t - σ̄_s)
-            slope = denoise_fn(x_s, jnp.maximum(s, 1)).eps - prediction.eps
-            return x_s - 0.5 * length * slope
+def _advance(
+    process: GaussianProcess,
+    denoise_fn: DenoiseFn,
+    noise: Noise,
+    key: PRNGKey,
+    state: EDMState,
+    t: Array,
+    s: Array,
+    *,
+    gamma: float,
+    s_min: float,
+    s_max: float,
+    s_noise: float,
+    second_order: bool,
+) -> tuple[EDMState, Prediction]:
+    x = state.x
+    if gamma:
+        t, t_start = _churned(process, t, gamma, s_min, s_max), t
+        ratio, beta = jump(process, t, t_start)
+        added = s_noise * jnp.sqrt(beta) * noise(key, t_start, x.shape)
+        x = jnp.where(t == t_start, x, ratio * x + added)
+    prediction = denoise_fn(x, t)
+    alpha_s, sigma_s = alpha_sigma(process, s, x)
+    x_s = alpha_s * prediction.x_0 + sigma_s * prediction.eps  # Euler, x̄_t̂ written out
+    if not second_order:
+        return EDMState(x_s), prediction
+    alpha_t, sigma_t = alpha_sigma(process, t, x)
 
-        is_euler = (s == 0) | (read(process.alphas_cumprod, t) == 0.0)
-        return EDMState(jax.lax.cond(is_euler, lambda x_s: x_s, correct, x_s)), prediction
+    def correct(x_s: Array) -> Array:
+        length = interval(process, t, s).gain * (sigma_t / alpha_t)  # alpha_s (σ̄_t - σ̄_s)
+        slope = denoise_fn(x_s, jnp.maximum(s, 1)).eps - prediction.eps
+        return x_s - 0.5 * length * slope
 
-    return Sampler(EDMState, step)
+    is_euler = (s == 0) | (read(process.alphas_cumprod, t) == 0.0)
+    return EDMState(jax.lax.cond(is_euler, lambda x_s: x_s, correct, x_s)), prediction
+
+
+def _churned(process: GaussianProcess, t: Array, gamma: float, s_min: float, s_max: float) -> Array:
+    """Return t̂, the timestep that churn goes up to; t where there is no churn."""
+    log_snr = read(process.log_snr, t)
+    T = jnp.int32(process.num_timesteps)
+    t_hat = nearest(process, log_snr - 2.0 * math.log1p(gamma), t, T)
+    sigma_bar = jnp.exp(-0.5 * log_snr)
+    inside = (s_min <= sigma_bar) & (sigma_bar <= s_max) & (t < T)
+    return jnp.where(inside, t_hat, t)

@@ -58,7 +58,7 @@ def weights(h: Array, nodes: list[Array]) -> list[Array]:
 
     Args:
       h: scalar > 0, finite.
-      nodes: n different scalars; 0 is t, 1 is s, below 0 lies what was before t.
+      nodes: n different scalars; 0 is t, 1 is s, and below 0 are timesteps before t.
     """
     # ∫ e^{τ-h} (τ/h)^i dτ / h = i! φ_{i+1}(-h), by which the monomials count
     monomials = [math.factorial(i) * phi(i + 1, h) / phi(1, h) for i in range(len(nodes))]

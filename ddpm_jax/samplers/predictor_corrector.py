@@ -10,13 +10,16 @@ authors' code does, never asks for a score of clean data. Deviates from that cod
 norms' mean over the batch: here each image has its own step size, and so depends on no neighbour.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.process import GaussianProcess, alpha_sigma, expand, jump
+from ddpm_jax.randomness import fold_in
 from ddpm_jax.samplers.ancestral import AncestralState, ancestral
-from ddpm_jax.samplers.base import Sampler, draw_noise
+from ddpm_jax.samplers.base import Noise, Sampler, with_options
 from ddpm_jax.types import Array, DenoiseFn, Prediction, PRNGKey
 
 
@@ -44,33 +47,55 @@ def predictor_corrector(
         raise UserError(f"snr must be > 0, found {snr}")
     if num_corrections < 0:
         raise UserError(f"num_corrections must be >= 0, found {num_corrections}")
-    predictor = ancestral(process, variance)
 
-    def step(
-        denoise_fn: DenoiseFn, key: PRNGKey, state: AncestralState, t: Array, s: Array
-    ) -> tuple[AncestralState, Prediction]:
-        _, sigma_t = alpha_sigma(process, t, state.x)
-        alpha = jnp.square(jump(process, t, s)[0])
-
-        def correct(i: Array, x: Array) -> Array:
-            score = -denoise_fn(x, t).eps / sigma_t
-            noise = draw_noise(_fold_in(key, i + 1), x.shape[1:])
-            ratio = _norm(noise) / _norm(score)
-            size = 2.0 * alpha * jnp.square(snr * jnp.where(jnp.isfinite(ratio), ratio, 0.0))
-            size = expand(size, x)  # where the score is 0 there is nothing to follow
-            return x + size * score + jnp.sqrt(2.0 * size) * noise
-
-        x = jax.lax.fori_loop(0, num_corrections, correct, state.x)
-        return predictor.step(denoise_fn, _fold_in(key, 0), AncestralState(x), t, s)
-
-    return Sampler(AncestralState, step)
+    options = dict(snr=float(snr), num_corrections=int(num_corrections))
+    predictor = ancestral(process, variance).advance
+    advance = with_options(_advance, predictor=predictor, **options)
+    return Sampler(process, AncestralState, advance)
 
 
-def _fold_in(key: PRNGKey, data: Array) -> PRNGKey:
-    """Fold data into each of key: [B] keys."""
-    return jax.vmap(jax.random.fold_in, (0, None))(key, data)
+def _advance(
+    process: GaussianProcess,
+    denoise_fn: DenoiseFn,
+    noise: Noise,
+    key: PRNGKey,
+    state: AncestralState,
+    t: Array,
+    s: Array,
+    *,
+    predictor: Callable[..., tuple[AncestralState, Prediction]],
+    snr: float,
+    num_corrections: int,
+) -> tuple[AncestralState, Prediction]:
+    _, sigma_t = alpha_sigma(process, t, state.x)
+    alpha = jnp.square(jump(process, t, s)[0])
+
+    def correct(i: Array, x: Array) -> Array:
+        score = -denoise_fn(x, t).eps / sigma_t
+        z = noise(fold_in(key, i + 1), t, x.shape)
+        ratio = _norm(z) / _norm(score)  # not finite where there is nothing to follow
+        size = 2.0 * alpha * jnp.square(snr * jnp.where(jnp.isfinite(ratio), ratio, 0.0))
+        size = expand(size, x)
+        return x + size * score + _root(2.0 * size) * z
+
+    x = jax.lax.fori_loop(0, num_corrections, correct, state.x)
+    return predictor(process, denoise_fn, noise, fold_in(key, 0), AncestralState(x), t, s)
 
 
 def _norm(x: Array) -> Array:
     """Return the Euclidean norm of each image, [B]."""
-    return jnp.sqrt(jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim))))
+    return _root(jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim))))
+
+
+@jax.custom_jvp
+def _root(x: Array) -> Array:
+    """Return √x, with a derivative of 0 instead of inf at 0."""
+    return jnp.sqrt(x)
+
+
+@_root.defjvp
+def _root_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (x_dot,) = primals, tangents
+    root = _root(x)
+    slope = jnp.where(x > 0.0, 0.5 / jnp.where(x > 0.0, root, 1.0), 0.0)
+    return root, slope * x_dot

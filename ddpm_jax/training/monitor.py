@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from ddpm_jax import data
-from ddpm_jax.build import learned
+from ddpm_jax.build.chain import sample_fn
 from ddpm_jax.build.overrides import for_evaluation
 from ddpm_jax.config import Config
 from ddpm_jax.data.cond import drawn_cond
@@ -14,7 +14,7 @@ from ddpm_jax.evaluation import references
 from ddpm_jax.evaluation.features import make_features
 from ddpm_jax.evaluation.moments import check_enough, frechet_distance, streamed
 from ddpm_jax.evaluation.table import frechet_name
-from ddpm_jax.figures import grids
+from ddpm_jax.pixels import to_uint8
 from ddpm_jax.sampling import sample_in_chunks
 from ddpm_jax.training.parts import Parts
 from ddpm_jax.types import Params
@@ -36,11 +36,17 @@ def make_monitor(
       parts: the run's.
 
     Raises:
-      UserError: data without labels, or too few samples or images for the features.
+      UserError: parts that draw no samples, data without labels, or too few samples or images for
+        the features.
     """
     every, n = config.eval.samples_every, config.eval.num_samples
     if not every:
         return None
+    if parts.sample is None:
+        raise UserError(
+            f"eval.samples_every is {every}, but a {parts.name} draws no samples to judge; set it "
+            "to 0"
+        )
     if dataset.num_classes < 2:
         raise UserError(
             f"eval.samples_every is {every}, but the data have no labels to train a classifier on, "
@@ -52,7 +58,7 @@ def make_monitor(
     check_enough("samples (eval.num_samples)", n, dim)
     check_enough("in the training set", reference.moments.n, dim)
     fast = for_evaluation(config)
-    sample = learned.sample_fn(fast, parts.model, dataset.image_shape)
+    sample = sample_fn(fast, parts.model, dataset.image_shape)
     features = make_features(network)
     cond = drawn_cond(config, dataset.train, rows, n, config.train.seed)
 
@@ -60,7 +66,7 @@ def make_monitor(
         chunks = sample_in_chunks(
             sample, params, parts.sample_key, n, config.sample.chunk_size, cond
         )
-        found = streamed(features(grids.to_uint8(chunk)) for chunk in chunks)
+        found = streamed(features(to_uint8(chunk)) for chunk in chunks)
         name = frechet_name(network.name, n, reference.split)
         return {name: frechet_distance(found, reference.moments)}
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from ddpm_jax.config import Config
 from ddpm_jax.figures import grids
+from ddpm_jax.pixels import to_uint8
 from ddpm_jax.runs.metrics import MetricsWriter
 from ddpm_jax.runs.workdir import WorkDir
 from ddpm_jax.sampling import sample_in_chunks
@@ -52,7 +53,7 @@ class Pictures:
             self._chunk_size,
             self._cond,
         )
-        images = grids.to_uint8(np.concatenate(list(chunks)))
+        images = to_uint8(np.concatenate(list(chunks)))
         grid = grids.make_grid(images, side=32)
         path = self._workdir.samples / f"step_{step:07d}_{name}.png"
         if not self._enabled:

@@ -1,0 +1,152 @@
+"""The chain that a config asks for: its schedule is fixed, or learned together with the network.
+
+All that depends on this choice is in one value, a `Chain`, with two constructors: `fixed` and
+`learned`. Nothing else asks which one a run has.
+
+A learned schedule (`likelihood.continuous`) has parameters of its own. Then the parameters of a run
+are {"model": the network's, "schedule": the schedule's}, trained together by one optimiser.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax import time_samplers
+from ddpm_jax.build import loss, processes
+from ddpm_jax.build.sampling import chain_sample_fn, grid
+from ddpm_jax.config import Config
+from ddpm_jax.config_checks import check_unused
+from ddpm_jax.errors import unknown
+from ddpm_jax.likelihood import continuous
+from ddpm_jax.models import Model
+from ddpm_jax.models.noise_schedule import make_gamma, table
+from ddpm_jax.predictions import KINDS
+from ddpm_jax.process import GaussianProcess
+from ddpm_jax.time_samplers import TimeSampler
+from ddpm_jax.types import ApplyFn, Array, Conditioning, Params, PRNGKey
+
+
+class Chain(NamedTuple):
+    """What depends on whether the schedule is fixed or learned.
+
+    Attributes:
+      joint: network -> a model with the parameters of the run; its `apply` takes the network's own.
+      time_sampler: draws the times of training.
+      held_out_times: draws the times of the held-out loss, comparable over the run.
+      loss: apply_fn -> the loss per example, (params, x_0, t, eps, cond, train, key) -> [B], of the
+        parameters of the run. It raises `UserError` for options that cannot be.
+      initial: () -> the process before training.
+      split: parameters of the run -> (their process, the network's own parameters). They may be on
+        the host or on any devices.
+      decoder: of L_0 in the bound (`likelihood.step_term`).
+    """
+
+    joint: Callable[[Model], Model]
+    time_sampler: TimeSampler
+    held_out_times: TimeSampler
+    loss: Callable[[ApplyFn], Callable[..., Array]]
+    initial: Callable[[], GaussianProcess]
+    split: Callable[[Params], tuple[GaussianProcess, Params]]
+    decoder: str
+
+
+def make_chain(config: Config) -> Chain:
+    """Build the chain of a config.
+
+    Raises:
+      UserError: a name or an option of the schedule or of the draw of times that cannot be.
+    """
+    processes.check(config.process)
+    return {"learned": learned}.get(config.process.schedule, fixed)(config)
+
+
+def fixed(config: Config) -> Chain:
+    """Build the chain of a schedule that is a formula."""
+    process, T = processes.process(config.process), config.process.num_timesteps
+    return Chain(
+        joint=lambda network: network,
+        time_sampler=loss.time_sampler(config.loss, T),
+        held_out_times=time_samplers.uniform(T),
+        loss=lambda apply_fn: loss.loss_fn(config, process, apply_fn),
+        initial=lambda: process,
+        split=lambda params: (process, params),
+        decoder="posterior",
+    )
+
+
+def learned(config: Config) -> Chain:
+    """Build the chain of a learned schedule, trained on the bound in continuous time."""
+    c, T = config.process, config.process.num_timesteps
+    gamma, told = make_gamma(c.gamma_min, c.gamma_max), (c.gamma_min, c.gamma_max)
+
+    def joint(network: Model) -> Model:
+        def init(key: PRNGKey) -> Params:
+            model_key, schedule_key = jax.random.split(key)
+            return {"model": network.init(model_key), "schedule": gamma.init(schedule_key)}
+
+        return Model(init, network.apply)
+
+    def process_of(schedule: Params) -> GaussianProcess:
+        found = table(gamma, jax.device_get(schedule), T)
+        return continuous.process_from_gamma(np.asarray(found), told)
+
+    def draw(state: tuple[()], key: PRNGKey, batch_size: int) -> tuple[Array, Array]:
+        return continuous.sample_antithetic(key, batch_size, T), jnp.ones(batch_size)
+
+    def bound(apply_fn: ApplyFn) -> Callable[..., Array]:
+        if config.loss.kind not in KINDS:
+            raise unknown("loss.kind", config.loss.kind, KINDS)
+        who = "a learned schedule, trained on the bound in continuous time,"
+        check_unused(config.loss, ("weighting", "objective", "t_sampler"), who)
+        check_unused(config.model, ("learn_variance",), who)
+
+        def loss_fn(params, x_0, t, eps, cond, train, key):
+            terms = continuous.bound_terms(
+                apply_fn,
+                params["model"],
+                gamma.ends(params["schedule"]),
+                lambda u: gamma.progress(params["schedule"], u),
+                x_0,
+                (t - 1.0) / (T - 1.0),
+                eps,
+                cond,
+                kind=config.loss.kind,
+                told=told,
+                train=train,
+                key=key,
+            )
+            return terms.diffusion + terms.prior + terms.reconstruction
+
+        return loss_fn
+
+    times = TimeSampler(tuple, draw, lambda state, t, loss: state)
+    return Chain(
+        joint=joint,
+        time_sampler=times,
+        held_out_times=times,
+        loss=bound,
+        initial=lambda: process_of(gamma.init(jax.random.key(0))),
+        split=lambda params: (process_of(params["schedule"]), params["model"]),
+        decoder="flat",  # it is trained to decode from x_1 only
+    )
+
+
+def sample_fn(config: Config, network: Model, image_shape: tuple[int, int, int]) -> Callable:
+    """Build `sample(params, key, n, cond=None, *, start=0)` of the parameters of a run.
+
+    The process is an argument of the compiled program: other parameters do not compile again.
+    """
+    chain = make_chain(config)
+    draw = chain_sample_fn(config, chain.initial(), network, image_shape)
+
+    def sample(
+        params: Params, key: PRNGKey, n: int, cond: Conditioning | None = None, *, start: int = 0
+    ) -> Array:
+        process, own = chain.split(params)
+        timesteps = grid(config.sample, process)
+        return draw(process, timesteps, own, key, n, cond, start=start)
+
+    return sample
