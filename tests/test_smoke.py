@@ -15,7 +15,7 @@ from mains import run
 from trainings import TINY
 
 import ddpm_jax
-from ddpm_jax.figures.grids import to_uint8
+from ddpm_jax.pixels import to_uint8
 from ddpm_jax.runs import metrics
 
 pytestmark = [
