@@ -5,7 +5,8 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from test_training import abstract, assert_equal, make_batch, make_config, make_parts
+from test_training import abstract, assert_equal, make_batch, make_parts
+from tiny import make_config
 
 from ddpm_jax import build, samplers
 from ddpm_jax.build import loss as objectives

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from mains import run as run_main
-from test_training import make_config
+from tiny import make_config
 
 from ddpm_jax import build, data
 from ddpm_jax.build.overrides import for_evaluation
