@@ -8,7 +8,7 @@ the processes that they start; a module whose programs run for less time than it
 them says so: `pytestmark = pytest.mark.quick_to_compile`.
 
 `pytest` runs the quick tests; `pytest -m ""` also runs those marked `slow`. The mark is at the top
-of a module, so that a reader knows a module's speed from its first lines.
+of a module that trains or starts processes, or on the few tests of another module that do.
 """
 
 import os

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from mains import run
 from PIL import Image
-from trainings import TINY
+from tiny import FLAGS
 
 from ddpm_jax import config as config_lib
 from ddpm_jax.runs import workdir
@@ -59,7 +59,7 @@ def mistakes(tmp: pathlib.Path) -> dict[str, tuple[list[str], str]]:
             "cannot be written",
         ),
         "directory of another run": (
-            train(DIGITS, *TINY, f"--workdir={tmp / 'other'}"),
+            train(DIGITS, *FLAGS, f"--workdir={tmp / 'other'}"),
             "train.seed: 5 there, 0 now",
         ),
         "empty folder": (folder("empty"), str(tmp / "empty")),

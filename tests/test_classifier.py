@@ -221,6 +221,7 @@ def digits(num_steps, **train):
     )
 
 
+@pytest.mark.slow
 @loose
 def test_training_learns_resumes_bit_for_bit_and_reports_accuracy_by_quarter(tmp_path, capsys):
     _, signal, accuracy = train(digits(80), tmp_path / "whole")

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_training import make_batch, make_config
+from test_training import make_batch
+from tiny import make_config
 
 from ddpm_jax import build, conditioning
 from ddpm_jax.build import guidance as guides

@@ -23,7 +23,8 @@ from ddpm_jax.randomness import draw_x_T
 
 T, SHAPE = 1000, (3, 2, 1)
 # (T, number of steps): all numbers of steps on a short chain, and a long chain whole
-CHAINS = [(10, 1), (10, 2), (10, 3), (10, 10), (T, T)]
+SLOW = [pytest.param(10, n, marks=pytest.mark.slow) for n in (2, 10)]
+CHAINS = [(10, 1), (10, 3), (T, T), *SLOW]
 # Each kind once, with an affine, a multi-step and a two-evaluation sampler, where every case costs
 # compilations of its own
 SOME = [("eps", "ancestral fixed_large"), ("x_0", "unipc 3"), ("v", "heun churn")]
@@ -104,6 +105,7 @@ def test_an_image_depends_on_its_own_key_and_on_no_neighbour(T, num_steps):
         assert np.all(np.abs(first - second)[:, :, i].max(axis=(2, 3, 4)) > 1e-3)
 
 
+@pytest.mark.slow
 def test_fewer_images_are_a_prefix_of_more_for_every_sampler():
     process, grid = processes(10)["cosine"], timesteps.uniform(10, 3)
     keys = jax.random.split(jax.random.key(0), 5)
@@ -150,6 +152,7 @@ def some_cases(path):
     np.savez(path, devices=jax.local_device_count(), **images)
 
 
+@pytest.mark.slow
 def test_one_device_and_eight_draw_the_same_images_bit_for_bit(tmp_path):
     tests = Path(__file__).parent
     environment = os.environ | {

@@ -301,6 +301,7 @@ def test_a_changed_folder_is_prepared_anew_and_the_old_set_stays(config):
     assert set(first) < set(prepared_sets(config))
 
 
+@pytest.mark.slow
 def test_a_preparation_that_is_killed_leaves_nothing_that_is_taken_for_whole(config):
     for i in range(30):
         save(pathlib.Path(config.path) / f"{i}.png", (i, 0, 0))

@@ -88,6 +88,7 @@ def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+@pytest.mark.slow
 @pytest.mark.loose_promotion(reason="optax's schedules multiply floats with int32 counts")
 def test_a_run_whose_data_stop_saves_its_state_and_goes_on_later(run, tmp_path):
     """A file that vanishes; then 300 steps, a second run being refused."""
@@ -119,6 +120,7 @@ def test_a_run_whose_data_stop_saves_its_state_and_goes_on_later(run, tmp_path):
     assert kept == {"200", "300"}
 
 
+@pytest.mark.slow
 @pytest.mark.loose_promotion(reason="optax's schedules multiply floats with int32 counts")
 def test_a_classifier_whose_data_hang_saves_its_state(run, tmp_path):
     """The main loop's time-out is the classifier's; it hangs before step 12 of a new run."""
@@ -195,6 +197,7 @@ def test_a_damaged_log_loses_its_damaged_lines_alone(tmp_path):
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 4]
 
 
+@pytest.mark.slow
 def test_the_log_is_written_without_pytorch_where_that_is_installed(tmp_path):
     """tensorboardX would load it, for as long as all other imports of a training take."""
     (tmp_path / "torch.py").write_text("print('loaded'); Tensor = object")
@@ -234,6 +237,7 @@ def test_schedulers_can_tell_what_may_go_through_later(error, code, capsys):
     assert capsys.readouterr().err == f"error: {error}\n"
 
 
+@pytest.mark.slow
 def test_what_hangs_does_not_keep_the_process_from_ending():
     program = (
         "import threading; from ddpm_jax.data.ahead import map_ahead\n"

@@ -44,6 +44,7 @@ def hold(found, expected):
     assert np.abs(found - expected).max() < min(1e-4 * np.abs(expected).max(), 1e-3 * spread)
 
 
+@pytest.mark.slow
 def test_features_and_logits_agree_with_torch_fidelity(theirs, state, directory):
     """The file has the legacy format, as the published file has."""
     import torch

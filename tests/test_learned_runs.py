@@ -62,6 +62,7 @@ def run(tmp_path_factory):
     return pathlib.Path(root), jax.device_get(state)
 
 
+@pytest.mark.slow
 def test_network_and_schedule_are_trained_together(run):
     _, state = run
     initial = build_parts(config_of(), (8, 8, 1), 10).init()
@@ -79,6 +80,7 @@ def test_network_and_schedule_are_trained_together(run):
     assert ends["gamma_0"] != np.float32(-13.3) and ends["gamma_1"] != np.float32(5.0)
 
 
+@pytest.mark.slow
 def test_a_loaded_run_has_the_chain_of_its_averaged_schedule(run):
     root, state = run
     opened = open_run(root)

@@ -8,7 +8,8 @@ import sys
 
 import numpy as np
 import pytest
-from trainings import ROOT, TINY
+from tiny import FLAGS
+from trainings import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +41,7 @@ def cache(tmp_path_factory):
 def run(tmp_path_factory, cache):
     root = tmp_path_factory.mktemp("runs") / "run"
     done = command(
-        "train", DIGITS, *TINY, "--config.train.num_steps=2", f"--workdir={root}", cache=cache
+        "train", DIGITS, *FLAGS, "--config.train.num_steps=2", f"--workdir={root}", cache=cache
     )
     assert done.returncode == 0, done.stderr
     assert "done: 2 steps" in done.stdout
@@ -83,7 +84,7 @@ def test_figures(run, cache, tmp_path):
 
 
 def test_train_classifier(cache, tmp_path):
-    tiny = [flag for flag in TINY if "num_samples" not in flag]
+    tiny = [flag for flag in FLAGS if "num_samples" not in flag]
     said = succeed(
         "train_classifier",
         "--config=experiments/digits_classifier.py",
@@ -104,7 +105,7 @@ def test_a_mistake(cache):
 
 def test_a_full_disk_loses_no_checkpoint(tmp_path, cache):
     """A limit on the size of files stands for the full disk: the write of a checkpoint fails."""
-    train = ["train", DIGITS, *TINY, f"--workdir={tmp_path / 'run'}"]
+    train = ["train", DIGITS, *FLAGS, f"--workdir={tmp_path / 'run'}"]
     first = command(*train, "--config.train.num_steps=2", cache=cache)
     assert first.returncode == 0, first.stderr
     full = command(*train, "--config.train.num_steps=4", limit=64, cache=cache)

@@ -9,11 +9,8 @@ import pytest
 from ddpm_jax import config as config_lib
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import UNet
-from ddpm_jax.runtime import devices, memory
+from ddpm_jax.runtime import memory
 from ddpm_jax.runtime.memory import GIB, Memory
-from ddpm_jax.training.loop import train
-from ddpm_jax.training.parts import build_parts
-from ddpm_jax.training.programs import Programs
 
 pytestmark = [
     pytest.mark.quick_to_compile,
@@ -34,18 +31,6 @@ TINY = {
     "train": {"batch_size": 16, "num_samples": 2, "log_every": 2, "checkpoint_every": 2},
     "eval": {"every": 2},
 }
-
-
-def test_the_state_of_the_plan_is_the_state_and_a_batch():
-    config = config_lib.from_dict(TINY | {"mesh": {"data": 1}})
-    mesh = devices.make_mesh(config)
-    parts = build_parts(config, SHAPE, 0, mesh=mesh)
-    run = Programs(config, parts, mesh, SHAPE, {})
-    leaves = [math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(run.state)]
-    batch = 16 * (math.prod(SHAPE) + 4)
-    found = memory.of_step(run.step(None))
-    assert found.state == pytest.approx(sum(leaves) + batch, rel=1e-3)
-    assert found.working > 0
 
 
 def kept(**settings) -> int:
@@ -106,10 +91,3 @@ def test_what_fits_is_not_refused():
     memory.check_fits(Memory(5 * GIB, 5 * GIB), 10 * GIB, config_lib.from_dict({}), 1)
     memory.check_fits(None, 10 * GIB, config_lib.from_dict({}), 1)
     assert 2**28 < memory.capacity() < 2**45
-
-
-def test_a_run_that_does_not_fit_writes_nothing_but_its_lock(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "capacity", lambda: 1000)
-    with pytest.raises(UserError, match="a train step does not fit into memory: it needs"):
-        train(config_lib.from_dict(TINY), tmp_path / "run")
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_training import abstract, assert_equal, make_config, make_parts
+from test_training import abstract, assert_equal, make_parts
+from tiny import make_config
 
 from ddpm_jax import data
 from ddpm_jax.errors import UserError

@@ -5,7 +5,8 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from test_training import abstract, assert_equal, make_batch, make_config, make_parts
+from test_training import abstract, assert_equal, make_batch, make_parts
+from tiny import make_config
 
 from ddpm_jax import build, samplers
 from ddpm_jax.build import loss as objectives
@@ -26,6 +27,7 @@ BOUND = dict(
 )
 
 
+@pytest.mark.slow
 def test_the_history_of_losses_is_saved_and_a_run_goes_on_as_if_never_stopped(tmp_path):
     parts, step = make_parts(make_config(**BOUND))
     straight = [jax.jit(parts.init)()]

@@ -163,6 +163,7 @@ def _run(data_dir: str, *arguments: str, config: str = "digits") -> Finished:
     return run("figures", *settings, *arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.loose_promotion(reason="Linen's initialisers mix types")
 def test_the_command_draws_every_figure_and_says_where(data_dir, tmp_path):
     _save_run_of_zeros(tmp_path / "run")

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 import pytest
 from mains import run
-from trainings import TINY
+from tiny import FLAGS
 
 import ddpm_jax
-from ddpm_jax.figures.grids import to_uint8
+from ddpm_jax.pixels import to_uint8
 from ddpm_jax.runs import metrics
 
 pytestmark = [
@@ -35,7 +35,7 @@ def stop_after(root, step, done):
 
 def test_a_run_is_trained_stopped_resumed_loaded_and_sampled(tmp_path):
     root, done = tmp_path / "run", threading.Event()
-    train = ["train", "--config=experiments/digits.py", *TINY, f"--workdir={root}"]
+    train = ["train", "--config=experiments/digits.py", *FLAGS, f"--workdir={root}"]
     train += ["--config.mesh.data=1", "--config.train.log_every=1"]
     watcher = threading.Thread(target=stop_after, args=(root, 4, done))
     watcher.start()

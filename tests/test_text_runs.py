@@ -8,7 +8,7 @@ import pytest
 from mains import run as run_main
 from PIL import Image
 from test_data_emoji import LIST, needs_font
-from test_training import make_config
+from tiny import make_config
 
 import ddpm_jax
 from ddpm_jax import data

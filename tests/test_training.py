@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from tiny import make_config
 
 from ddpm_jax import config as config_lib
 from ddpm_jax.config import Config
@@ -31,31 +32,6 @@ pytestmark = [
     pytest.mark.loose_promotion(reason="optax's schedules multiply floats with int32 counts"),
     pytest.mark.quick_to_compile,
 ]
-
-SMALL = {
-    "data": {"name": "digits", "flip": False},
-    "process": {"schedule": "cosine", "num_timesteps": 8},
-    "model": {  # one level: quick to compile too
-        "channels": 8,
-        "channel_multipliers": (1,),
-        "attention_resolutions": (),
-        "num_groups": 4,
-        "num_res_blocks": 1,
-        "dropout": 0.0,
-    },
-    "optim": {"warmup_steps": 2, "learning_rate": 1e-3, "max_nonfinite": 3},
-    "train": {"num_steps": 4, "batch_size": 16, "num_samples": 2, "log_every": 2},
-    "eval": {"every": 2},
-}
-
-
-def make_config(**changes) -> Config:
-    """The small config with `section__field=value` changes."""
-    merged = {section: dict(fields) for section, fields in SMALL.items()}
-    for name, value in changes.items():
-        section, field = name.split("__")
-        merged.setdefault(section, {})[field] = value
-    return config_lib.from_dict(merged)
 
 
 @functools.cache
@@ -101,6 +77,7 @@ def test_the_rate_warms_up_from_zero_and_decays_to_zero():
     assert float(constant(100_000)) == pytest.approx(1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ema_warmup", [True, False])
 def test_the_ema_is_the_recursion_of_the_weights(ema_warmup):
     parts, step = make_parts(make_config(optim__ema_warmup=ema_warmup))
@@ -113,6 +90,7 @@ def test_the_ema_is_the_recursion_of_the_weights(ema_warmup):
     assert_close(state.ema_params, average, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_update_that_is_not_finite_is_skipped_and_counted():
     parts, step = make_parts(make_config())
     state, _ = step(parts.init(), make_batch())
@@ -132,6 +110,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted():
     assert not np.array_equal(kernel, state.params["conv_out"]["kernel"])
 
 
+@pytest.mark.slow
 def test_the_network_overfits_one_batch():
     """Gradients reach what they must: with t and eps fixed the loss falls from 1 to almost 0."""
     levels = {"model__channel_multipliers": (1, 2), "model__attention_resolutions": (4,)}
@@ -146,6 +125,7 @@ def test_the_network_overfits_one_batch():
     assert 0.8 < first < 1.3 and float(row["loss"]) < 0.02
 
 
+@pytest.mark.slow
 def test_micro_batches_add_up_to_the_batch():
     state, expected = None, None
     for accumulate in (1, 4):
@@ -159,6 +139,7 @@ def test_micro_batches_add_up_to_the_batch():
     assert_close(row["quartile_sum"], expected[1]["quartile_sum"])
 
 
+@pytest.mark.slow
 def test_fused_steps_are_the_single_steps():
     parts, step = make_parts(make_config())
     batches = [make_batch(n) for n in range(3)]
@@ -174,6 +155,7 @@ def test_fused_steps_are_the_single_steps():
     assert_close(fused.params, state.params, rtol=1e-3, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_the_devices_share_the_batch_and_change_nothing():
     config = make_config()
     parts, step = make_parts(config)
@@ -395,6 +377,7 @@ def test_a_config_that_cannot_work_is_one_line_and_leaves_nothing_behind(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run_stops_after_too_many_updates_that_are_not_finite(tmp_path):
     rate = {"optim__learning_rate": 1e38, "optim__warmup_steps": 4}  # step 1 ruins the weights
     steps = {"train__num_steps": 40, "train__log_every": 1, "train__checkpoint_every": 1}

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from test_unet import forward, inputs, small, weights
 
+from ddpm_jax.models import Classifier, as_model
+
 pytestmark = pytest.mark.quick_to_compile
 
 C, MULTIPLIERS, BLOCKS, ATTENDS_AT, GROUPS = 8, (1, 2), 1, 4, 4  # those of test_unet.SMALL
@@ -106,4 +108,35 @@ def test_the_network_is_the_papers(film, heads):
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     expected = unet(params, np.asarray(x, np.float64), np.asarray(t, np.float64), label, film)
     assert expected.std() > 0.1
+    np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
+
+
+def classifier(params, x, t):
+    """The way down, the middle, the mean over pixels and one dense layer."""
+    half = C // 2
+    angles = t[:, None] * np.exp(-np.log(10_000.0) / (half - 1) * np.arange(half))
+    embedding = dense(params["time_1"], np.concatenate([np.sin(angles), np.cos(angles)], axis=1))
+    embedding = dense(params["time_2"], swish(embedding))
+    h = conv(params["conv_in"], x)
+    for level in range(len(MULTIPLIERS)):
+        h = residual(params[f"down_{level}_0"], h, embedding, False)
+        if level < len(MULTIPLIERS) - 1:
+            h = conv(params[f"down_{level}_conv"], h, stride=2)
+    h = attention(params["down_1_0_attention"], h)
+    h = attention(params["middle_0_attention"], residual(params["middle_0"], h, embedding, False))
+    h = residual(params["middle_1"], h, embedding, False)
+    h = swish(group_norm(params["norm_out"], h)).mean(axis=(1, 2))
+    return dense(params["logits"], h)
+
+
+def test_the_classifier_is_its_half():
+    settings = dict(channels=C, channel_multipliers=MULTIPLIERS, num_groups=GROUPS)
+    module = Classifier(5, num_res_blocks=BLOCKS, attention_resolutions=(ATTENDS_AT,), **settings)
+    model = as_model(module, (8, 8, 3))
+    params = weights(model)
+    x, t = inputs(batch=3)
+    found = forward(model, params, x, t)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    expected = classifier(params, np.asarray(x, np.float64), np.asarray(t, np.float64))
+    assert found.shape == (3, 5) and expected.std() > 0.1
     np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())

@@ -229,6 +229,7 @@ def test_gradients_are_the_bounds_by_network_and_ends_and_the_variances_by_the_i
     assert np.abs(plain[2]["l_3"] - by_variance["l_3"]).max() > 0.1 * np.abs(plain[2]["l_3"]).max()
 
 
+@pytest.mark.slow
 @pytest.mark.loose_promotion(reason="optax raises floats to counts")
 @pytest.mark.parametrize(
     ("network", "draw", "factor"),

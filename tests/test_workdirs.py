@@ -12,7 +12,8 @@ import time
 
 import pytest
 from test_mains_runs import DIGITS, command
-from trainings import ROOT, TINY
+from tiny import FLAGS as TINY
+from trainings import ROOT
 
 from ddpm_jax.runs import metrics
 

@@ -9,20 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]
-TINY = {  # of experiments/digits.py
-    "process.num_timesteps": 4,
-    "process.schedule": "cosine",
-    "model.channels": 8,
-    "model.channel_multipliers": "(1,)",
-    "model.attention_resolutions": "()",
-    "model.num_res_blocks": 1,
-    "train.batch_size": 16,
-    "train.num_samples": 2,
-    "optim.warmup_steps": 1,
-    "optim.decay": "constant",
-    "eval.every": 0,
-}
-TINY = [f"--config.{key}={value}" for key, value in TINY.items()]
 
 
 def start(
