@@ -1,6 +1,7 @@
 """Folders of images: formats, labels, damage, holdout, and a new preparation after a change."""
 
 import dataclasses
+import json
 import logging
 import os
 import pathlib
@@ -349,3 +350,42 @@ def test_names_that_are_no_text_are_read(config):
     Image.new("RGB", (9, 9), RED).save(save(pathlib.Path(config.path) / "a.png"))
     os.rename(os.fsencode(config.path) + b"/a.png", path)
     assert len(open_dataset(config).train) == 1
+
+
+ANY_NAMES = [(b"a\nb", b"c"), (b"cat", b"cat "), (b" ", b"x"), (b"caf\xe9", b"caf\xc3\xa9")]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS refuses file names that are no text")
+@pytest.mark.parametrize("names", ANY_NAMES)
+def test_a_class_keeps_any_name(config, names):
+    for i, name in enumerate(names):
+        folder = os.path.join(os.fsencode(config.path), name)
+        os.mkdir(folder)
+        image = save(pathlib.Path(config.path) / "made.png", (100 * i, 0, 0))
+        os.rename(image, os.path.join(folder, b"1.png"))
+    for _ in range(2):  # prepared, and read again
+        dataset = open_dataset(config)
+        texts = [name.decode(errors="backslashreplace") for name in names]
+        assert dataset.num_classes == 2 and sorted(dataset.class_names) == sorted(texts)
+        images, labels = read_all(dataset.train)
+        for image, label in zip(images, labels, strict=True):
+            assert dataset.class_names[label] == texts[image[0, 0, 0] // 100]
+        json.dumps(dataset.class_names, ensure_ascii=False).encode()  # can be written
+
+
+def test_a_set_that_an_older_version_prepared_is_read(config):
+    """It kept the names of its classes as the lines of a text file."""
+    for name in ("a\nb", "c"):
+        save(pathlib.Path(config.path) / name / "1.png")
+    open_dataset(config)
+    (prepared,) = prepared_sets(config)
+    (prepared / "label.labels.txt").write_text("a\nb\nc\n")
+    dataset = open_dataset(config)
+    assert dataset.class_names == ("a\nb", "c") and prepared_sets(config) == [prepared]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS refuses file names that are no text")
+def test_a_folder_with_a_name_that_is_no_text_is_read(config):
+    path = os.fsdecode(os.fsencode(config.path) + b"\xe9")
+    save(pathlib.Path(path) / "a.png")
+    assert len(open_dataset(dataclasses.replace(config, path=path)).train) == 1

@@ -70,16 +70,19 @@ def open_dataset(config: DataConfig) -> Dataset:
 
 def _open(config: DataConfig) -> Dataset:
     data_dir = prepared.data_directory(config.data_dir)
+    class_names = None
     if config.name in BUILDERS:
         builder = BUILDERS[config.name](data_config=config, data_dir=data_dir)
+        class_names = builder.class_names if isinstance(builder, Folder) else None
         builder = prepared.prepare(builder)
     else:
         builder = prepared.find(config.name, data_dir, BUILDERS)
     metadata: Any = builder.info.metadata
     report_skipped(metadata.get("skipped", []), config.on_bad_image)
     shape = _image_shape(builder.info, config)
-    label = _features(builder.info).get("label")
-    class_names = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
+    if class_names is None:
+        label = _features(builder.info).get("label")
+        class_names = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
 
     def decode(record: dict[str, Any]) -> tuple[np.ndarray, int]:
         image = images.decode(record["image"], config.image_size, shape[2], config.crop)

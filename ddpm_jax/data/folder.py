@@ -50,10 +50,11 @@ class Folder(Builder, skip_registration=True):
         _check(data_config)
         self.root = pathlib.Path(data_config.path).expanduser().resolve()
         self.files = scan(self.root, data_config.follow_links)
-        self.class_names = class_names(self.root, self.files)
+        self.sub_folders = class_names(self.root, self.files)
+        self.class_names = tuple(map(printable, self.sub_folders))
         key = hashlib.sha256()
         for part in (self.root, data_config.crop, data_config.holdout):
-            key.update(f"{part}\n".encode())
+            key.update(f"{part}\n".encode(errors="surrogateescape"))
         for file in self.files:
             key.update(f"{file}\n{_stamp(self.root / file)}\n".encode(errors="surrogateescape"))
         size, channels = data_config.image_size, data_config.channels
@@ -66,11 +67,12 @@ class Folder(Builder, skip_registration=True):
             "image": tfds.features.Image(shape=(size, size, channels)),
             "name": tfds.features.Text(),  # path of the file, relative to the folder
         }
-        if self.class_names:
-            features["label"] = tfds.features.ClassLabel(names=self.class_names)
+        if self.sub_folders:
+            # Numbers only: TFDS keeps names as lines of a text file and strips blanks from them.
+            features["label"] = tfds.features.ClassLabel(num_classes=len(self.sub_folders))
         return tfds.core.DatasetInfo(
             builder=self,
-            description=f"Images of {self.root}.",
+            description=f"Images of {printable(str(self.root))}.",
             features=tfds.features.FeaturesDict(features),
             metadata=tfds.core.MetadataDict(skipped=[]),
         )
@@ -84,6 +86,7 @@ class Folder(Builder, skip_registration=True):
         self, split: str, files: list[str]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         num_read = 0
+        labels = {name: label for label, name in enumerate(self.sub_folders)}
         metadata: Any = self.info.metadata
         skipped: list[str] = metadata["skipped"]
         num_threads = os.cpu_count() or 1
@@ -91,15 +94,15 @@ class Folder(Builder, skip_registration=True):
         for file, result in zip(files, results, strict=True):
             if isinstance(result, Exception):
                 reason = f"unreadable image {self.root / file}: {_describe(result)}"
+                reason = printable(reason)
                 if self.data_config.on_bad_image == "refuse":
                     raise bad_image(reason)
                 skipped.append(reason)
                 continue
             num_read += 1
-            name = file.encode(errors="replace").decode()  # a name on disk may be invalid UTF-8
-            record = {"image": result, "name": name}
-            if self.class_names:
-                record["label"] = pathlib.PurePath(file).parts[0]
+            record: dict[str, Any] = {"image": result, "name": printable(file)}
+            if self.sub_folders:
+                record["label"] = labels[file.split("/")[0]]
             yield hashlib.sha256(os.fsencode(file)).hexdigest(), record
         if not num_read:
             raise UserError(
@@ -193,6 +196,14 @@ def class_names(root: pathlib.Path, files: list[str]) -> tuple[str, ...]:
             f"({nested}); move all images into class sub-folders, or all images to the top"
         )
     return () if flat else tuple(sorted({file.split("/")[0] for file in files}))
+
+
+def printable(name: str) -> str:
+    r"""Return a name as text; a byte that is no UTF-8 becomes its code, such as \xe9.
+
+    Python reads such a byte of a file name as a character that cannot be written or printed.
+    """
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def divide(files: list[str], holdout: float) -> tuple[list[str], list[str]]:
