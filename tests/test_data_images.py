@@ -1,7 +1,9 @@
 """Conversions of images against arithmetic on pixels: modes, alpha over white, crop, stretch."""
 
 import io
+import struct
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -67,6 +69,42 @@ def test_a_transparent_colour_in_the_header_is_transparent(mode):
         decoded = images.decode(buffer.getvalue(), 0, 3)
     assert decoded[0, 0].tolist() == [255] * 3  # white shows through
     assert decoded[1, 1].tolist() == [10] * 3
+
+
+def png(bits: int, values: np.ndarray, transparent: int) -> bytes:
+    """Return a PNG file with samples of `bits` bits, written by the format's own description.
+
+    Args:
+      bits: bits of a sample.
+      values: [H, W] for grey or [H, W, 3] for RGB.
+      transparent: all samples of the colour that is transparent.
+    """
+    height, width, *rgb = values.shape
+    samples = values.reshape(height, -1, 1).astype(">u2").view(np.uint8)
+    rows = np.packbits(np.unpackbits(samples, axis=-1)[..., -bits:].reshape(height, -1), axis=-1)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + checksum
+
+    header = struct.pack(">IIBBBBB", width, height, bits, 2 if rgb else 0, 0, 0, 0)
+    colour = struct.pack(">H", transparent) * (3 if rgb else 1)
+    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    parts = [(b"IHDR", header), (b"tRNS", colour), (b"IDAT", data), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("bits", "rgb"), [(1, False), (2, False), (4, False), (8, False), (16, False), (16, True)]
+)
+def test_a_transparent_colour_of_any_depth_is_transparent(bits, rgb):
+    top = 2**bits - 1
+    values = np.zeros((4, 8, 3) if rgb else (4, 8), int)
+    values[0, 0] = seen_through = top - top // 4
+    white = images.decode(png(bits, values, seen_through), 0, 3)
+    assert white[0, 0].tolist() == [255] * 3 and white[1, 1].tolist() == [0] * 3
+    alpha = images.decode(png(bits, values, seen_through), 0, 4)[..., 3]
+    assert alpha[0, 0] == 0 and np.delete(alpha, 0).tolist() == [255] * 31
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32])

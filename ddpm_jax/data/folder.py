@@ -114,7 +114,7 @@ class Folder(Builder, skip_registration=True):
         """Return the converted image as PNG bytes, or the error that reading it raised."""
         config = self.data_config
         try:
-            with Image.open(self.root / file) as image:
+            with images.open_image(self.root / file) as image:
                 upright = ImageOps.exif_transpose(image)
                 picture = images.convert(upright, config.channels)
             return images.encode_png(images.resize(picture, config.image_size, config.crop))

@@ -14,12 +14,37 @@ The conversions, in order:
 """
 
 import io
+import os
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 CROPS = ("center", "stretch")
+# By what Pillow multiplies the pixels of a PNG file as it reads them, by its name of their layout.
+FACTORS = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}
+
+
+def open_image(file: str | os.PathLike | IO[bytes]) -> Image.Image:
+    """Open an image file as Pillow does, with a transparent colour on the scale of the pixels.
+
+    A PNG file can name one colour as transparent. Pillow scales the pixels to 8 bits, but not this
+    colour, so it would match other pixels or none.
+    """
+    image = Image.open(file)
+    colour, factor = image.info.get("transparency"), FACTORS.get(layout(image))
+    if factor and colour is not None:
+        scaled = tuple(int(value * factor) for value in np.atleast_1d(colour))
+        image.info["transparency"] = scaled if isinstance(colour, tuple) else scaled[0]
+    return image
+
+
+def layout(image: Image.Image) -> str:
+    """Return Pillow's name for the layout of the pixels in the file, such as "RGB;16B", or ""."""
+    tiles: Any = getattr(image, "tile", None)
+    arguments = tiles[0][3] if tiles else ""
+    return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 
 
 def convert(image: Image.Image, channels: int) -> Image.Image:
@@ -37,7 +62,10 @@ def convert(image: Image.Image, channels: int) -> Image.Image:
         pixels = np.asarray(image).astype(np.int64)
         if pixels.min() < 0 or pixels.max() > 65535:
             raise ValueError("integer pixels outside 0..65535 have no fixed range")
+        colour = image.info.get("transparency")
         image = Image.fromarray(np.round(pixels / 257).astype(np.uint8))
+        if colour is not None:
+            image.putalpha(Image.fromarray(np.where(pixels == colour, 0, 255).astype(np.uint8)))
     if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBa", "RGBA"):
         image = image.convert("RGBA")
         if channels != 4:
@@ -94,6 +122,6 @@ def decode(data: bytes, size: int, channels: int, crop: str = "center") -> np.nd
     Raises:
       ValueError: the pixels have no fixed range (`convert`).
     """
-    with Image.open(io.BytesIO(data)) as image:
+    with open_image(io.BytesIO(data)) as image:
         image = convert(image, channels)
         return to_array(resize(image, size, crop) if size else image)
