@@ -1,5 +1,6 @@
 """Folders of images: formats, labels, damage, holdout, and a new preparation after a change."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -7,14 +8,17 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
 from PIL import Image
+from test_data_images import png
 
 from ddpm_jax.config import DataConfig
-from ddpm_jax.data import open_dataset
+from ddpm_jax.data import Dataset, open_dataset
 from ddpm_jax.data.folder import divide, scan
+from ddpm_jax.data.sources import ArraySource
 from ddpm_jax.errors import UserError
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -389,3 +393,107 @@ def test_a_folder_with_a_name_that_is_no_text_is_read(config):
     path = os.fsdecode(os.fsencode(config.path) + b"\xe9")
     save(pathlib.Path(path) / "a.png")
     assert len(open_dataset(dataclasses.replace(config, path=path)).train) == 1
+
+
+def warnings_of(config: DataConfig, caplog) -> list[str]:
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        open_dataset(config)
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_files_that_are_left_out_are_counted_by_ending(config, caplog):
+    root = pathlib.Path(config.path)
+    save(root / "cats" / "a.png")
+    assert warnings_of(config, caplog) == []
+    for name in ("a.heic", "b.HEIC", "c.svg", "d", ".hidden"):
+        (root / "cats" / name).write_bytes(b"no image that Pillow reads")
+    for _ in range(2):  # prepared, and read again
+        (line,) = warnings_of(config, caplog)
+        assert "left out 4 of 5 files" in line and "2 .heic, 1 .svg, 1 without an ending" in line
+    (root / "cats" / "a.png").unlink()
+    assert "holds no images that can be read (it holds 2 .heic, 1" in refusal(config)
+
+
+@contextlib.contextmanager
+def ordinary_user():
+    """Be a user without root's rights, who may read any directory."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+def test_a_folder_that_may_not_be_read_is_refused():
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        os.chmod(directory, 0o755)
+        root = pathlib.Path(directory).resolve()
+        save(root / "cats" / "a.png")
+        closed = save(root / "dogs" / "a.png").parent
+        with ordinary_user():
+            assert scan(root) == ["cats/a.png", "dogs/a.png"]
+        closed.chmod(0o000)
+        try:
+            with ordinary_user(), pytest.raises(UserError) as caught:
+                scan(root)
+        finally:
+            closed.chmod(0o755)
+    assert str(caught.value) == (
+        f"{closed} in data.path cannot be read (Permission denied); make it readable, or move it "
+        "away"
+    )
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (["train/a.png", "Test/b.png"], "if these are splits"),
+        (["train/cat/a.png", "val/cat/b.png"], "if these are splits"),
+        (["images/cat/a.png", "images/dog/b.png"], "the one class 'images'"),
+        (["cat/a.png", "cat /b.png", "dog/c.png"], "make 2 classes: 'cat', 'cat '"),
+        (["caf\xe9/a.png", "cafe\u0301/b.png"], "almost the same"),
+    ],
+)
+def test_sub_folders_that_are_probably_no_classes_are_named(config, caplog, files, words):
+    for i, file in enumerate(files):
+        save(pathlib.Path(config.path) / file, (i, 0, 0))
+    (line,) = warnings_of(config, caplog)
+    assert words in line
+
+
+def test_sub_folders_that_are_classes_cause_no_warning(config, caplog):
+    for file in ("train/a.png", "car/b.png", "bus/c.png"):
+        save(pathlib.Path(config.path) / file)
+    assert warnings_of(config, caplog) == []
+
+
+def test_twelve_bits_in_sixteen_are_named(config, caplog):
+    root = pathlib.Path(config.path)
+    grey = np.linspace(0, 4095, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(grey * 16).save(root / "bright.png")
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save(root / "black.png")
+    assert warnings_of(config, caplog) == []
+    Image.fromarray(grey).save(root / "grey.png")
+    Image.fromarray(grey).save(root / "grey.tif")
+    (root / "rgb.png").write_bytes(png(16, np.repeat(grey[..., None], 3, axis=-1), 9999))
+    for _ in range(2):  # prepared, and read again
+        (line,) = warnings_of(config, caplog)
+        assert "3 images of 16 bits come out dark" in line and "multiply their pixels by 16" in line
+        assert all(f"{name} (" in line for name in ("grey.png", "grey.tif", "rgb.png"))
+
+
+def test_a_line_names_the_classes(config):
+    assert describe(()) == "no classes"
+    assert describe(("ant",)) == "1 class: ant"
+    assert describe(("a\nb", "cat ", "dog")) == "3 classes: 'a\\nb', 'cat ', dog"
+    many = describe(tuple(map(str, range(12))))
+    assert many == "12 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
+
+
+def describe(names: tuple[str, ...]) -> str:
+    source = ArraySource(np.zeros((1, 8, 8, 1), np.uint8), np.zeros(1, np.int32))
+    return Dataset(source, None, (8, 8, 1), len(names), names).describe_classes()

@@ -15,7 +15,7 @@ from ddpm_jax.data import images, prepared
 from ddpm_jax.data.cifar import Cifar10, Cifar100
 from ddpm_jax.data.digits import Digits
 from ddpm_jax.data.emoji import Emoji
-from ddpm_jax.data.folder import Folder, report_skipped
+from ddpm_jax.data.folder import Folder, report_dark, report_skipped
 from ddpm_jax.data.mnist import FashionMnist, Mnist
 from ddpm_jax.data.sources import RecordSource, Source, load
 from ddpm_jax.errors import UserError, unknown
@@ -29,6 +29,8 @@ BUILDERS = {
     "emoji": Emoji,
     "folder": Folder,
 }
+
+NUM_NAMED = 10  # how many classes a line names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +54,19 @@ class Dataset:
     class_names: tuple[str, ...]
     train_texts: tuple[str, ...] = ()
     test_texts: tuple[str, ...] = ()
+
+    def describe_classes(self) -> str:
+        """Return the classes for a line on the terminal, such as "2 classes: ant, bee"."""
+        if not self.num_classes:
+            return "no classes"
+        names = [
+            name if name.isprintable() and name == name.strip() else ascii(name)
+            for name in self.class_names[:NUM_NAMED]
+        ]
+        rest = self.num_classes - len(names)
+        more = f" and {rest} more" if rest else ""
+        noun = "class" if self.num_classes == 1 else "classes"
+        return f"{self.num_classes} {noun}: {', '.join(names)}{more}"
 
 
 def open_dataset(config: DataConfig) -> Dataset:
@@ -79,6 +94,7 @@ def _open(config: DataConfig) -> Dataset:
         builder = prepared.find(config.name, data_dir, BUILDERS)
     metadata: Any = builder.info.metadata
     report_skipped(metadata.get("skipped", []), config.on_bad_image)
+    report_dark(metadata.get("dark", []))
     shape = _image_shape(builder.info, config)
     if class_names is None:
         label = _features(builder.info).get("label")

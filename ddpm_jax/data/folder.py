@@ -1,8 +1,8 @@
 """A folder of images: any size and format that Pillow opens, prepared once at the size of the run.
 
 `<path>/<class>/**/<image>` has labels: the classes are the sub-folders of `path`, sorted by name.
-`<path>/<image>` has no labels. Files with another ending than an image's, and names that begin with
-a dot, are ignored. `images.py` converts the images.
+`<path>/<image>` has no labels. Files with another ending than an image's are left out, and a line
+counts them. Names that begin with a dot are ignored. `images.py` converts the images.
 
 A link that leads out of the folder is refused unless data.follow_links is True. Otherwise a folder
 packed by a stranger could make us read any file of this machine.
@@ -14,12 +14,14 @@ The split "test" is the fraction data.holdout of the images. It takes the images
 hashes of their names, so the same folder is always divided in the same way.
 """
 
+import collections
 import hashlib
 import logging
 import os
 import pathlib
-from collections.abc import Iterator
-from typing import Any
+import unicodedata
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 from PIL import Image, ImageOps
@@ -33,7 +35,18 @@ from ddpm_jax.errors import UserError, unknown
 ON_BAD_IMAGE = ("refuse", "skip")
 # Pillow registers endings for these formats, but cannot read the pixels without another program.
 UNREADABLE_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-NUM_NAMED = 5  # how many skipped images the warning names
+NUM_NAMED = 5  # how many images or endings a warning names
+DARK = 0.25  # 16-bit images with no value above this part of the range are reported
+SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation"}
+
+logger = logging.getLogger(__name__)
+
+
+class Encoded(NamedTuple):
+    """A converted image: its PNG file, and the largest value of 16 bits (`images.brightness`)."""
+
+    png: bytes
+    brightness: float | None
 
 
 class Folder(Builder, skip_registration=True):
@@ -52,6 +65,7 @@ class Folder(Builder, skip_registration=True):
         self.files = scan(self.root, data_config.follow_links)
         self.sub_folders = class_names(self.root, self.files)
         self.class_names = tuple(map(printable, self.sub_folders))
+        warn_of_classes(self.files, self.class_names)
         key = hashlib.sha256()
         for part in (self.root, data_config.crop, data_config.holdout):
             key.update(f"{part}\n".encode(errors="surrogateescape"))
@@ -74,7 +88,7 @@ class Folder(Builder, skip_registration=True):
             builder=self,
             description=f"Images of {printable(str(self.root))}.",
             features=tfds.features.FeaturesDict(features),
-            metadata=tfds.core.MetadataDict(skipped=[]),
+            metadata=tfds.core.MetadataDict(skipped=[], dark=[]),
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
@@ -100,7 +114,9 @@ class Folder(Builder, skip_registration=True):
                 skipped.append(reason)
                 continue
             num_read += 1
-            record: dict[str, Any] = {"image": result, "name": printable(file)}
+            record: dict[str, Any] = {"image": result.png, "name": printable(file)}
+            if result.brightness is not None and 0 < result.brightness < DARK:
+                metadata["dark"].append(f"{record['name']} ({result.brightness:.1%})")
             if self.sub_folders:
                 record["label"] = labels[file.split("/")[0]]
             yield hashlib.sha256(os.fsencode(file)).hexdigest(), record
@@ -110,14 +126,16 @@ class Folder(Builder, skip_registration=True):
                 "repair them or set data.path to another folder"
             )
 
-    def _encode(self, file: str) -> bytes | Exception:
-        """Return the converted image as PNG bytes, or the error that reading it raised."""
+    def _encode(self, file: str) -> Encoded | Exception:
+        """Return the converted image, or the error that reading it raised."""
         config = self.data_config
         try:
             with images.open_image(self.root / file) as image:
+                brightness = images.brightness(image)
                 upright = ImageOps.exif_transpose(image)
                 picture = images.convert(upright, config.channels)
-            return images.encode_png(images.resize(picture, config.image_size, config.crop))
+            picture = images.resize(picture, config.image_size, config.crop)
+            return Encoded(images.encode_png(picture), brightness)
         except Exception as error:  # Pillow's plugins raise many types for damaged files
             return error
 
@@ -125,13 +143,15 @@ class Folder(Builder, skip_registration=True):
 def scan(root: pathlib.Path, follow_links: bool = False) -> list[str]:
     """Return the paths of the image files under `root`, relative to `root`, with "/", sorted.
 
+    A line counts the other files by their endings.
+
     Args:
       root: an absolute path.
       follow_links: whether to follow links that lead out of `root`.
 
     Raises:
-      UserError: there are no images; or a file or directory is a link that leads out of `root` and
-        `follow_links` is False.
+      UserError: there are no images; a directory cannot be read; or a file or directory is a link
+        that leads out of `root` and `follow_links` is False.
     """
     Image.init()
     endings = {
@@ -139,8 +159,8 @@ def scan(root: pathlib.Path, follow_links: bool = False) -> list[str]:
         for ending, format in Image.registered_extensions().items()
         if format in Image.OPEN and format not in UNREADABLE_FORMATS
     }
-    files = []
-    for directory, subdirectories, names in os.walk(root, followlinks=True):
+    files, others = [], collections.Counter()
+    for directory, subdirectories, names in os.walk(root, onerror=_refuse, followlinks=True):
         here = pathlib.Path(directory)
         subdirectories[:] = [
             name
@@ -148,15 +168,46 @@ def scan(root: pathlib.Path, follow_links: bool = False) -> list[str]:
             if not name.startswith(".") and _is_inside(root, here / name, follow_links)
         ]
         for name in names:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in endings:
+            ending = os.path.splitext(name)[1].lower()
+            if name.startswith("."):
+                continue
+            if ending in endings:
                 _is_inside(root, here / name, follow_links)
                 files.append((here / name).relative_to(root).as_posix())
+            else:
+                others[printable(ending) or "without an ending"] += 1
     if not files:
+        found = f" (it holds {_counts(others)})" if others else ""
         raise UserError(
-            f"data.path {root} holds no images; put files such as a.png or class/a.jpg there, or "
-            "set data.path to another folder"
+            f"data.path {root} holds no images that can be read{found}; put files such as a.png or "
+            "class/a.jpg there, or set data.path to another folder"
+        )
+    if others:
+        logger.warning(
+            "left out %d of %d files in %s, for their endings: %s; convert them to PNG or JPEG if "
+            "they are images",
+            others.total(),
+            others.total() + len(files),
+            printable(str(root)),
+            _counts(others),
         )
     return sorted(files)
+
+
+def _refuse(error: OSError) -> None:
+    """Refuse a directory that cannot be listed."""
+    raise UserError(
+        f"{printable(str(error.filename))} in data.path cannot be read ({error.strerror}); make it "
+        "readable, or move it away"
+    ) from error
+
+
+def _counts(endings: Mapping[str, int]) -> str:
+    """Return the most frequent endings with their counts, such as "3 .heic, 1 .svg"."""
+    common = sorted(endings.items(), key=lambda item: (-item[1], item[0]))
+    named = ", ".join(f"{count} {ending}" for ending, count in common[:NUM_NAMED])
+    rest = sum(count for _, count in common[NUM_NAMED:])
+    return f"{named}, {rest} others" if rest else named
 
 
 def _is_inside(root: pathlib.Path, path: pathlib.Path, follow_links: bool) -> bool:
@@ -198,6 +249,34 @@ def class_names(root: pathlib.Path, files: list[str]) -> tuple[str, ...]:
     return () if flat else tuple(sorted({file.split("/")[0] for file in files}))
 
 
+def warn_of_classes(files: list[str], names: tuple[str, ...]) -> None:
+    """Warn where the sub-folders are probably not the classes that the user means.
+
+    Args:
+      files: paths relative to the folder, from `scan`.
+      names: of its classes.
+    """
+    words = [unicodedata.normalize("NFC", name).strip().casefold() for name in names]
+    if names and SPLITS.issuperset(words):
+        logger.warning(
+            "the classes are the sub-folders of data.path: %s; if these are splits, set data.path "
+            "to one of them (data.holdout holds images out)",
+            ", ".join(names),
+        )
+    elif len(names) == 1 and any(file.count("/") > 1 for file in files):
+        logger.warning(
+            "all images are of the one class %r, the only sub-folder of data.path; if the classes "
+            "are the folders in it, set data.path to it",
+            names[0],
+        )
+    if twins := [name for name, word in zip(names, words, strict=True) if words.count(word) > 1]:
+        logger.warning(
+            "these names of sub-folders are almost the same, but make %d classes: %s",
+            len(twins),
+            ", ".join(map(ascii, twins[: 2 * NUM_NAMED])),
+        )
+
+
 def printable(name: str) -> str:
     r"""Return a name as text; a byte that is no UTF-8 becomes its code, such as \xe9.
 
@@ -235,10 +314,24 @@ def report_skipped(skipped: list[str], on_bad_image: str) -> None:
         raise bad_image(skipped[0])
     if skipped:
         more = f" and {len(skipped) - NUM_NAMED} more" if len(skipped) > NUM_NAMED else ""
-        logging.getLogger(__name__).warning(
+        logger.warning(
             "skipped %d unreadable images: %s%s",
             len(skipped),
             "; ".join(reason.removeprefix("unreadable image ") for reason in skipped[:NUM_NAMED]),
+            more,
+        )
+
+
+def report_dark(dark: list[str]) -> None:
+    """Warn of 16-bit images that use a small part of their range; `dark` names them."""
+    if dark:
+        more = f" and {len(dark) - NUM_NAMED} more" if len(dark) > NUM_NAMED else ""
+        logger.warning(
+            "%d images of 16 bits come out dark, because they use less than %.0f%% of the range: "
+            "%s%s; if they hold 12 bits, multiply their pixels by 16",
+            len(dark),
+            100 * DARK,
+            ", ".join(dark[:NUM_NAMED]),
             more,
         )
 

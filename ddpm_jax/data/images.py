@@ -75,6 +75,21 @@ def convert(image: Image.Image, channels: int) -> Image.Image:
     return image.convert(mode)
 
 
+def brightness(image: Image.Image) -> float | None:
+    """Return the largest value of a 16-bit image over 65535; None for other images.
+
+    Call it before the pixels are read: Pillow then forgets how many bits the file has.
+    """
+    in_file = layout(image)
+    if image.mode.startswith("I;16"):
+        extrema: Any = image.getextrema()
+        return extrema[1] / 65535
+    if ";16" in in_file and image.mode in ("RGB", "RGBA"):  # Pillow keeps 8 of the 16 bits
+        extrema = image.getextrema()
+        return max(high for _, high in extrema[:3]) / 255
+    return None
+
+
 def resize(image: Image.Image, size: int, crop: str = "center") -> Image.Image:
     """Return the image as size x size pixels.
 

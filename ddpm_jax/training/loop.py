@@ -231,10 +231,12 @@ def _describe(
     """Say what is being trained on what."""
     held = f", {len(dataset.test):,} held out" if dataset.test else ""
     height, width, channels = dataset.image_shape
-    console.print(
+    line = (
         f"data: {config.data.name}, {len(dataset.train):,} training images{held}, "
-        f"{height}x{width}x{channels}, {dataset.num_classes or 'no'} classes"
+        f"{height}x{width}x{channels}, {dataset.describe_classes()}"
     )
+    # The name of a class may hold characters that this terminal cannot show.
+    console.print(line.encode(console.encoding, "backslashreplace").decode(console.encoding))
     if parts.sample and len(dataset.train) < SMALL_SET:
         console.print(
             f"note: on fewer than {SMALL_SET:,} images a network tends to copy its training set; "
