@@ -47,6 +47,9 @@ class DataConfig:
     # folder only, for an image that cannot be read. refuse: stop with an error. skip: leave the
     # image out and print its name
     on_bad_image: str = "refuse"
+    # folder only: pixels (width times height) that an image may have. A larger one could fill the
+    # memory, so it counts as an image that cannot be read
+    max_pixels: int = 178_956_970
     # emoji only: file of the font NotoColorEmoji.ttf; "" is the path that Debian uses
     font_path: str = ""
     # emoji only: file of Unicode's list emoji-test.txt; "" is the path that Debian uses

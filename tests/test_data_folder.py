@@ -6,9 +6,11 @@ import json
 import logging
 import os
 import pathlib
+import struct
 import subprocess
 import sys
 import tempfile
+import zlib
 
 import numpy as np
 import pytest
@@ -230,6 +232,7 @@ def test_a_folder_of_damage_alone_is_refused(config):
         ({"image_size": -3}, ["data.image_size", "-3"]),
         ({"channels": 0}, ["data.channels", "3 for RGB"]),
         ({"channels": 2}, ["data.channels", "2"]),
+        ({"max_pixels": 0}, ["data.max_pixels", "at least 1"]),
         ({"holdout": 1.0}, ["data.holdout", "1.0"]),
         ({"holdout": -0.1}, ["data.holdout", "-0.1"]),
         ({"crop": "centre"}, ["data.crop", "did you mean 'center'", "stretch"]),
@@ -497,3 +500,51 @@ def test_a_line_names_the_classes(config):
 def describe(names: tuple[str, ...]) -> str:
     source = ArraySource(np.zeros((1, 8, 8, 1), np.uint8), np.zeros(1, np.int32))
     return Dataset(source, None, (8, 8, 1), len(names), names).describe_classes()
+
+
+def test_skipping_holds_out_images_that_can_be_read(config, caplog):
+    root = pathlib.Path(config.path)
+    files = [f"{i}.png" for i in range(10)]
+    for i, file in enumerate(files):
+        save(root / file, (i, 0, 0))
+    _, held_out = divide(files, 0.2)
+    for file in held_out:
+        (root / file).write_bytes(b"")
+    skipping = dataclasses.replace(config, holdout=0.2, on_bad_image="skip")
+    with caplog.at_level(logging.WARNING):
+        dataset = open_dataset(skipping)
+    pixels = [read_all(source)[0][:, 0, 0, 0].tolist() for source in (dataset.train, dataset.test)]
+    assert [len(part) for part in pixels] == [6, 2]
+    assert sorted(sum(pixels, [])) == [i for i in range(10) if files[i] not in held_out]
+    assert "skipped 2 unreadable images" in caplog.text
+
+
+@pytest.mark.parametrize("bad", ["a.png", "b.png"])
+def test_skipping_leaves_an_image_to_train_on(config, bad):
+    for file in ("a.png", "b.png"):
+        save(pathlib.Path(config.path) / file)
+    (pathlib.Path(config.path) / bad).write_bytes(b"")
+    dataset = open_dataset(dataclasses.replace(config, holdout=0.5, on_bad_image="skip"))
+    assert len(dataset.train) == 1 and dataset.test is None
+
+
+def test_a_large_image_is_refused_and_can_be_allowed(config):
+    path = save(pathlib.Path(config.path) / "a.png", size=(20, 17))
+    limited = dataclasses.replace(config, max_pixels=338)
+    message = refusal(limited)
+    assert f"unreadable image {path}: it has 340 pixels" in message
+    assert "data.max_pixels is 338" in message and "set data.max_pixels=340" in message
+    save(path.with_name("b.png"), size=(13, 26))
+    skipping = dataclasses.replace(limited, on_bad_image="skip")
+    assert len(open_dataset(skipping).train) == 1
+    assert len(open_dataset(dataclasses.replace(skipping, max_pixels=340)).train) == 2
+
+
+def test_the_default_limit_speaks_of_no_attack(config):
+    """Of 20,000 x 20,000 pixels only the header is written: the size is refused before the rest."""
+    data = bytearray(png(8, np.zeros((4, 4), int), 0))
+    data[16:24] = struct.pack(">II", 20_000, 20_000)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    (pathlib.Path(config.path) / "a.png").write_bytes(data)
+    message = refusal(config)
+    assert "set data.max_pixels=400000000" in message and "attack" not in message

@@ -19,6 +19,7 @@ import hashlib
 import logging
 import os
 import pathlib
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -67,7 +68,10 @@ class Folder(Builder, skip_registration=True):
         self.class_names = tuple(map(printable, self.sub_folders))
         warn_of_classes(self.files, self.class_names)
         key = hashlib.sha256()
-        for part in (self.root, data_config.crop, data_config.holdout):
+        parts = [self.root, data_config.crop, data_config.holdout]
+        if data_config.max_pixels != DataConfig.max_pixels:
+            parts.append(data_config.max_pixels)
+        for part in parts:
             key.update(f"{part}\n".encode(errors="surrogateescape"))
         for file in self.files:
             key.update(f"{file}\n{_stamp(self.root / file)}\n".encode(errors="surrogateescape"))
@@ -92,13 +96,40 @@ class Folder(Builder, skip_registration=True):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
-        train, test = divide(self.files, self.data_config.holdout)
+        train, test = self._divide()
         splits = {"train": train, "test": test} if test else {"train": train}
         return {split: self._generate_examples(split, files) for split, files in splits.items()}
+
+    def _divide(self) -> tuple[list[str], list[str]]:
+        """Return the files of "train" and "test".
+
+        If bad images are skipped, no split consists of bad images only, as long as enough images
+        can be read. The bad images found here are in "train", where they are skipped and reported.
+        """
+        holdout = self.data_config.holdout
+        train, test = divide(self.files, holdout)
+        if self.data_config.on_bad_image == "refuse":
+            return train, test
+        bad: set[str] = set()
+        with images.at_most(self.data_config.max_pixels):
+            while found := next((s for s in (train, test) if s and not self._reads_any(s)), None):
+                bad.update(found)
+                if len(bad) == len(self.files):
+                    return self.files, []
+                train, test = divide([file for file in self.files if file not in bad], holdout)
+        return sorted([*train, *bad]), test
+
+    def _reads_any(self, files: list[str]) -> bool:
+        """Return whether one of the files can be read; it usually reads only the first."""
+        return any(isinstance(self._encode(file), Encoded) for file in files)
 
     def _generate_examples(
         self, split: str, files: list[str]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
+        with images.at_most(self.data_config.max_pixels):
+            yield from self._generate(split, files)
+
+    def _generate(self, split: str, files: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         num_read = 0
         labels = {name: label for label, name in enumerate(self.sub_folders)}
         metadata: Any = self.info.metadata
@@ -107,8 +138,8 @@ class Folder(Builder, skip_registration=True):
         results = map_ahead(self._encode, files, num_threads, depth=2 * num_threads)
         for file, result in zip(files, results, strict=True):
             if isinstance(result, Exception):
-                reason = f"unreadable image {self.root / file}: {_describe(result)}"
-                reason = printable(reason)
+                reason = _describe(result, self.data_config.max_pixels)
+                reason = printable(f"unreadable image {self.root / file}: {reason}")
                 if self.data_config.on_bad_image == "refuse":
                     raise bad_image(reason)
                 skipped.append(reason)
@@ -350,8 +381,14 @@ def _stamp(path: pathlib.Path) -> str:
     return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
-def _describe(error: Exception) -> str:
-    """Return Pillow's message about a damaged file, in one line."""
+def _describe(error: Exception, max_pixels: int) -> str:
+    """Return what is wrong with an image, in one line."""
+    if isinstance(error, Image.DecompressionBombError):
+        pixels = int(re.findall(r"\d+", str(error))[0])
+        return (
+            f"it has {pixels} pixels, and data.max_pixels is {max_pixels}; make it smaller, or set "
+            f"data.max_pixels={pixels} if the memory can hold it"
+        )
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -373,5 +410,7 @@ def _check(config: DataConfig) -> None:
         )
     if not 0 <= config.holdout < 1:
         raise UserError(f"data.holdout must be at least 0 and below 1, found {config.holdout}")
+    if config.max_pixels < 1:
+        raise UserError(f"data.max_pixels must be at least 1, found {config.max_pixels}")
     if config.on_bad_image not in ON_BAD_IMAGE:
         raise unknown("data.on_bad_image", config.on_bad_image, ON_BAD_IMAGE)

@@ -13,8 +13,11 @@ The conversions, in order:
    image that already has the size keeps its pixels.
 """
 
+import contextlib
 import io
 import os
+import warnings
+from collections.abc import Iterator
 from typing import IO, Any
 
 import numpy as np
@@ -38,6 +41,22 @@ def open_image(file: str | os.PathLike | IO[bytes]) -> Image.Image:
         scaled = tuple(int(value * factor) for value in np.atleast_1d(colour))
         image.info["transparency"] = scaled if isinstance(colour, tuple) else scaled[0]
     return image
+
+
+@contextlib.contextmanager
+def at_most(max_pixels: int) -> Iterator[None]:
+    """Refuse images with more pixels than this, in all threads, while inside `with`.
+
+    Opening one raises `PIL.Image.DecompressionBombError`.
+    """
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2  # Pillow refuses more than twice this number
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # above its half
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def layout(image: Image.Image) -> str:
