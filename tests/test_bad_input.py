@@ -64,6 +64,10 @@ def mistakes(tmp: pathlib.Path) -> dict[str, tuple[list[str], str]]:
         ),
         "empty folder": (folder("empty"), str(tmp / "empty")),
         "mixed folder": (folder("mixed"), str(tmp / "mixed")),
+        "run among the images": (
+            [*folder("."), f"--workdir={tmp / 'runs' / 'first'}"],
+            f"--workdir={tmp / 'runs' / 'first'} is inside of data.path {tmp}",
+        ),
         "truncated image": (folder("truncated"), str(tmp / "truncated" / "cut.png")),
         "no such run": (
             ["sample", f"--workdir={tmp / 'nothing'}"],
@@ -83,4 +87,4 @@ def test_a_mistake_is_one_line_and_exit_2(tmp_path):
         if not good or words not in lines[0]:
             wrong.append((name, words, result.returncode, result.stderr))
     assert not wrong, "\n".join(map(str, wrong))
-    assert not (tmp_path / "new").exists()  # nothing is begun
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "new").exists()  # nothing is begun

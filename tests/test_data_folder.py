@@ -18,7 +18,7 @@ from PIL import Image
 from test_data_images import png
 
 from ddpm_jax.config import DataConfig
-from ddpm_jax.data import Dataset, open_dataset
+from ddpm_jax.data import Dataset, check_workdir, open_dataset
 from ddpm_jax.data.folder import divide, scan
 from ddpm_jax.data.sources import ArraySource
 from ddpm_jax.errors import UserError
@@ -548,3 +548,15 @@ def test_the_default_limit_speaks_of_no_attack(config):
     (pathlib.Path(config.path) / "a.png").write_bytes(data)
     message = refusal(config)
     assert "set data.max_pixels=400000000" in message and "attack" not in message
+
+
+def test_a_run_among_the_images_is_refused_wherever_it_would_be_scanned(config, tmp_path):
+    root = pathlib.Path(config.path)
+    save(root / "cats" / "a.png")
+    (tmp_path / "link").symlink_to(root)
+    for path in (root, root / "run", root / "cats" / "run", tmp_path / "link" / "run"):
+        with pytest.raises(UserError, match=r"--workdir=.* is inside of data\.path"):
+            check_workdir(config, path)
+    for path in (tmp_path / "run", tmp_path, root / ".runs" / "run", f"{root}-run"):
+        check_workdir(config, path)
+    check_workdir(dataclasses.replace(config, name="digits"), root)

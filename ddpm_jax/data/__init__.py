@@ -14,6 +14,7 @@ never imports TensorFlow.
 
 from ddpm_jax.data.batches import Batches
 from ddpm_jax.data.datasets import Dataset, open_dataset
+from ddpm_jax.data.folder import check_workdir
 from ddpm_jax.data.sources import Source
 
-__all__ = ["Batches", "Dataset", "Source", "open_dataset"]
+__all__ = ["Batches", "Dataset", "Source", "check_workdir", "open_dataset"]

@@ -260,6 +260,26 @@ def _is_inside(root: pathlib.Path, path: pathlib.Path, follow_links: bool) -> bo
     return not pathlib.Path(os.path.realpath(path.parent)).is_relative_to(target)
 
 
+def check_workdir(config: DataConfig, workdir: str | os.PathLike) -> None:
+    """Refuse a work directory among the images: the next start would take its samples for images.
+
+    A directory that `scan` ignores, because its name begins with a dot, is allowed.
+
+    Raises:
+      UserError: `workdir` is data.path itself or is inside of it.
+    """
+    if config.name != "folder" or not config.path:
+        return
+    root = pathlib.Path(config.path).expanduser().resolve()
+    path = pathlib.Path(workdir).expanduser().resolve()
+    if path.is_relative_to(root):
+        if not any(part.startswith(".") for part in path.relative_to(root).parts):
+            raise UserError(
+                f"--workdir={workdir} is inside of data.path {config.path}, so the next start "
+                "would train on the samples of this one; choose a directory outside of it"
+            )
+
+
 def class_names(root: pathlib.Path, files: list[str]) -> tuple[str, ...]:
     """Return the names of the sub-folders that hold images, sorted; () for a flat folder.
 

@@ -89,6 +89,7 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
     # What the config names; every mistake in it shows here, before anything is written.
     distributed.check_same("config", str(to_dict(config)))
     mesh = devices.make_mesh(config)
+    data.check_workdir(config.data, root)
     dataset = distributed.leader_first(lambda: data.open_dataset(config.data))
     parts = build_parts(config, dataset.image_shape, dataset.num_classes, mesh=mesh)
     train_rows, test_rows = text_rows(config, dataset)
