@@ -22,16 +22,19 @@ from ddpm_jax.errors import unknown
 class DataConfig:
     """The data set: its name, its files, its splits and the format of its images."""
 
-    # a row of BUILDERS in data/datasets.py, or the name of any TFDS set that is already prepared in
-    # data_dir
+    # a row of BUILDERS in data/datasets.py; array: images in an .npz file; or the name of any TFDS
+    # set that is already prepared in data_dir
     name: str = "cifar10"
-    path: str = ""  # folder only: directory of the images; class sub-folders become labels
+    # folder: directory of the images; class sub-folders become labels. array: .npz file with images
+    # (uint8 [N, H, W, C] or [N, H, W]) and, optionally, labels (integers [N])
+    path: str = ""
     data_dir: str = ""  # directory of prepared sets; "" is TFDS's default, ~/tensorflow_datasets
     # directory of archives that you downloaded by hand; "" is <data_dir>/downloads/manual
     manual_dir: str = ""
     train_split: str = "train"  # name of the split to train on
     test_split: str = "test"  # name of the split of held-out images; "" is none
-    holdout: float = 0.05  # folder only: fraction of the images that become the test split, [0, 1)
+    # folder and array: fraction of the images that become the test split, in [0, 1)
+    holdout: float = 0.05
     # height and width of the images in pixels; 0 keeps the size of the data set, which is 32 for
     # emoji; folder has none, so it must be set
     image_size: int = 0

@@ -77,7 +77,7 @@ def run(tmp_path, monkeypatch):
     def run(at, num_classes=0, **sections):
         names = tuple(map(str, range(num_classes)))
         dataset = data.Dataset(Watched(at), None, (8, 8, 1), num_classes, names)
-        monkeypatch.setattr(data, "open_dataset", lambda config: dataset)
+        monkeypatch.setattr(data, "open_dataset", lambda *arguments: dataset)
         config = CONFIG | {name: CONFIG[name] | fields for name, fields in sections.items()}
         return train(config_lib.from_dict(config), tmp_path / "run")
 

@@ -1,6 +1,7 @@
 """`open_dataset`: from a `DataConfig` to the training and held-out images.
 
-A new data set is a file with its `prepared.Builder`, and one row of `BUILDERS`.
+A new data set is a file with its `prepared.Builder`, and one row of `BUILDERS`. Only `array` is not
+prepared.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from ddpm_jax.config import DataConfig
-from ddpm_jax.data import images, prepared
+from ddpm_jax.data import arrays, images, prepared
 from ddpm_jax.data.cifar import Cifar10, Cifar100
 from ddpm_jax.data.digits import Digits
 from ddpm_jax.data.emoji import Emoji
@@ -69,18 +70,32 @@ class Dataset:
         return f"{self.num_classes} {noun}: {', '.join(names)}{more}"
 
 
-def open_dataset(config: DataConfig) -> Dataset:
+def open_dataset(config: DataConfig, given: arrays.Arrays | None = None) -> Dataset:
     """Open the set that the config names. Prepare it first if that has not been done yet.
 
     If both splits together need at most data.ram_limit_gb, they are read into memory.
+
+    Args:
+      config: the section `data` of the config.
+      given: for data.name="array", the arrays themselves; None reads them from data.path.
 
     Raises:
       UserError: a mistake that the user can correct, such as an unknown name or split, a missing
         archive, or images of different sizes without data.image_size.
     """
     _check(config)
+    if config.name == arrays.NAME:
+        return _of_arrays(arrays.read(config.path) if given is None else given, config)
     with prepared.quiet():
         return _open(config)
+
+
+def _of_arrays(found: arrays.Arrays, config: DataConfig) -> Dataset:
+    train, test = arrays.split(found, config)
+    num_classes = 0 if found.labels is None else int(found.labels.max()) + 1
+    _, height, width, channels = train.images.shape
+    names = tuple(map(str, range(num_classes)))
+    return Dataset(train, test, (height, width, channels), num_classes, names)
 
 
 def _open(config: DataConfig) -> Dataset:
@@ -91,7 +106,7 @@ def _open(config: DataConfig) -> Dataset:
         class_names = builder.class_names if isinstance(builder, Folder) else None
         builder = prepared.prepare(builder)
     else:
-        builder = prepared.find(config.name, data_dir, BUILDERS)
+        builder = prepared.find(config.name, data_dir, (*BUILDERS, arrays.NAME))
     metadata: Any = builder.info.metadata
     report_skipped(metadata.get("skipped", []), config.on_bad_image)
     report_dark(metadata.get("dark", []))

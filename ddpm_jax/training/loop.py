@@ -7,6 +7,7 @@ only to save a checkpoint, draw a grid or look at held-out images. Everything ra
 """
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from rich.console import Console
 
 from ddpm_jax import data
 from ddpm_jax.config import Config, from_dict, to_dict
+from ddpm_jax.data import arrays
 from ddpm_jax.data.cond import grid_cond, text_rows
 from ddpm_jax.errors import SourceError
 from ddpm_jax.models import count_parameters
@@ -53,7 +55,12 @@ class Result(NamedTuple):
     figures: dict[str, float]
 
 
-def train(config: Config | Mapping[str, Any], root: str | os.PathLike) -> Result:
+def train(
+    config: Config | Mapping[str, Any],
+    root: str | os.PathLike,
+    images: Any = None,
+    labels: Any = None,
+) -> Result:
     """Train as the config says, in the work directory `root`; resume the run that is there.
 
         config = {"data": {"name": "digits"}, "train": {"num_steps": 1000}}  # the rest: defaults
@@ -66,6 +73,8 @@ def train(config: Config | Mapping[str, Any], root: str | os.PathLike) -> Result
       config: a `Config`, or a mapping of sections to mappings of fields, such as the
         `ml_collections.ConfigDict` of a file in `experiments/`.
       root: the work directory; made if it is not there.
+      images: the images to train on, uint8 [N, H, W, C] or [N, H, W]; None: those of the config.
+      labels: the classes of `images`, integers [N]; None: no classes.
 
     Raises:
       UserError: a config, data or directory that cannot work; too many non-finite updates; a
@@ -74,11 +83,20 @@ def train(config: Config | Mapping[str, Any], root: str | os.PathLike) -> Result
     """
     if not isinstance(config, Config):
         config = from_dict(config)
+    given = None
+    if images is not None or labels is not None:
+        data_config, given = arrays.of_program(config.data, images, labels)
+        config = dataclasses.replace(config, data=data_config)
     with contextlib.ExitStack() as at_end:
-        return _train(config, root, at_end)
+        return _train(config, root, given, at_end)
 
 
-def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack) -> Result:
+def _train(
+    config: Config,
+    root: str | os.PathLike,
+    given: arrays.Arrays | None,
+    at_end: contextlib.ExitStack,
+) -> Result:
     """Do `train`; `at_end` is closed after it, however it ends."""
     leader = distributed.is_leader()
     console = Console(soft_wrap=True, markup=False, highlight=False, quiet=not leader)
@@ -90,7 +108,7 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
     distributed.check_same("config", str(to_dict(config)))
     mesh = devices.make_mesh(config)
     data.check_workdir(config.data, root)
-    dataset = distributed.leader_first(lambda: data.open_dataset(config.data))
+    dataset = distributed.leader_first(lambda: data.open_dataset(config.data, given))
     parts = build_parts(config, dataset.image_shape, dataset.num_classes, mesh=mesh)
     train_rows, test_rows = text_rows(config, dataset)
     batches = data.Batches(
