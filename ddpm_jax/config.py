@@ -61,6 +61,8 @@ class DataConfig:
     # batches also contain the names of the images, encoded by all-MiniLM-L6-v2; for emoji, or
     # another set that has a text feature "name"
     text: bool = False
+    # resume a run although its data set has changed, such as by an image that is new or replaced
+    allow_changed: bool = False
     # gigabytes (10^9 bytes). A data set of at most this size, decoded, is held in RAM; a larger one
     # is read from the disk
     ram_limit_gb: float = 8.0

@@ -133,3 +133,14 @@ def test_train_refuses_arrays_before_anything_is_written(tmp_path):
     with pytest.raises(UserError, match="labels were given without images"):
         ddpm_jax.train({}, tmp_path / "run", labels=LABELS)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_digest_is_of_the_content(config):
+    other = IMAGES.copy()
+    other[3, 2, 1, 0] ^= 1
+    pairs = [(IMAGES, LABELS), (IMAGES, None), (IMAGES, LABELS + 1), (other, LABELS)]
+    pairs += [(IMAGES.reshape(40, 6, 8, 3), LABELS)]
+    digests = [open_dataset(*of_program(DataConfig(), *pair)).digest for pair in pairs]
+    assert len(set(digests)) == 5
+    np.savez(config.path, images=IMAGES, labels=LABELS)
+    assert open_dataset(config).digest == digests[0]

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pathlib
+import shutil
 import struct
 import subprocess
 import sys
@@ -560,3 +561,28 @@ def test_a_run_among_the_images_is_refused_wherever_it_would_be_scanned(config, 
     for path in (tmp_path / "run", tmp_path, root / ".runs" / "run", f"{root}-run"):
         check_workdir(config, path)
     check_workdir(dataclasses.replace(config, name="digits"), root)
+
+
+def test_the_digest_is_of_names_and_bytes(config, tmp_path):
+    root = pathlib.Path(config.path)
+    save(root / "cats" / "a.bmp", RED)
+    save(root / "cats" / "b.png", BLUE)
+    digest = open_dataset(config).digest
+    assert digest.startswith("2 files, ") and open_dataset(config).digest == digest
+    moved = dataclasses.replace(config, path=str(tmp_path / "moved"))
+    shutil.copytree(root, moved.path, copy_function=shutil.copyfile)  # other times of change
+    assert open_dataset(moved).digest == digest
+    for prepared in prepared_sets(config):  # as an older version wrote them
+        assert "content" in (prepared / "metadata.json").read_text()
+        (prepared / "metadata.json").write_text(json.dumps({"skipped": []}))
+    assert open_dataset(config).digest == open_dataset(moved).digest == digest
+    found = [digest]
+    for change in (
+        lambda: save(root / "cats" / "a.bmp", GREEN),  # the same name and size
+        lambda: save(root / "cats" / "c.png"),
+        lambda: (root / "cats" / "c.png").rename(root / "cats" / "d.png"),
+        lambda: (root / "cats").rename(root / "dogs"),
+    ):
+        change()
+        found.append(open_dataset(config).digest)
+    assert len(set(found)) == 5

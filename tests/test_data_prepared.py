@@ -337,3 +337,11 @@ def test_the_default_directory_is_the_one_of_tfds(monkeypatch):
     )
     monkeypatch.setenv("HOME", "/home/somebody")
     assert prepared.data_directory("~/sets") == "/home/somebody/sets"
+
+
+def test_the_digest_is_of_the_version_and_the_sizes_of_the_splits(digits_dir, data_dir):
+    assert open_dataset(DataConfig(name="digits", data_dir=str(digits_dir))).digest == (
+        "digits/1.0.0, test: 163, train: 1634"
+    )
+    flowers = DataConfig(name="oxford_flowers102", data_dir=data_dir, test_split="", image_size=8)
+    assert open_dataset(flowers).digest == ("oxford_flowers102/2.1.1, train: 12, validation: 5")

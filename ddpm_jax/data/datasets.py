@@ -16,7 +16,7 @@ from ddpm_jax.data import arrays, images, prepared
 from ddpm_jax.data.cifar import Cifar10, Cifar100
 from ddpm_jax.data.digits import Digits
 from ddpm_jax.data.emoji import Emoji
-from ddpm_jax.data.folder import Folder, report_dark, report_skipped
+from ddpm_jax.data.folder import Folder, content, report_dark, report_skipped
 from ddpm_jax.data.mnist import FashionMnist, Mnist
 from ddpm_jax.data.sources import RecordSource, Source, load
 from ddpm_jax.errors import UserError, unknown
@@ -44,6 +44,8 @@ class Dataset:
       image_shape: (H, W, C) of every image.
       num_classes: number of classes; 0 if the set has no labels.
       class_names: one name per class.
+      digest: a line that differs if the set is another one. It depends on the names and bytes of a
+        folder's files, on the values of an array, or on a set's version and its splits' sizes.
       train_texts: if data.text is True, the name of each training image; otherwise empty.
       test_texts: the same for the held-out images.
     """
@@ -55,6 +57,7 @@ class Dataset:
     class_names: tuple[str, ...]
     train_texts: tuple[str, ...] = ()
     test_texts: tuple[str, ...] = ()
+    digest: str = ""
 
     def describe_classes(self) -> str:
         """Return the classes for a line on the terminal, such as "2 classes: ant, bee"."""
@@ -95,15 +98,16 @@ def _of_arrays(found: arrays.Arrays, config: DataConfig) -> Dataset:
     num_classes = 0 if found.labels is None else int(found.labels.max()) + 1
     _, height, width, channels = train.images.shape
     names = tuple(map(str, range(num_classes)))
-    return Dataset(train, test, (height, width, channels), num_classes, names)
+    shape = (height, width, channels)
+    return Dataset(train, test, shape, num_classes, names, digest=arrays.digest(found))
 
 
 def _open(config: DataConfig) -> Dataset:
     data_dir = prepared.data_directory(config.data_dir)
-    class_names = None
+    folder = None
     if config.name in BUILDERS:
         builder = BUILDERS[config.name](data_config=config, data_dir=data_dir)
-        class_names = builder.class_names if isinstance(builder, Folder) else None
+        folder = builder if isinstance(builder, Folder) else None
         builder = prepared.prepare(builder)
     else:
         builder = prepared.find(config.name, data_dir, (*BUILDERS, arrays.NAME))
@@ -111,9 +115,17 @@ def _open(config: DataConfig) -> Dataset:
     report_skipped(metadata.get("skipped", []), config.on_bad_image)
     report_dark(metadata.get("dark", []))
     shape = _image_shape(builder.info, config)
-    if class_names is None:
+    if folder:
+        class_names = folder.class_names
+        # A set that an older version prepared has no hash.
+        found = metadata.get("content") or content(folder.root, folder.files)
+        digest = f"{len(folder.files)} files, sha256 {found[:16]}"
+    else:
         label = _features(builder.info).get("label")
         class_names = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
+        splits = builder.info.splits.items()
+        counts = sorted(f"{name}: {split.num_examples}" for name, split in splits)
+        digest = ", ".join([builder.info.full_name, *counts])
 
     def decode(record: dict[str, Any]) -> tuple[np.ndarray, int]:
         image = images.decode(record["image"], config.image_size, shape[2], config.crop)
@@ -131,7 +143,7 @@ def _open(config: DataConfig) -> Dataset:
     if num_bytes <= config.ram_limit_gb * 1e9:
         sources = [load(source, shape) for source in sources]
     train, test = sources if len(sources) == 2 else (sources[0], None)
-    return Dataset(train, test, shape, len(class_names), class_names, *texts)
+    return Dataset(train, test, shape, len(class_names), class_names, *texts, digest=digest)
 
 
 def _features(info: tfds.core.DatasetInfo) -> dict[str, Any]:

@@ -16,6 +16,7 @@ hashes of their names, so the same folder is always divided in the same way.
 
 import collections
 import hashlib
+import json
 import logging
 import os
 import pathlib
@@ -32,6 +33,7 @@ from ddpm_jax.data import images
 from ddpm_jax.data.ahead import map_ahead
 from ddpm_jax.data.prepared import Builder
 from ddpm_jax.errors import UserError, unknown
+from ddpm_jax.runtime.files import sha256
 
 ON_BAD_IMAGE = ("refuse", "skip")
 # Pillow registers endings for these formats, but cannot read the pixels without another program.
@@ -92,10 +94,12 @@ class Folder(Builder, skip_registration=True):
             builder=self,
             description=f"Images of {printable(str(self.root))}.",
             features=tfds.features.FeaturesDict(features),
-            metadata=tfds.core.MetadataDict(skipped=[], dark=[]),
+            metadata=tfds.core.MetadataDict(skipped=[], dark=[], content=""),
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
+        metadata: Any = self.info.metadata
+        metadata["content"] = content(self.root, self.files)
         train, test = self._divide()
         splits = {"train": train, "test": test} if test else {"train": train}
         return {split: self._generate_examples(split, files) for split, files in splits.items()}
@@ -260,6 +264,19 @@ def _is_inside(root: pathlib.Path, path: pathlib.Path, follow_links: bool) -> bo
     return not pathlib.Path(os.path.realpath(path.parent)).is_relative_to(target)
 
 
+def content(root: pathlib.Path, files: list[str]) -> str:
+    """Return a hash of the files' names and bytes, hexadecimal.
+
+    Times of change do not count, so a folder that was moved or copied has the same hash.
+    """
+    num_threads = os.cpu_count() or 1
+    hashes = map_ahead(lambda file: _sha256(root / file), files, num_threads, 2 * num_threads)
+    whole = hashlib.sha256()
+    for file, found in zip(files, hashes, strict=True):
+        whole.update(json.dumps([file, found]).encode())
+    return whole.hexdigest()
+
+
 def check_workdir(config: DataConfig, workdir: str | os.PathLike) -> None:
     """Refuse a work directory among the images: the next start would take its samples for images.
 
@@ -399,6 +416,14 @@ def _stamp(path: pathlib.Path) -> str:
     except OSError:  # a broken link; opening the image reports it later
         return "absent"
     return f"{stat.st_size} {stat.st_mtime_ns}"
+
+
+def _sha256(path: pathlib.Path) -> str:
+    """Return the hash of a file; "" if it cannot be read, which opening the image reports."""
+    try:
+        return sha256(path)
+    except OSError:
+        return ""
 
 
 def _describe(error: Exception, max_pixels: int) -> str:

@@ -16,7 +16,7 @@ import logging
 import os
 import pathlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 from ddpm_jax import config as config_lib
@@ -43,10 +43,13 @@ RESUMABLE = {
     "mesh.fsdp",
     "data.data_dir",
     "data.manual_dir",
+    "data.allow_changed",
     "data.ram_limit_gb",
     "data.timeout_s",
     "sample.chunk_size",
 }
+# These may differ too if the run knows the digest of its data: the data may have been moved.
+PLACES = {"data.path", "data.font_path", "data.emoji_test_path"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +60,8 @@ class DatasetFacts:
     num_classes: int
     class_names: tuple[str, ...]
     text: str = ""  # the encoder of the texts that the model is told; "" is none
+    # `data.Dataset.digest`; "" in a run of a version that did not keep it
+    digest: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,11 +131,19 @@ def locked(root: str | os.PathLike) -> Iterator[None]:
         yield
 
 
-def open_for_training(root: str | os.PathLike, config: Config) -> WorkDir:
+def open_for_training(
+    root: str | os.PathLike, config: Config, facts: DatasetFacts | None = None
+) -> WorkDir:
     """Create the work directory, or open the one of an earlier start of the same run.
 
+    Args:
+      root: the directory.
+      config: the config of the run.
+      facts: the facts of the data, which are written beside the config; None leaves them out.
+
     Raises:
-      UserError: it cannot be written, or belongs to another config (the differing keys are named).
+      UserError: it cannot be written, belongs to another config (the differing keys are named), or
+        was trained on other data.
     """
     workdir = WorkDir(pathlib.Path(root).absolute())
     try:
@@ -140,9 +153,15 @@ def open_for_training(root: str | os.PathLike, config: Config) -> WorkDir:
         probe.unlink()
     except OSError as error:
         raise _not_writable(root, error) from error
+    before = read_facts(workdir) if workdir.dataset.exists() else None
     if workdir.config.exists():
-        _check_same(root, read_config(workdir), config)
+        known = bool(before and before.digest and facts and facts.digest)
+        _check_same(root, read_config(workdir), config, RESUMABLE | PLACES if known else RESUMABLE)
+    if before and facts:
+        _check_data(root, before, facts, config.data.allow_changed)
     _write_json(workdir.config, config_lib.to_dict(config))
+    if facts:
+        write_facts(workdir, facts)
     return workdir
 
 
@@ -168,17 +187,7 @@ def read_config(workdir: WorkDir) -> Config:
 
 
 def write_facts(workdir: WorkDir, facts: DatasetFacts) -> None:
-    """Write the facts of the data beside the config.
-
-    Raises:
-      UserError: the run was trained on data of another shape or of other classes.
-    """
-    if workdir.dataset.exists() and (before := read_facts(workdir)) != facts:
-        raise UserError(
-            f"{workdir.root} was trained on images of {before.image_shape} in "
-            f"{before.num_classes} classes, but the data now have {facts.image_shape} in "
-            f"{facts.num_classes}; bring the old data back or choose another --workdir"
-        )
+    """Write the facts of the data beside the config."""
     _write_json(workdir.dataset, dataclasses.asdict(facts))
 
 
@@ -190,6 +199,7 @@ def read_facts(workdir: WorkDir) -> DatasetFacts:
         facts["num_classes"],
         tuple(facts["class_names"]),
         facts.get("text", ""),
+        facts.get("digest", ""),
     )
 
 
@@ -213,10 +223,11 @@ def _not_writable(root: str | os.PathLike, error: OSError) -> UserError:
     )
 
 
-def _check_same(root: str | os.PathLike, before: Config, now: Config) -> None:
+def _check_same(root: str | os.PathLike, before: Config, now: Config, allowed: Set[str]) -> None:
     """Refuse to go on with a config that makes it another run."""
     old, new = config_lib.flatten(before), config_lib.flatten(now)
-    allowed = RESUMABLE if now.optim.decay == "constant" else RESUMABLE - {"train.num_steps"}
+    if now.optim.decay != "constant":
+        allowed -= {"train.num_steps"}
     differing = [key for key in old if old[key] != new[key] and key not in allowed]
     if differing:
         changes = ", ".join(f"{key}: {old[key]!r} there, {new[key]!r} now" for key in differing)
@@ -224,6 +235,27 @@ def _check_same(root: str | os.PathLike, before: Config, now: Config) -> None:
             f"--workdir={root} belongs to a run of another config ({changes}); choose another "
             "directory, or set these back to resume it"
         )
+
+
+def _check_data(
+    root: str | os.PathLike, before: DatasetFacts, now: DatasetFacts, allow_changed: bool
+) -> None:
+    """Refuse data that the model does not fit, and other data than before unless it is allowed."""
+    if dataclasses.replace(before, digest=now.digest) != now:
+        raise UserError(
+            f"{root} was trained on images of {before.image_shape} in "
+            f"{before.num_classes} classes, but the data now have {now.image_shape} in "
+            f"{now.num_classes}; bring the old data back or choose another --workdir"
+        )
+    if not before.digest or before.digest == now.digest:
+        return
+    change = f"{root} was trained on other data: {before.digest} there, {now.digest} now"
+    if not allow_changed:
+        raise UserError(
+            f"{change}; bring the old data back, choose another --workdir, or set "
+            "data.allow_changed=True to go on with the new data"
+        )
+    logger.warning("%s; the run goes on with the new data (data.allow_changed)", change)
 
 
 def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:

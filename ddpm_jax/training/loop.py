@@ -25,7 +25,7 @@ from ddpm_jax.pretrained import text_encoder
 from ddpm_jax.runs.checkpoint import Checkpoints
 from ddpm_jax.runs.metrics import MetricsWriter
 from ddpm_jax.runs.state import TrainState
-from ddpm_jax.runs.workdir import DatasetFacts, locked, open_for_training, write_facts
+from ddpm_jax.runs.workdir import DatasetFacts, locked, open_for_training
 from ddpm_jax.runtime import devices, distributed, sharding
 from ddpm_jax.runtime.interrupt import StopRequest
 from ddpm_jax.training.feed import feed, plan_calls
@@ -109,6 +109,7 @@ def _train(
     mesh = devices.make_mesh(config)
     data.check_workdir(config.data, root)
     dataset = distributed.leader_first(lambda: data.open_dataset(config.data, given))
+    distributed.check_same("data set", dataset.digest)
     parts = build_parts(config, dataset.image_shape, dataset.num_classes, mesh=mesh)
     train_rows, test_rows = text_rows(config, dataset)
     batches = data.Batches(
@@ -144,9 +145,10 @@ def _train(
 
     # The state: new, or the newest whole checkpoint of this directory.
     encoder = text_encoder.NAME if config.data.text else ""
-    facts = DatasetFacts(dataset.image_shape, dataset.num_classes, dataset.class_names, encoder)
-    workdir = distributed.leader_first(lambda: open_for_training(root, config))
-    distributed.leader_first(lambda: write_facts(workdir, facts))
+    facts = DatasetFacts(
+        dataset.image_shape, dataset.num_classes, dataset.class_names, encoder, dataset.digest
+    )
+    workdir = distributed.leader_first(lambda: open_for_training(root, config, facts))
     checkpoints = Checkpoints(
         workdir.checkpoints,
         config.train.keep_last,
