@@ -167,7 +167,7 @@ def convert(images: np.ndarray, config: DataConfig) -> np.ndarray:
 def digest(arrays: Arrays) -> str:
     """Return a line that differs if the arrays differ."""
     content = hashlib.sha256(repr(arrays.images.shape).encode())
-    content.update(np.ascontiguousarray(arrays.images))
+    content.update(np.ascontiguousarray(arrays.images).data)
     if arrays.labels is not None:
-        content.update(arrays.labels)
+        content.update(np.ascontiguousarray(arrays.labels).data)
     return f"{len(arrays.images)} images, sha256 {content.hexdigest()[:16]}"
