@@ -5,7 +5,8 @@ sampler = ddpm_jax.samplers.ancestral(process)
 sample = ddpm_jax.make_sample(process, model.apply, shape=(32, 32, 3), sampler=sampler)
 images = sample(params, jax.random.key(0), 16)
 
-sample, params = ddpm_jax.load("runs/digits")  # of a run that was trained here
+ddpm_jax.train(config, "runs/digits")          # what `python -m experiments.train` does
+sample, params = ddpm_jax.load("runs/digits")  # of a run that was trained
 """
 
 from typing import Any
@@ -61,14 +62,26 @@ __all__ = [
     "schedules",
     "snr",
     "timesteps",
+    "train",
     "variance",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `load` when it is first asked for: it needs Flax and Orbax, the maths does not."""
+    """Import `load` and `train` when they are first asked for.
+
+    `load` needs Flax and Orbax, `train` optax and TFDS too; the mathematics needs none of them.
+    """
     if name == "load":
         from ddpm_jax.runs import load
 
         return load
+    if name == "train":
+        from ddpm_jax.training.loop import train
+
+        return train
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

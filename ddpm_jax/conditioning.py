@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.types import Array, Conditioning
@@ -40,7 +41,7 @@ def drop(
     """
     null = NULL if null is None else null
 
-    def hide(name: str, rows: Array) -> Array:
+    def hide(name: str, rows: Array | np.ndarray) -> Array:
         if name not in null:
             raise UserError(
                 f"cond[{name!r}] has no null value for classifier-free guidance; entries with one: "

@@ -22,10 +22,10 @@ from ddpm_jax.process import GaussianProcess, expand, jump, q_sample
 from ddpm_jax.randomness import draw_x_T, fold_in
 from ddpm_jax.samplers.base import Noise, Sampler, on_process, sample_loop
 from ddpm_jax.timesteps import check_grid
-from ddpm_jax.types import Array, DenoiseFn, Prediction, PRNGKey
+from ddpm_jax.types import Array, DenoiseFn, Prediction, PRNGKey, Timesteps
 
 
-def from_depth(timesteps: np.ndarray, depth: int) -> np.ndarray:
+def from_depth(timesteps: Timesteps, depth: int) -> Timesteps:
     """Return the part of a sampling grid below depth, with depth in front.
 
     Args:
@@ -48,7 +48,7 @@ def sdedit(
     denoise_fn: DenoiseFn,
     key: PRNGKey,
     x_0: Array,
-    timesteps: np.ndarray,
+    timesteps: Timesteps,
 ) -> Array:
     """Return x_0 noised to timesteps[0] and denoised again (SDEdit).
 
@@ -80,7 +80,7 @@ def interpolate(
     x_0: Array,
     other: Array,
     weight: Array,
-    timesteps: np.ndarray,
+    timesteps: Timesteps,
     mix: str = "lerp",
 ) -> Array:
     """Return images between x_0 and other, mixed at depth timesteps[0].
@@ -141,7 +141,7 @@ def inpaint(
     key: PRNGKey,
     x_0: Array,
     mask: Array,
-    timesteps: np.ndarray,
+    timesteps: Timesteps,
     *,
     num_resamples: int = 10,
     jump_length: int = 1,
@@ -183,7 +183,7 @@ def inpaint(
     return sample_loop(repaint(sampler, x_0, mask), denoise_fn, key, grid, x_T)
 
 
-def resampling_grid(timesteps: np.ndarray, num_resamples: int, jump_length: int) -> np.ndarray:
+def resampling_grid(timesteps: Timesteps, num_resamples: int, jump_length: int) -> np.ndarray:
     """Return the walk of RePaint: each stretch of the grid down, and up again, num_resamples times.
 
     The step to clean data is taken once (the t > 1 of algorithm 1); the stretches are counted from

@@ -36,8 +36,7 @@ def label_log_prob(
       train: whether dropout is on.
       key: key of the dropout; None if `train` is False.
     """
-    logits = apply_network(process, apply_fn, params, x_t, t, None, train=train, key=key)
-    log_prob = jax.nn.log_softmax(logits)
+    log_prob = jax.nn.log_softmax(_logits(process, apply_fn, params, x_t, t, train, key))
     wanted = jnp.take_along_axis(log_prob, jnp.maximum(label, 0)[:, None], axis=1)[:, 0]
     return jnp.where(label < 0, 0.0, wanted)
 
@@ -81,6 +80,18 @@ def is_right(
     label: Array,
 ) -> Array:
     """Return whether the likeliest class of x_t is the label: [B] bool."""
-    x_t = q_sample(process, x_0, t, eps)
-    logits = apply_network(process, apply_fn, params, x_t, t, None, train=False, key=None)
+    logits = _logits(process, apply_fn, params, q_sample(process, x_0, t, eps), t)
     return logits.argmax(axis=-1) == label
+
+
+def _logits(
+    process: GaussianProcess,
+    apply_fn: ApplyFn,
+    params: Params,
+    x_t: Array,
+    t: Array,
+    train: bool = False,
+    key: PRNGKey | None = None,
+) -> Array:
+    """Return what the classifier finds in x_t: [B, num_classes]. It receives no conditioning."""
+    return apply_network(process, apply_fn, params, x_t, t, None, train=train, key=key)

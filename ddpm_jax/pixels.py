@@ -1,8 +1,11 @@
 """Pixels: whole numbers k in 0..255 on the outside, floats x_0 = k / 127.5 - 1 on the inside."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from ddpm_jax.types import Array, PRNGKey
 
@@ -10,7 +13,7 @@ SCALE = 127.5  # pixel values in one unit of x_0
 HALF_BIN = 0.5 / SCALE  # half the distance in x_0 between two neighbouring pixel values
 
 
-def to_x_0(image: Array) -> Array:
+def to_x_0(image: Any) -> Any:
     """Scale uint8 pixels {0..255} to float32 in [-1, 1] (Ho et al. 2020, section 3.3).
 
     A numpy array stays on the host.
@@ -18,7 +21,7 @@ def to_x_0(image: Array) -> Array:
     return image.astype(jnp.float32) / SCALE - 1.0
 
 
-def to_uint8(x_0: Array) -> np.ndarray:
+def to_uint8(x_0: ArrayLike) -> np.ndarray:
     """Return images in [-1, 1] as uint8 {0..255} on the host, rounded and clipped."""
     return np.clip(np.round((np.asarray(x_0) + 1) * SCALE), 0, 255).astype(np.uint8)
 

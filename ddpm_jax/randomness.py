@@ -11,13 +11,14 @@ draws numbers that depend on the batch. So the functions here convert every key 
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from ddpm_jax.types import Array, PRNGKey
 
 _IMPLEMENTATION = "threefry2x32"
 
 
-def image_keys(key: PRNGKey, index: Array) -> PRNGKey:
+def image_keys(key: PRNGKey, index: ArrayLike) -> PRNGKey:
     """Return the keys of images: [n], fold_in(key, index[i]) for image i.
 
     Args:
@@ -27,15 +28,15 @@ def image_keys(key: PRNGKey, index: Array) -> PRNGKey:
     return jax.vmap(jax.random.fold_in, (None, 0))(threefry(key), jnp.asarray(index, jnp.uint32))
 
 
-def fold_in(key: PRNGKey, data: Array) -> PRNGKey:
+def fold_in(key: PRNGKey, data: ArrayLike) -> PRNGKey:
     """Return fold_in(key[i], data) for each image i: [B] keys.
 
     Args:
       key: [B] keys, one for each image.
       data: int, a scalar or one number for each image, for instance the timestep.
     """
-    data = jnp.asarray(data)
-    return jax.vmap(jax.random.fold_in, (0, 0 if data.ndim else None))(threefry(key), data)
+    numbers = jnp.asarray(data)
+    return jax.vmap(jax.random.fold_in, (0, 0 if numbers.ndim else None))(threefry(key), numbers)
 
 
 def draw_noise(key: PRNGKey, shape: tuple[int, ...]) -> Array:

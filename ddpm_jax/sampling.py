@@ -245,20 +245,20 @@ def sample_in_chunks(
         yield host[: n - start]
 
 
-def check_cond(cond: Conditioning | None, n: int) -> dict[str, Array] | None:
+def check_cond(cond: Conditioning | None, n: int) -> dict[str, Array | np.ndarray] | None:
     """Return the conditioning as a dict of arrays, after a check that their leading axis is n."""
     if cond is None:
         return None
     if not isinstance(cond, Mapping):
         raise UserError(f"cond must be a mapping such as {{'label': labels}}, found {type(cond)}")
-    cond = {
+    arrays = {
         name: value if isinstance(value, jax.Array) else np.asarray(value)
         for name, value in cond.items()
     }
-    for name, value in cond.items():
+    for name, value in arrays.items():
         if value.ndim < 1 or len(value) != n:
             raise UserError(
                 f"cond[{name!r}] must have one row for each of the n = {n} images, "
                 f"found shape {np.shape(value)}"
             )
-    return cond
+    return arrays

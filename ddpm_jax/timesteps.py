@@ -5,11 +5,12 @@ a sampler takes one step, one look at the network, from each entry to the next. 
 clean data, and the first is always T, where the noise is.
 """
 
-import jax
+from typing import Any
+
 import numpy as np
+from jax.core import Tracer
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.types import Array
 
 
 def uniform(T: int, num_steps: int) -> np.ndarray:
@@ -87,8 +88,8 @@ def log_snr_uniform(log_snr: np.ndarray, num_steps: int) -> np.ndarray:
 
 
 def check_grid(
-    timesteps: Array, T: int | None = None, direction: str = "down", *, whole: bool = False
-) -> Array:
+    timesteps: Any, T: int | None = None, direction: str = "down", *, whole: bool = False
+) -> Any:
     """Return the grid as int32, or say what is wrong with it.
 
     Args:
@@ -101,7 +102,7 @@ def check_grid(
     Raises:
       UserError: the grid breaks one of these rules.
     """
-    if isinstance(timesteps, jax.core.Tracer):
+    if isinstance(timesteps, Tracer):
         return timesteps
     grid = np.asarray(timesteps)
     allowed = "0 or more" if T is None else f"in 0..{T} (T)"

@@ -8,11 +8,14 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import numpy as np
 
 Array = jax.Array
 PRNGKey = jax.Array  # one key, or an array of keys
 Params = Any  # any pytree of arrays
-Conditioning = Mapping[str, Array]  # further inputs of the network, such as {"label": [B]}
+# What the network receives besides x_t and t, for instance "label": [B]
+Conditioning = Mapping[str, Array | np.ndarray]
+Timesteps = Array | np.ndarray  # [K+1] whole numbers, a grid that samplers walk
 
 
 class Prediction(NamedTuple):

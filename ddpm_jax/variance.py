@@ -8,8 +8,8 @@
                                                   (Nichol & Dhariwal 2021, eq. 15)
 
 fixed_large with few steps ruins images: β_{t|s} of a long jump is far more noise than the step
-removes (CIFAR-10, 10 steps: FID 367 against 41; Song et al. 2021, table 1). Use fixed_small with few
-steps.
+removes (CIFAR-10, 10 steps: FID 367 against 41; Song et al. 2021, table 1). Use fixed_small with
+few steps.
 
 Each variance is a function (process, t, s, prediction) -> log variance, a scalar, [B] or [B, ...]:
   process: the chain.

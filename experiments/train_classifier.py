@@ -3,13 +3,15 @@
     python -m experiments.train_classifier --config=experiments/digits_classifier.py
 
 The same command, started again, resumes the run. The program prints the accuracy on held-out images
-for each quarter of the timesteps.
+for each quarter of the timesteps. `experiments.train` trains a classifier's config too, also on
+several machines.
 """
 
 from absl import flags
 
 from ddpm_jax.config import from_dict
-from ddpm_jax.training.classifier import train_classifier
+from ddpm_jax.errors import UserError
+from ddpm_jax.training.loop import train
 from experiments import command, config_flag
 
 CONFIG = config_flag.define("The classifier's config file.")
@@ -19,9 +21,12 @@ WORKDIR = flags.DEFINE_string(
 
 
 def main() -> int:
-    result = train_classifier(
-        from_dict(CONFIG.value), WORKDIR.value or config_flag.default_workdir()
-    )
+    config = from_dict(CONFIG.value)
+    if config.model.name == "unet":
+        raise UserError(
+            "model.name is 'unet', but a classifier is wanted here (denoisers: experiments.train)"
+        )
+    result = train(config, WORKDIR.value or config_flag.default_workdir())
     return 0 if result.signal is None else 128 + result.signal
 
 

@@ -1,12 +1,17 @@
 """The classifier of noisy images: its functions, its network, its run, and guidance by it."""
 
+import dataclasses
+import os
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from mains import ROOT
 from mains import run as run_main
 from test_guided_runs import FACTS, config_of, make_run
 
@@ -16,9 +21,11 @@ from ddpm_jax.build import guidance as guides
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import Classifier, as_model
 from ddpm_jax.noisy_classifier import is_right, label_log_prob, label_loss
+from ddpm_jax.runs import metrics
 from ddpm_jax.runs.checkpoint import restore_ema
 from ddpm_jax.runs.workdir import open_for_reading
-from ddpm_jax.training.classifier import train_classifier
+from ddpm_jax.training.loop import train
+from ddpm_jax.training.parts import build_parts
 
 PROCESS = ddpm_jax.make_process(oracles.betas("linear", 1000))
 X = np.random.default_rng(0).normal(size=(4, 2, 3, 1)).astype(np.float32)
@@ -216,7 +223,7 @@ def digits(num_steps, **train):
 
 @loose
 def test_training_learns_resumes_bit_for_bit_and_reports_accuracy_by_quarter(tmp_path, capsys):
-    accuracy, signal = train_classifier(digits(80), tmp_path / "whole")
+    _, signal, accuracy = train(digits(80), tmp_path / "whole")
     assert signal is None
     assert list(accuracy) == [f"accuracy_t_quartile_{i}" for i in (1, 2, 3, 4)]
     assert accuracy["accuracy_t_quartile_1"] > 0.4  # chance is 0.1
@@ -224,7 +231,7 @@ def test_training_learns_resumes_bit_for_bit_and_reports_accuracy_by_quarter(tmp
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     shutil.rmtree(tmp_path / "parts" / "checkpoints" / "80")  # as if killed after step 60
     capsys.readouterr()
-    again, _ = train_classifier(digits(80), tmp_path / "parts")
+    again = train(digits(80), tmp_path / "parts").figures
     said = capsys.readouterr().out
     assert "resumed at step 60" in said and "held-out accuracy_t_quartile_1: 0." in said
     assert again == accuracy
@@ -242,3 +249,72 @@ def test_training_learns_resumes_bit_for_bit_and_reports_accuracy_by_quarter(tmp
     jax.tree.map(np.testing.assert_array_equal, *states)
     start = model.init(jax.random.split(jax.random.key(0), 3)[0])
     assert np.abs(states[0]["logits"]["kernel"] - start["logits"]["kernel"]).max() > 0.01
+
+
+def small(mesh, **train):
+    return config_of(
+        data=dict(name="digits", flip=False),
+        model=dict(JUDGE["model"], channels=8, num_groups=4, dropout=0.1),
+        optim=dict(learning_rate=1e-2, warmup_steps=1),
+        train=dict(num_steps=4, batch_size=16, log_every=2, **train),
+        eval=dict(every=2, num_examples=40),
+        mesh=mesh,
+    )
+
+
+@loose
+def test_a_sharded_classifier_with_fused_steps_takes_the_steps_of_a_whole_one(tmp_path):
+    whole = train(small(dict(data=1)), tmp_path / "whole")
+    cut = train(small(dict(data=2, fsdp=4), steps_per_call=2), tmp_path / "cut")
+    for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(cut.state), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5)
+    kernel = cut.state.params["middle_0"]["conv_1"]["kernel"]
+    assert kernel.shape[-1] == 4 * kernel.addressable_shards[0].data.shape[-1]
+    rows = [metrics.read(tmp_path / name / "metrics.jsonl") for name in ("whole", "cut")]
+    for found in rows:
+        judged = [row["step"] for row in found if "accuracy_t_quartile_1" in row]
+        assert judged == [2, 4]  # while training; at the end not once more
+        assert found[-1].items() >= (whole if found is rows[0] else cut).figures.items()
+    assert cut.figures == pytest.approx(whole.figures, abs=0.051)  # two of the 40 images
+
+
+@loose
+def test_what_a_classifier_has_no_use_for_is_refused(tmp_path):
+    config = small(dict(data=1))
+
+    def changed(section, **fields):
+        section_fields = dataclasses.replace(getattr(config, section), **fields)
+        return dataclasses.replace(config, **{section: section_fields})
+
+    for wrong, message in (
+        (changed("eval", samples_every=2), "eval.samples_every is 2, but a classifier draws no sa"),
+        (changed("process", schedule="learned"), "process.schedule is learned, so its chain is"),
+        (changed("model", name="clasifier"), "model.name 'clasifier'; did you mean 'classifier'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(wrong, tmp_path / "run")
+    with pytest.raises(UserError, match="data.text is True, but a classifier takes no text"):
+        build_parts(changed("data", text=True), (8, 8, 1), 10)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_classifiers_command_refuses_a_denoiser(tmp_path):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "experiments.train_classifier",
+            "--config=experiments/digits.py",
+            f"--workdir={tmp_path / 'run'}",
+        ],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 2 and not (tmp_path / "run").exists()
+    assert done.stderr == (
+        "error: model.name is 'unet', but a classifier is wanted here "
+        "(denoisers: experiments.train)\n"
+    )

@@ -86,7 +86,7 @@ def received():
         uniform(8),
         optimizer,
         num_timesteps=8,
-        loss_config=config.loss,
+        p_uncond=config.loss.p_uncond,
         optim_config=config.optim,
         cond_fn=cond_fn,
         accumulate=1,
@@ -136,7 +136,7 @@ def test_the_network_takes_what_the_config_says():
     assert tuple(cond) == names and cond["image"].shape == (2, 8, 8, 1)
     parts = build_parts(everything, (8, 8, 1), 10)
     params = jax.eval_shape(parts.init).params
-    assert jax.eval_shape(parts.eval_step, params, batch, 0).shape == (2,)
+    assert jax.eval_shape(parts.eval_step, params, batch, 0)["held_out_loss"].shape == (2,)
     assert make_cond_fn(make_config())(batch) is None
 
 

@@ -6,6 +6,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
+import ddpm_jax
 from ddpm_jax.config import from_dict
 from ddpm_jax.errors import UserError
 from experiments import command, config_flag
@@ -254,10 +255,12 @@ def test_a_main_prints_the_line_and_exits_with_2(write, capsys):
 
 def test_ml_collections_gives_the_config_its_type_and_does_not_load_it():
     """Its own flag calls load_module(), which Python 3.15 removes."""
+    folders = [pathlib.Path(ddpm_jax.__file__).parent]
+    folders += [ROOT / name for name in ("experiments", "benchmarks", "tests")]
     sources = [
         path
-        for folder in ("ddpm_jax", "experiments", "benchmarks", "tests")
-        for path in (ROOT / folder).rglob("*.py")
+        for folder in folders
+        for path in folder.rglob("*.py")
         if path != pathlib.Path(__file__)
     ]
     assert [str(path) for path in sources if "config_flags" in path.read_text()] == []

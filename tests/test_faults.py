@@ -24,7 +24,6 @@ from ddpm_jax.errors import SourceError, UserError
 from ddpm_jax.runs import metrics, workdir
 from ddpm_jax.runtime import devices
 from ddpm_jax.training import progress
-from ddpm_jax.training.classifier import train_classifier
 from ddpm_jax.training.feed import feed, plan_calls
 from ddpm_jax.training.loop import train
 from experiments import command
@@ -75,7 +74,7 @@ class Watched(ArraySource):
 def run(tmp_path, monkeypatch):
     """Call as run(at): train in tmp_path/run on a `Watched` source."""
 
-    def run(at, train=train, num_classes=0, **sections):
+    def run(at, num_classes=0, **sections):
         names = tuple(map(str, range(num_classes)))
         dataset = data.Dataset(Watched(at), None, (8, 8, 1), num_classes, names)
         monkeypatch.setattr(data, "open_dataset", lambda config: dataset)
@@ -127,7 +126,7 @@ def test_a_classifier_whose_data_hang_saves_its_state(run, tmp_path):
     sections = {"data": {"timeout_s": 1.0}, "model": {"name": "classifier"}}
     try:
         with pytest.raises(SourceError, match="'digits' hangs: .*; the state of step 12 is saved"):
-            run(lambda n: n < 12 or released.wait(60), train_classifier, num_classes=2, **sections)
+            run(lambda n: n < 12 or released.wait(60), num_classes=2, **sections)
     finally:
         released.set()
     assert (tmp_path / "run" / "checkpoints" / "12").is_dir()

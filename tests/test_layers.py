@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ddpm_jax
+
 ROOT = Path(__file__).parents[1]
+FOLDERS = (Path(ddpm_jax.__file__).parent, ROOT / "experiments")  # the first may be a wheel's
 
 # The rows, from the top. A name stands for a module or for a whole folder. Within a folder, and
 # within the mathematics, modules may import each other, but not in a circle.
@@ -64,15 +67,15 @@ HOMES = {  # the only places that import these
 }
 
 
-def module_name(path):
-    parts = path.relative_to(ROOT).with_suffix("").parts
+def module_name(path, folder):
+    parts = path.relative_to(folder.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 MODULES = {
-    module_name(path): path.read_text()
-    for package in ("ddpm_jax", "experiments")
-    for path in sorted((ROOT / package).rglob("*.py"))
+    module_name(path, folder): path.read_text()
+    for folder in FOLDERS
+    for path in sorted(folder.rglob("*.py"))
 }
 
 

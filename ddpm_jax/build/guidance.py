@@ -36,12 +36,12 @@ def from_config(config: Config, process: GaussianProcess) -> float | Guide:
         )
     if len(interval) not in (0, 2):
         raise UserError(f"sample.guidance_interval must be (low, high) or (), found {interval}")
-    interval = interval or None
-    guidance.check(w, interval, rescale, process.num_timesteps)
+    between = (interval[0], interval[1]) if interval else None
+    guidance.check(w, between, rescale, process.num_timesteps)
 
     def guide(process, denoiser, params, cond):
         pair_fn = denoiser(params, guidance.with_null(cond))
-        return guidance.classifier_free(process, pair_fn, w, interval=interval, rescale=rescale)
+        return guidance.classifier_free(process, pair_fn, w, interval=between, rescale=rescale)
 
     return guide
 
@@ -64,7 +64,7 @@ def with_classifier(config: Config, process: GaussianProcess, judge: Model, scal
         if not cond or "label" not in cond:
             raise UserError("classifier guidance needs cond={'label': labels}: none was given")
         seen = {name: rows for name, rows in cond.items() if conditional or name != "label"}
-        if own:
+        if callable(own):
             denoise_fn = own(process, denoiser, params["model"], seen)
         else:
             denoise_fn = denoiser(params["model"], seen)

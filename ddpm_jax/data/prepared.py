@@ -172,9 +172,10 @@ class Records:
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
         self.path = builder.data_path
-        # A decorator of TFDS turns this function into a class, which pyright does not understand.
-        skip = tfds.decode.SkipDecoding()  # pyright: ignore[reportCallIssue]
-        self.source: Any = builder.as_data_source(split, decoders={"image": skip})
+        # A decorator of TFDS turns this function into a class, which pyright does not follow.
+        skip_decoding: Any = getattr(tfds.decode, "SkipDecoding")  # noqa: B009
+        decoders = {"image": skip_decoding()}
+        self.source: Any = builder.as_data_source(split, decoders=decoders)
 
     def __len__(self) -> int:
         return len(self.source)

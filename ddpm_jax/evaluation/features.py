@@ -46,7 +46,7 @@ def digest(arrays: Any) -> str:
 
 
 def make_features(
-    network: FeatureNetwork, *, batch_size: int = 256, devices: Sequence[jax.Device] | None = None
+    network: FeatureNetwork, *, batch_size: int = 256, devices: Sequence[Any] | None = None
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Build `features(images) -> [n, D]`, from uint8 [n, H, W, C] on the host and back to it.
 

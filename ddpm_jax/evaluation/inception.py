@@ -39,9 +39,9 @@ def load(directory: str, path: str = "") -> FeatureNetwork:
       UserError: there are no weights and no network to fetch them by, they are not the published
         ones, or a file of the user's own is not torch's or holds other tensors.
     """
-    path = os.path.expanduser(path) or fetch(WEIGHTS, "inception", directory)
-    params = inception.from_state(read_tensors(path))
-    digest = sha256(path)
+    file = os.path.expanduser(path) or fetch(WEIGHTS, "inception", directory)
+    params = inception.from_state(read_tensors(file))
+    digest = sha256(file)
     name = "inception" if digest == WEIGHTS.sha256 else f"inception_{digest[:8]}"
     weights = params["params"]["fc"]["kernel"]
     head = (weights, np.zeros(weights.shape[1], np.float32))

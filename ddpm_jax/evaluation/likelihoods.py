@@ -173,7 +173,7 @@ def _read(
 ) -> tuple[np.ndarray, Conditioning | None]:
     """Return images [n, H, W, C] uint8 of a split, and what the network is told of them."""
     source = references.source_of(dataset, split)
-    encoded = dict(zip(("train", "test"), text_rows(run.config, dataset), strict=True))[split]
+    encoded = text_rows(run.config, dataset)[split == "test"]
     return source.read(indices)[0], cond_of(run.config, source, encoded, indices)
 
 

@@ -65,7 +65,7 @@ def evaluate(
     sample = build.sample_fn(run.config, run.process, run.model, run.facts.image_shape)
     features = make_features(network)
     near = _Neighbours(run, dataset)
-    measured, picture = [], None
+    measured, picture = [], np.zeros(0, np.uint8)
     for seed in range(num_seeds):
         cond = drawn_cond(run.config, source, encoded, n, seed)
         chunk_size = run.config.sample.chunk_size
@@ -79,7 +79,7 @@ def evaluate(
                 kept.append(images)
         some = np.concatenate(kept)[:MAX_NEIGHBOURS]
         distance, index = near.find(some)
-        if picture is None:
+        if not picture.size:
             first = np.argsort(distance)[:SHOWN]
             theirs, _ = dataset.train.read(index[first])
             picture = memorisation.neighbour_grid(some[first], theirs)

@@ -128,7 +128,8 @@ def over_seeds(measured: Sequence[Mapping[str, Estimate | str]], n: int) -> list
         if isinstance(first, str):
             rows.append(Row(name, None, None, n, first))
             continue
-        values = np.array([seed[name].value for seed in measured])
+        estimates = [seed[name] for seed in measured]
+        values = np.array([e.value for e in estimates if not isinstance(e, str)])
         error = standard_error(values) if len(values) > 1 else first.error
         error = None if math.isnan(error) else error
         rows.append(Row(name, float(values.mean()), error, n))

@@ -23,7 +23,7 @@ and γ_max. So it receives the noise level itself, and its input means the same 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -162,7 +162,7 @@ def alpha_sigma(gamma: Array) -> tuple[Array, Array]:
     return jnp.sqrt(jax.nn.sigmoid(-gamma)), jnp.sqrt(jax.nn.sigmoid(gamma))
 
 
-def network_time(gamma: Array, told: tuple[float, float]) -> Array:
+def network_time(gamma: Any, told: tuple[float, float]) -> Any:
     """Return 1000 (γ - γ_min) / (γ_max - γ_min), which the network receives in place of t.
 
     Args:

@@ -94,7 +94,7 @@ def check_cond(cond: Mapping[str, Array], wanted: Mapping[str, tuple[int | None,
         if not fits:
             text = ", ".join("L" if n is None else str(n) for n in shape)
             raise UserError(
-                f"cond[{name!r}] must be of shape [{text}] for this network and batch, found shape "
+                f"cond[{name!r}] must be of shape [{text}] for this network and batch, found "
                 f"{list(value.shape)}"
             )
     pair = [name for name in ("context", "context_mask") if name in cond]
@@ -106,7 +106,7 @@ def check_cond(cond: Mapping[str, Array], wanted: Mapping[str, tuple[int | None,
     if pair and cond["context"].shape[:2] != cond["context_mask"].shape:
         raise UserError(
             f"cond['context_mask'] must be of shape {list(cond['context'].shape[:2])}, the first "
-            f"two axes of cond['context'], found shape {list(cond['context_mask'].shape)}"
+            f"two axes of cond['context'], found {list(cond['context_mask'].shape)}"
         )
     if pair and cond["context_mask"].dtype != jnp.bool_:
         raise UserError(f"cond['context_mask'] must be bool, found {cond['context_mask'].dtype}")

@@ -72,7 +72,7 @@ def load_or_make(
     arrays = make()
     try:
         with replacing(path) as part:
-            np.savez(part, facts=np.array(key), **arrays)
+            np.savez(part, allow_pickle=False, facts=np.array(key), **arrays)
     except OSError as error:
         logger.warning("%s cannot be written (%s); it will be computed again", path, error.strerror)
     return arrays
@@ -175,6 +175,6 @@ def _reason(error: Exception) -> str:
     if response is not None:
         return f"HTTP status {response.status_code}"
     cause: BaseException = error
-    while cause.__cause__ or cause.__context__:
-        cause = cause.__cause__ or cause.__context__
+    while deeper := cause.__cause__ or cause.__context__:
+        cause = deeper
     return str(cause) or type(cause).__name__

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ddpm_jax.runtime import compiler
@@ -23,7 +24,7 @@ def over_local_devices(
     run: Callable[..., Any],
     *,
     out_axes: Any = 0,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> Callable[..., Any]:
     """Build `call(shared, rows, *static)`, which runs `run` on all local devices.
 
@@ -69,11 +70,11 @@ def over_local_devices(
 def is_traced(tree: Any) -> bool:
     """Return whether a leaf is traced, or whether the call itself is inside `jax.jit`."""
     probe = jnp.zeros(())  # a tracer inside jit
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((tree, probe)))
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((tree, probe)))
 
 
 def local_devices(
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> tuple[int, NamedSharding, NamedSharding]:
     """Return the number of devices, the sharding that copies, and the sharding of the rows."""
     devices = jax.local_devices() if devices is None else list(devices)

@@ -13,18 +13,22 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.process import GaussianProcess
 from ddpm_jax.randomness import draw_noise, fold_in
 from ddpm_jax.timesteps import check_grid
-from ddpm_jax.types import Array, DenoiseFn, Prediction, PRNGKey
+from ddpm_jax.types import Array, DenoiseFn, Prediction, PRNGKey, Timesteps
 
 
 class State(Protocol):
     """A pytree of arrays, of the same structure before and after every step."""
 
-    x: Array  # [B, ...], the sample at the timestep that the sampler has reached
+    @property
+    def x(self) -> Array:
+        """The sample at the timestep that the sampler has reached: [B, ...]."""
+        ...
 
 
 class Noise(Protocol):
@@ -71,8 +75,8 @@ class Sampler:
     """
 
     process: GaussianProcess
-    init: Callable[[Array], State] = dataclasses.field(metadata=dict(static=True))
-    advance: Callable[..., tuple[State, Prediction]] = dataclasses.field(metadata=dict(static=True))
+    init: Callable[[Array], Any] = dataclasses.field(metadata=dict(static=True))
+    advance: Callable[..., tuple[Any, Prediction]] = dataclasses.field(metadata=dict(static=True))
     noise: Noise = dataclasses.field(default=normal, metadata=dict(static=True))
     direction: str = dataclasses.field(default="down", metadata=dict(static=True))
 
@@ -106,11 +110,11 @@ def sample_loop(
     sampler: Sampler,
     denoise_fn: DenoiseFn,
     key: PRNGKey,
-    timesteps: Array,
+    timesteps: Timesteps,
     x_T: Array,
     collect: Collect | None = None,
     num_frames: int | None = None,
-) -> Array | tuple[Array, Any]:
+) -> Any:
     """Walk x_T down the grid of timesteps to x_0.
 
     The step that leaves t draws from fold_in(key[i], t) for image i, so an image depends on its
@@ -182,7 +186,7 @@ def on_process(sampler: Sampler, process: GaussianProcess) -> Sampler:
             f"of T = {process.num_timesteps}; build it on the same process"
         )
     tables = own.log_alphas_cumprod, process.log_alphas_cumprod
-    if own is not process and not any(isinstance(table, jax.core.Tracer) for table in tables):
+    if own is not process and not any(isinstance(table, Tracer) for table in tables):
         differ = np.flatnonzero(np.not_equal(*map(np.asarray, tables)))
         if differ.size:
             raise UserError(

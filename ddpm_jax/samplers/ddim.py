@@ -11,14 +11,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.process import GaussianProcess, alpha_sigma
 from ddpm_jax.samplers.base import Noise, Sampler, sample_loop, with_options
 from ddpm_jax.samplers.ode import interval
 from ddpm_jax.timesteps import check_grid
-from ddpm_jax.types import Array, DenoiseFn, Prediction, PRNGKey
+from ddpm_jax.types import Array, DenoiseFn, Prediction, PRNGKey, Timesteps
 
 
 class DDIMState(NamedTuple):
@@ -100,7 +99,7 @@ def _advance_inversion(
 
 
 def encode(
-    process: GaussianProcess, denoise_fn: DenoiseFn, timesteps: np.ndarray, x_0: Array
+    process: GaussianProcess, denoise_fn: DenoiseFn, timesteps: Timesteps, x_0: Array
 ) -> Array:
     """Return the x_T: [B, ...] that `ddim` turns into x_0 (Song et al. 2021, section 4.3).
 

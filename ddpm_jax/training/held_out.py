@@ -1,4 +1,4 @@
-"""The loss of the held-out images while training."""
+"""The figures of the held-out images while training: their loss, or a classifier's accuracy."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -19,34 +19,45 @@ def make_held_out(
     rows: Mapping[str, np.ndarray],
     parts: Parts,
     mesh: jax.sharding.Mesh,
-) -> Callable[[Params], float] | None:
-    """Return params -> mean loss of the held-out images, or None where there are none.
+) -> Callable[[Params], dict[str, float]] | None:
+    """Return params -> {name: mean over the held-out images}, or None if no images are held out.
 
-    `rows` are what else the network is told of each of them (`data.cond`).
+    Args:
+      config: the run's.
+      dataset: its data.
+      rows: what else the network receives with each held-out image (`data.cond`).
+      parts: the run's.
+      mesh: the devices, which share each batch.
     """
-    if dataset.test is None or not config.eval.every:
+    test = dataset.test
+    if test is None:
         return None
+    size_of_network = compiler.of_network(jax.eval_shape(parts.init).params)
     eval_step = jax.jit(
         parts.eval_step,
         out_shardings=sharding.replicated(mesh),
-        compiler_options=compiler.options(compiler.NETWORK),
+        compiler_options=compiler.options(size_of_network),
     )
     over_batch = sharding.over_batch(mesh)
     size = config.train.batch_size
-    count = min(config.eval.num_examples, len(dataset.test))
+    count = min(config.eval.num_examples, len(test))
 
-    def held_out(params: Params) -> float:
-        losses = []
+    def held_out(params: Params) -> dict[str, float]:
+        found = []
         for i in range(math.ceil(count / size)):
             indices = np.arange(i * size, (i + 1) * size) % count  # fills the last batch up
-            images, labels = dataset.test.read(indices)
+            images, labels = test.read(indices)
             batch = {"image": images, "label": labels}
             batch |= {name: value[indices] for name, value in rows.items()}
             shared = {
                 name: jax.make_array_from_callback(value.shape, over_batch, value.__getitem__)
                 for name, value in batch.items()
             }
-            losses.append(eval_step(params, shared, i))
-        return float(np.concatenate(jax.device_get(losses))[:count].mean())
+            found.append(eval_step(params, shared, i))
+        found = jax.device_get(found)
+        return {
+            name: float(np.concatenate([figures[name] for figures in found])[:count].mean())
+            for name in found[0]
+        }
 
     return held_out

@@ -1,33 +1,36 @@
 """A training run from config to pictures: `train`, to be read from top to bottom.
 
-The host only deals batches and looks at metrics an interval late; it never waits for the step in
-progress, but to save a checkpoint or draw a grid. Everything random follows from (seed, step), so a
-run that was interrupted goes on from its newest checkpoint as if it had never stopped.
+What is trained comes from `training.parts`; the loop is the same for every kind of network. The
+host only deals batches and looks at metrics an interval late. It waits for the step in progress
+only to save a checkpoint, draw a grid or look at held-out images. Everything random follows from
+(seed, step), so an interrupted run goes on from its newest checkpoint as if it had never stopped.
 """
 
 import contextlib
 import os
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 from rich.console import Console
 
 from ddpm_jax import data
-from ddpm_jax.config import Config, to_dict
+from ddpm_jax.config import Config, from_dict, to_dict
 from ddpm_jax.data.cond import grid_cond, text_rows
-from ddpm_jax.errors import SourceError, UserError
+from ddpm_jax.errors import SourceError
 from ddpm_jax.models import count_parameters
 from ddpm_jax.pretrained import text_encoder
 from ddpm_jax.runs.checkpoint import Checkpoints
-from ddpm_jax.runs.metrics import Interval, MetricsWriter
+from ddpm_jax.runs.metrics import MetricsWriter
 from ddpm_jax.runs.state import TrainState
 from ddpm_jax.runs.workdir import DatasetFacts, locked, open_for_training, write_facts
 from ddpm_jax.runtime import devices, distributed, sharding
 from ddpm_jax.runtime.interrupt import StopRequest
 from ddpm_jax.training.feed import feed, plan_calls
 from ddpm_jax.training.held_out import make_held_out
+from ddpm_jax.training.log import Log
 from ddpm_jax.training.monitor import make_monitor
-from ddpm_jax.training.parts import build_parts
+from ddpm_jax.training.parts import Parts, build_parts
 from ddpm_jax.training.pictures import Pictures
 from ddpm_jax.training.programs import Programs, give_back_memory
 from ddpm_jax.training.progress import ProgressLine
@@ -41,20 +44,36 @@ class Result(NamedTuple):
     Attributes:
       state: the last state.
       signal: the signal that stopped the run before its end, or None.
+      figures: of the held-out images with the averaged weights of the last step, by name; a
+        classifier's accuracies are always there, a denoiser's loss where `eval.every` asks for it.
     """
 
     state: TrainState
     signal: int | None
+    figures: dict[str, float]
 
 
-def train(config: Config, root: str | os.PathLike) -> Result:
+def train(config: Config | Mapping[str, Any], root: str | os.PathLike) -> Result:
     """Train as the config says, in the work directory `root`; resume the run that is there.
+
+        config = {"data": {"name": "digits"}, "train": {"num_steps": 1000}}  # the rest: defaults
+        ddpm_jax.train(config, "runs/digits")
+        sample, params = ddpm_jax.load("runs/digits")
+
+    SIGTERM and Ctrl-C save the state and end the run early. So it must run in the main thread.
+
+    Args:
+      config: a `Config`, or a mapping of sections to mappings of fields, such as the
+        `ml_collections.ConfigDict` of a file in `experiments/`.
+      root: the work directory; made if it is not there.
 
     Raises:
       UserError: a config, data or directory that cannot work; too many non-finite updates; a
         checkpoint that could not be saved; another process that trains there.
       SourceError: data that stopped coming; the state is saved.
     """
+    if not isinstance(config, Config):
+        config = from_dict(config)
     with contextlib.ExitStack() as at_end:
         return _train(config, root, at_end)
 
@@ -94,12 +113,12 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
         "log": config.train.log_every,
         "held_out": config.eval.every if held_out else 0,
         "score": config.eval.samples_every,
-        "sample": config.train.sample_every,
+        "sample": config.train.sample_every if parts.sample else 0,
         "checkpoint": config.train.checkpoint_every,
     }
     if leader:
         at_end.enter_context(locked(root))
-    _describe(console, config, dataset, count_parameters(programs.state.params), root)
+    _describe(console, config, dataset, parts, count_parameters(programs.state.params), root)
     _, n = next(plan_calls(0, last, steps_per_call, list(every.values())))
     memory = programs.fitting(n)
     console.print(f"train step: compiled in {programs.seconds:.1f} s; memory {memory}")
@@ -125,28 +144,14 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
     calls = list(plan_calls(start, last, steps_per_call, list(every.values())))
     steps = {n: programs.step(n) for n in {n for _, n in calls}}
     writer = MetricsWriter(workdir, start, enabled=leader)
-    cond = grid_cond(config, dataset, train_rows, test_rows)
-    pictures = Pictures(config, parts, cond, workdir, writer, enabled=leader)
+    pictures = None
+    if parts.sample:
+        cond = grid_cond(config, dataset, train_rows, test_rows)
+        pictures = Pictures(config, parts, cond, workdir, writer, enabled=leader)
     progress = ProgressLine(console, start, last, config.train.batch_size)
-    interval, late = Interval(), None  # metrics being gathered; those to be written next
+    log = Log(writer, progress, parts.rate, config.optim.max_nonfinite, workdir.checkpoints)
 
-    def write(late: tuple[int, Interval] | None) -> int:
-        """Write a past interval's metrics; return the updates skipped in a row, or stop."""
-        if late is None:
-            return 0
-        step, metrics = late[0], late[1].fetch()
-        speed = progress.update(step, metrics["loss"])
-        metrics.update(learning_rate=float(parts.rate(step - 1)), images_per_second=speed)
-        writer.scalars(step, metrics)
-        if metrics["skipped_in_a_row"] >= config.optim.max_nonfinite:
-            raise UserError(
-                f"stopped at step {step}: the last {metrics['skipped_in_a_row']} updates were not "
-                "finite (NaN or infinity) and were skipped; the last good checkpoint is in "
-                f"{workdir.checkpoints}; try a lower optim.learning_rate, optim.clip_norm=1.0 or "
-                "model.dtype=float32"
-            )
-        return metrics["skipped_in_a_row"]
-
+    due, figures = set(), {}
     stop = StopRequest()
     fed = feed(config.data, batches, mesh, calls, hurry=lambda: stop.signal is not None)
     try:
@@ -155,24 +160,24 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
             for i, ((step, n), batch) in enumerate(zip(calls, fed, strict=True)):
                 state, metrics = steps[n](state, batch)
                 step += n or 1
-                interval.add(metrics)
+                log.add(metrics)
                 stopping = stop.now(i)  # asked once: a signal can come at any line
                 ending = stopping or step == last
                 due = {name for name, n in every.items() if n and step % n == 0}
                 if due or ending:
-                    write(late)
-                    late, interval = (step, interval), Interval()
+                    log.end_interval(step)
                 if due - {"log"} or ending:
-                    skipped, late = write(late), None
-                    if "held_out" in due:
-                        writer.scalars(step, {"held_out_loss": held_out(state.ema_params)})
-                    if "sample" in due:
+                    skipped = log.flush()
+                    if held_out and "held_out" in due:
+                        figures = held_out(state.ema_params)
+                        writer.scalars(step, figures)
+                    if pictures and "sample" in due:
                         pictures.draw(step, "raw", sharding.on_this_process(mesh, state.params))
                     if due & {"sample", "score"}:
                         ema = sharding.on_this_process(mesh, state.ema_params)
-                    if "sample" in due:
+                    if pictures and "sample" in due:
                         pictures.draw(step, "ema", ema)
-                    score = monitor(ema) if "score" in due else None
+                    score = monitor(ema) if monitor and "score" in due else None
                     if score:
                         writer.scalars(step, score)
                     good = due & {"checkpoint", "score"} and not skipped  # else the last one stays
@@ -182,32 +187,46 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
                     progress.restart_clock(step)
                 if stopping:
                     break
+
+        # The end: a grid, or the held-out figures of a network that makes no images.
         if step < last:
             console.print(f"stopped by signal {stop.signal} at step {step}; the state is saved")
-        else:
-            ema = sharding.on_this_process(mesh, state.ema_params)
-            grid = pictures.draw(step, "ema", ema)
-            console.print(f"done: {last} steps")
+            return Result(state, stop.signal, {})
+        if pictures:
+            grid = pictures.draw(step, "ema", sharding.on_this_process(mesh, state.ema_params))
+        elif held_out and "held_out" not in due:
+            figures = held_out(state.ema_params)
+            writer.scalars(step, figures)
+        console.print(f"done: {last} steps")
+        if pictures:
             console.print(f"samples: {grid} (EMA weights)")
-            console.print(f"metrics: {workdir.metrics} (TensorBoard: {workdir.tensorboard})")
-            console.print(f"checkpoint: {workdir.checkpoints / str(step)}")
-            if monitor and (best := checkpoints.best()):
-                console.print(f"best checkpoint: {workdir.checkpoints / str(best[0])} ({best[1]})")
+        else:
+            for name, value in figures.items():
+                console.print(f"held-out {name}: {value:.3f}")
+        console.print(f"metrics: {workdir.metrics} (TensorBoard: {workdir.tensorboard})")
+        console.print(f"checkpoint: {workdir.checkpoints / str(step)}")
+        if monitor and (best := checkpoints.best()):
+            console.print(f"best checkpoint: {workdir.checkpoints / str(best[0])} ({best[1]})")
+        return Result(state, None, figures if pictures is None or "held_out" in due else {})
     except SourceError as error:
         if step == start or jax.process_count() > 1:  # the others cannot be asked to save
             raise
-        write(late)
-        write((step, interval) if interval else None)
+        log.end_interval(step)
+        log.flush()
         checkpoints.save(state, wait=True)
         raise SourceError(f"{error}; the state of step {step} is saved") from error
     finally:
         writer.close()
         checkpoints.close()
-    return Result(state, stop.signal if step < last else None)
 
 
 def _describe(
-    console: Console, config: Config, dataset: data.Dataset, num_parameters: int, root: os.PathLike
+    console: Console,
+    config: Config,
+    dataset: data.Dataset,
+    parts: Parts,
+    num_parameters: int,
+    root: str | os.PathLike,
 ) -> None:
     """Say what is being trained on what."""
     held = f", {len(dataset.test):,} held out" if dataset.test else ""
@@ -216,9 +235,9 @@ def _describe(
         f"data: {config.data.name}, {len(dataset.train):,} training images{held}, "
         f"{height}x{width}x{channels}, {dataset.num_classes or 'no'} classes"
     )
-    if len(dataset.train) < SMALL_SET:
+    if parts.sample and len(dataset.train) < SMALL_SET:
         console.print(
             f"note: on fewer than {SMALL_SET:,} images a network tends to copy its training set; "
             "watch held_out_loss in the metrics"
         )
-    console.print(f"model: {num_parameters:,} parameters; work directory: {root}")
+    console.print(f"{parts.name}: {num_parameters:,} parameters; work directory: {root}")

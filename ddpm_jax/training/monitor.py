@@ -36,11 +36,17 @@ def make_monitor(
       parts: the run's.
 
     Raises:
-      UserError: data without labels, or too few samples or images for the features.
+      UserError: parts that draw no samples, data without labels, or too few samples or images for
+        the features.
     """
     every, n = config.eval.samples_every, config.eval.num_samples
     if not every:
         return None
+    if parts.sample is None:
+        raise UserError(
+            f"eval.samples_every is {every}, but a {parts.name} draws no samples to judge; set it "
+            "to 0"
+        )
     if dataset.num_classes < 2:
         raise UserError(
             f"eval.samples_every is {every}, but the data have no labels to train a classifier on, "

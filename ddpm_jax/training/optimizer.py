@@ -1,5 +1,7 @@
 """The optimiser of a run, from optax parts, and the average of its iterates."""
 
+from typing import Any
+
 import optax
 
 from ddpm_jax.config import OptimConfig
@@ -41,7 +43,7 @@ def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransfo
     the state (`optax.ApplyIfFiniteState`), from which the loop decides when to stop.
     """
     rate = learning_rate(config, num_steps)
-    betas = dict(b1=config.b1, b2=config.b2, eps=config.eps)
+    betas: dict[str, Any] = dict(b1=config.b1, b2=config.b2, eps=config.eps)
     if config.name == "adam":
         update = optax.adam(rate, **betas)
     elif config.name == "adamw":

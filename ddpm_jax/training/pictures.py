@@ -34,7 +34,8 @@ class Pictures:
         *,
         enabled: bool = True,
     ):
-        self._parts = parts
+        assert parts.sample is not None  # the loop draws pictures of such parts only
+        self._sample, self._key = parts.sample, parts.sample_key
         self._n = config.train.num_samples
         self._chunk_size = config.sample.chunk_size
         self._workdir = workdir
@@ -46,9 +47,9 @@ class Pictures:
         """Draw a grid of the samples of one set of weights; return the path of the PNG."""
         start = time.perf_counter()
         chunks = sample_in_chunks(
-            self._parts.sample,
+            self._sample,
             params,
-            self._parts.sample_key,
+            self._key,
             self._n,
             self._chunk_size,
             self._cond,

@@ -6,8 +6,7 @@ for, and refuses others: nothing compiles a second time in mid-run.
 
 import ctypes
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +62,7 @@ class Programs:
             compiler_options=compiler.options(compiler.ONCE),
         )
 
-    def step(self, n: int | None) -> Callable[[TrainState, dict[str, Any]], tuple]:
+    def step(self, n: int | None) -> jax.stages.Compiled:
         """Return the train step, or n of them fused; compiled at the first call.
 
         Raises:

@@ -1,4 +1,4 @@
-"""The train step and the held-out loss, as pure functions to be jitted.
+"""The train step and the figures of held-out images, as pure functions to be jitted.
 
 One step draws t and ε from `fold_in(key, step)`, takes the gradient of the mean weighted loss,
 updates the parameters unless the gradient is not finite, and moves the average
@@ -11,13 +11,14 @@ with n the step: the warm-up of the decay forgets the initial weights early on.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from ddpm_jax.conditioning import drop
-from ddpm_jax.config import LossConfig, OptimConfig
+from ddpm_jax.config import OptimConfig
 from ddpm_jax.models import Model
 from ddpm_jax.pixels import to_x_0
 from ddpm_jax.runs.state import TrainState
@@ -26,8 +27,12 @@ from ddpm_jax.types import Array, Conditioning, Params, PRNGKey
 
 # (params, x_0, t, eps, cond, train, key) -> [B]: the loss per example
 LossFn = Callable[[Params, Array, Array, Array, Conditioning | None, bool, PRNGKey | None], Array]
-# batch -> what of it the network is told, or None
+# batch -> what of it the network receives, or None
 CondFn = Callable[[dict[str, Array]], Conditioning | None]
+# (state, batch) -> (state, metrics)
+TrainStep = Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict[str, Array]]]
+# (params, batch, index of the batch) -> {name: [B]}: figures of each image
+EvalStep = Callable[[Params, dict[str, Array], Array], dict[str, Array]]
 
 QUARTILES = 4
 
@@ -64,12 +69,12 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     num_timesteps: int,
-    loss_config: LossConfig,
+    p_uncond: float,
     optim_config: OptimConfig,
     cond_fn: CondFn,
     accumulate: int,
     key: PRNGKey,
-) -> Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict[str, Array]]]:
+) -> TrainStep:
     """Return train_step(state, batch) -> (state, metrics).
 
     Args:
@@ -77,7 +82,7 @@ def make_train_step(
       time_sampler: draws the times of a batch.
       optimizer: `make_optimizer`'s.
       num_timesteps: T.
-      loss_config: of it, `p_uncond`.
+      p_uncond: how often an example's conditioning is hidden.
       optim_config: of it, the EMA's decay.
       cond_fn: batch -> what of it is given to the network.
       accumulate: micro-batches that the batch is cut into; t and ε are those of the whole batch.
@@ -95,11 +100,11 @@ def make_train_step(
         eps = jax.random.normal(eps_key, x_0.shape)
         cond = cond_fn(batch)
         if cond is not None:  # one draw an example hides all of it, or nothing
-            cond = drop(cond, jax.random.bernoulli(null_key, loss_config.p_uncond, t.shape))
+            cond = drop(cond, jax.random.bernoulli(null_key, p_uncond, t.shape))
 
         def mean_loss(params, examples, key):
-            *told, weight = examples
-            loss = loss_fn(params, *told, True, key)  #                            [B / accumulate]
+            x_0, t, eps, cond, weight = examples
+            loss = loss_fn(params, x_0, t, eps, cond, True, key)  #                [B / accumulate]
             return (weight * loss).mean(), loss
 
         def micro_step(gradient, part):
@@ -125,6 +130,7 @@ def make_train_step(
             gradient = jax.tree.map(lambda g: g / accumulate, gradient)
             loss = loss.swapaxes(0, 1).reshape(-1)
 
+        opt_state: Any  # optax.ApplyIfFiniteState
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         n = state.step.astype(jnp.float32)
@@ -184,3 +190,38 @@ def make_eval_step(
         return weight * loss_fn(params, x_0, t, eps, cond_fn(batch), False, None)
 
     return eval_step
+
+
+def make_accuracy_step(
+    right_fn: Callable[[Params, Array, Array, Array, Array], Array],
+    num_timesteps: int,
+    *,
+    key: PRNGKey,
+) -> EvalStep:
+    """Return accuracy_step(params, batch, index) -> {"accuracy_t_quartile_1": [B], ...}.
+
+    Every image is judged once in each quarter of {1..T}; t and ε depend on `index` and the quarter
+    only.
+
+    Args:
+      right_fn: (params, x_0, t, eps, label) -> bool [B], whether the class that the network finds
+        in x_t is the label.
+      num_timesteps: T.
+      key: of the run.
+    """
+
+    def accuracy_step(params: Params, batch: dict[str, Array], index: Array) -> dict[str, Array]:
+        x_0, label = to_x_0(batch["image"]), batch["label"]
+
+        def right_in(quarter: Array) -> Array:
+            quarter_key = jax.random.fold_in(jax.random.fold_in(key, quarter), index)
+            t_key, eps_key = jax.random.split(quarter_key)
+            u = jax.random.uniform(t_key, label.shape)
+            t = 1 + ((quarter + u) * (num_timesteps / QUARTILES)).astype(jnp.int32)
+            t = jnp.minimum(t, num_timesteps)  # the product can round up
+            return right_fn(params, x_0, t, jax.random.normal(eps_key, x_0.shape), label)
+
+        right = jax.lax.map(right_in, jnp.arange(QUARTILES))  #                   [4, B]
+        return {f"accuracy_t_quartile_{i + 1}": right[i] for i in range(QUARTILES)}
+
+    return accuracy_step

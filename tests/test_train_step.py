@@ -1,0 +1,281 @@
+"""What a train step must not get wrong, on a linear network: seconds, where a U-Net takes minutes.
+
+Each test fails on one plausible mistake that Adam, a warm-up from 0 or zero initial weights hide.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax import build, data
+from ddpm_jax.config import OptimConfig, from_dict
+from ddpm_jax.data.sources import ArraySource
+from ddpm_jax.models import Model
+from ddpm_jax.runtime import devices
+from ddpm_jax.time_samplers import TimeSampler, uniform
+from ddpm_jax.training.feed import feed
+from ddpm_jax.training.held_out import make_held_out
+from ddpm_jax.training.optimizer import make_optimizer
+from ddpm_jax.training.parts import Parts, build_parts
+from ddpm_jax.training.step import (
+    init_state,
+    make_accuracy_step,
+    make_eval_step,
+    make_train_step,
+)
+
+pytestmark = [
+    pytest.mark.quick_to_compile,
+    pytest.mark.loose_promotion(reason="optax's schedules multiply floats with int32 counts"),
+]
+
+B, SHAPE, T = 8, (2, 2, 1), 1000
+OPTIM = OptimConfig(warmup_steps=0, learning_rate=0.1, clip_norm=0.0, ema_decay=0.9)
+START = {"a": jnp.float32(2.0), "b": jnp.float32([1.0, -3.0])}
+LINEAR = Model(lambda key: START, lambda params, x, t, cond, *, train, key: params["a"] * x)
+
+
+def error(params, x_0, t, eps, cond, train, key):
+    """The squared error of a x_0 + b: [B]; b is the same for all pixels."""
+    return jnp.square(params["a"] * x_0 + params["b"].sum() - eps).mean((1, 2, 3))
+
+
+def noise_seen(params, x_0, t, eps, cond, train, key):
+    """What an example drew: its ε, and its dropout if there is any."""
+    drawn = 0.0 if key is None else jax.random.normal(key, t.shape)
+    return eps.mean((1, 2, 3)) + 10.0 * drawn + 0.0 * params["a"]
+
+
+def watched(weight=None):
+    """Uniform times whose state is what the sampler last learned: (t, loss), in batch order."""
+    weight = jnp.ones(B) if weight is None else weight
+    return TimeSampler(
+        init=lambda: (jnp.zeros(B, jnp.int32), jnp.zeros(B)),
+        draw=lambda state, key, size: (uniform(T).draw((), key, size)[0], weight),
+        update=lambda state, t, loss: (t, loss),
+    )
+
+
+def a_step(loss_fn=error, *, times=None, optim=OPTIM, accumulate=1):
+    """Return the first state and the jitted step."""
+    times, optimizer = times or watched(), make_optimizer(optim, 100)
+    step = make_train_step(
+        loss_fn,
+        times,
+        optimizer,
+        num_timesteps=T,
+        p_uncond=0.0,
+        optim_config=optim,
+        cond_fn=lambda batch: None,
+        accumulate=accumulate,
+        key=jax.random.key(0),
+    )
+    return init_state(LINEAR, optimizer, jax.random.key(0), times), jax.jit(step)
+
+
+def a_batch(seed=0):
+    rng = np.random.default_rng(seed)
+    return {"image": rng.integers(0, 256, (B, *SHAPE), np.uint8), "label": np.zeros(B, np.int32)}
+
+
+def test_the_gradient_of_micro_batches_is_their_mean():
+    """Adam does not see the scale of a gradient; its norm does."""
+    rows = []
+    for accumulate in (1, 4):
+        state, step = a_step(accumulate=accumulate)
+        rows.append(step(state, a_batch())[1])
+    np.testing.assert_allclose(rows[1]["grad_norm"], rows[0]["grad_norm"], rtol=1e-5)
+    np.testing.assert_allclose(rows[1]["loss"], rows[0]["loss"], rtol=1e-5)
+
+
+def test_micro_batches_and_steps_draw_dropout_of_their_own():
+    state, step = a_step(noise_seen, accumulate=4)
+    first, _ = step(state, a_batch())
+    second, _ = step(first, a_batch())
+    for loss in (first.time_state[1], second.time_state[1]):
+        # ε is at most 2.5 of the 10: a shared key would leave the rest equal in all micro-batches
+        drawn = np.asarray(loss).reshape(-1, 4).T  # micro-batch i has examples i, i + 4, ...
+        for i in range(4):
+            for j in range(i):
+                assert np.abs(drawn[i] - drawn[j]).max() > 3.0
+    assert np.abs(first.time_state[1] - second.time_state[1]).max() > 3.0
+
+
+def test_every_step_draws_its_own_t_and_eps():
+    def eps_seen(params, x_0, t, eps, cond, train, key):
+        return eps.mean((1, 2, 3)) + 0.0 * params["a"]
+
+    state, step = a_step(eps_seen)
+    first, _ = step(state, a_batch())
+    second, _ = step(first, a_batch())
+    again, _ = step(state, a_batch())
+    for i in (0, 1):  # t, then ε
+        assert np.mean(first.time_state[i] == second.time_state[i]) < 0.3
+        np.testing.assert_array_equal(first.time_state[i], again.time_state[i])
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_the_time_sampler_learns_the_loss_without_its_weight(accumulate):
+    weight = jnp.arange(1.0, B + 1.0)
+
+    def loss_fn(params, x_0, t, eps, cond, train, key):
+        return t / T + 0.0 * params["a"]
+
+    state, step = a_step(loss_fn, times=watched(weight), accumulate=accumulate)
+    state, row = step(state, a_batch())
+    t, loss = state.time_state
+    np.testing.assert_allclose(loss, t / T, rtol=1e-6)
+    np.testing.assert_allclose(row["loss"], np.mean(np.asarray(weight) * t / T), rtol=1e-5)
+
+
+@pytest.mark.parametrize("ema_warmup", [True, False])
+def test_the_average_starts_at_the_weights_and_follows_them(ema_warmup):
+    state, step = a_step(optim=dataclasses.replace(OPTIM, ema_warmup=ema_warmup))
+    average = {name: np.float64(leaf) for name, leaf in START.items()}
+    for n in range(4):
+        state, _ = step(state, a_batch(n))
+        d = min(0.9, (1 + n) / (10 + n)) if ema_warmup else 0.9
+        for name, leaf in state.params.items():
+            average[name] = d * average[name] + (1 - d) * np.float64(leaf)
+            np.testing.assert_allclose(state.ema_params[name], average[name], rtol=1e-5)
+    assert np.all(np.abs(state.params["b"] - START["b"]) > 0.1)
+
+
+def by_hand(optim, gradients, x):
+    """Adam (Kingma & Ba 2015, alg. 1) and AdamW (Loshchilov & Hutter 2019, alg. 2)."""
+    m, v = np.zeros_like(x), np.zeros_like(x)
+    for n, g in enumerate(gradients, start=1):
+        norm = np.sqrt(np.sum(g**2))
+        if optim.clip_norm and norm > optim.clip_norm:
+            g = g * optim.clip_norm / norm
+        m = optim.b1 * m + (1 - optim.b1) * g
+        v = optim.b2 * v + (1 - optim.b2) * g**2
+        m_hat, v_hat = m / (1 - optim.b1**n), v / (1 - optim.b2**n)
+        x = x - optim.learning_rate * (
+            m_hat / (np.sqrt(v_hat) + optim.eps) + optim.weight_decay * x
+        )
+    return x
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(b1=0.5),
+        dict(b2=0.6),
+        dict(eps=0.3),
+        dict(clip_norm=1.0),
+        dict(name="adamw", weight_decay=0.5),
+        dict(name="adamw", weight_decay=0.5, clip_norm=2.0, b1=0.8, b2=0.7),
+    ],
+)
+def test_the_optimizer_is_the_papers_with_every_option_of_the_config(changes):
+    optim = dataclasses.replace(OPTIM, **changes)
+    x = np.array([1.0, -2.0, 0.5])
+    # Gradients above and below the norm that is clipped, so that the order of the two shows
+    gradients = [np.array(g) for g in ([3.0, -1.0, 0.2], [0.1, 0.3, -0.2], [-2.0, 4.0, 1.0])]
+    optimizer = make_optimizer(optim, 100)
+    found = jnp.float32(x)
+    state = optimizer.init(found)
+    for g in gradients:
+        update, state = optimizer.update(jnp.float32(g), state, found)
+        found = found + update
+    np.testing.assert_allclose(found, by_hand(optim, gradients, x), rtol=1e-5)
+    plain = by_hand(OPTIM, gradients, x)
+    assert np.abs(found - plain).max() > 1e-3  # the option matters here
+
+
+def test_every_held_out_batch_draws_its_own_t_and_eps_and_all_of_them_count_once():
+    config = from_dict(
+        {"train": {"batch_size": B}, "eval": {"num_examples": 12}, "mesh": {"data": 1}}
+    )
+    source = ArraySource(np.zeros((20, *SHAPE), np.uint8), np.zeros(20, np.int32))
+    dataset = data.Dataset(source, source, SHAPE, 0, ())
+    step = make_eval_step(noise_seen, uniform(T), cond_fn=lambda batch: None, key=jax.random.key(1))
+    state, _ = a_step()
+    parts = Parts(
+        name="linear",
+        model=LINEAR,
+        rate=lambda step: 0.1,
+        init=lambda: state,
+        train_step=lambda state, batch: (state, {}),
+        eval_step=lambda *args: {"noise": step(*args)},
+    )
+    held_out = make_held_out(config, dataset, {}, parts, devices.make_mesh(config))
+    drawn = [np.asarray(step(START, a_batch(), i)) for i in (0, 1)]
+    assert np.abs(drawn[0] - drawn[1]).max() > 0.1
+    wanted = np.concatenate([drawn[0], drawn[1][:4]]).mean()  # 12 images, in batches of 8
+    assert held_out(START) == {"noise": pytest.approx(wanted, abs=1e-5)}
+    assert held_out(START) == held_out(START)
+    nothing = dataclasses.replace(dataset, test=None)
+    assert make_held_out(config, nothing, {}, parts, devices.make_mesh(config)) is None
+
+
+def test_accuracy_is_measured_in_each_quarter_of_the_timesteps():
+    """The figure is here t, and then the mean ε, instead of whether the class is right."""
+
+    def figures(right_fn, index):
+        step = make_accuracy_step(right_fn, T, key=jax.random.key(0))
+        batch = {"image": np.zeros((1000, *SHAPE), np.uint8), "label": np.zeros(1000, np.int32)}
+        found = jax.jit(step)(START, batch, index)
+        assert list(found) == [f"accuracy_t_quartile_{i}" for i in (1, 2, 3, 4)]
+        return [np.asarray(figure) for figure in found.values()]
+
+    for quarter, t in enumerate(figures(lambda params, x_0, t, eps, label: t, 0)):
+        low, high = 250 * quarter + 1, 250 * (quarter + 1)
+        assert low <= t.min() < low + 5 and high - 5 < t.max() <= high
+    eps = figures(lambda params, x_0, t, eps, label: eps.mean((1, 2, 3)), 0)
+    others = figures(lambda params, x_0, t, eps, label: eps.mean((1, 2, 3)), 1)
+    assert np.abs(eps[0] - eps[1]).max() > 0.1 and np.abs(eps[0] - others[0]).max() > 0.1
+
+
+def test_fused_steps_take_the_batches_in_their_order():
+    config = from_dict({"data": {"name": "digits"}, "train": {"batch_size": B}})
+    images = np.arange(40, dtype=np.uint8).reshape(-1, 1, 1, 1)
+    batches = data.Batches(ArraySource(images, np.arange(40, dtype=np.int32)), B, seed=0)
+    single, fused = (
+        [*feed(config.data, batches, devices.make_mesh(config), calls)]
+        for calls in ([(0, None), (1, None), (2, None)], [(0, 3)])
+    )
+    for name in ("image", "label"):
+        for i in range(3):
+            np.testing.assert_array_equal(fused[0][name][i], single[i][name])
+            np.testing.assert_array_equal(single[i][name], batches.batch(i)[name])
+
+
+def test_a_learned_schedule_is_trained_on_its_prior_too(monkeypatch):
+    """A network that knows ε leaves only the prior for the gradient of γ_1.
+
+    KL(q(z_1|x) ‖ N(0, I)) = ½ (α_1² x² + σ_1² - 1 - ln σ_1²) in each dimension. Its derivative by
+    γ_1 is ½ (σ_1² α_1² (1 - x²) - α_1²), because dσ_1²/dγ_1 = σ_1² α_1² = -dα_1²/dγ_1.
+    """
+    low, high, pixel = -10.0, -1.0, 64
+    x = pixel / 127.5 - 1
+
+    def knows_eps(params, z, told, cond, *, train, key):
+        gamma = (low + (high - low) / 1000 * told)[:, None, None, None]
+        return (z - jnp.sqrt(jax.nn.sigmoid(-gamma)) * x) / jnp.sqrt(jax.nn.sigmoid(gamma))
+
+    monkeypatch.setattr(build, "model", lambda *_: Model(lambda key: {}, knows_eps))
+    config = from_dict(
+        {
+            "process": {
+                "schedule": "learned",
+                "num_timesteps": 10,
+                "gamma_min": low,
+                "gamma_max": high,
+            }
+        }
+    )
+    parts = build_parts(config, SHAPE, 0)
+    batch = {"image": np.full((B, *SHAPE), pixel, np.uint8), "label": np.zeros(B, np.int32)}
+
+    def mean_loss(params):
+        return parts.eval_step(params, batch, 0)["held_out_loss"].mean()
+
+    found = jax.jit(jax.grad(mean_loss))(parts.init().params)["schedule"]["ends"]["gamma_1"]
+    variance = 1 / (1 + np.exp(-high))
+    wanted = 0.5 * (1 - variance) * (variance * (1 - x**2) - 1) / np.log(2.0)
+    assert float(found) == pytest.approx(wanted, rel=1e-3)
