@@ -1,5 +1,6 @@
 """Editing with denoisers of Gaussian data: affine maps, so slopes and moments are known exactly."""
 
+import dataclasses
 import functools
 
 import jax
@@ -177,6 +178,20 @@ def test_the_network_is_traced_once_and_evaluated_for_the_moves_down_alone():
     jax.effects_barrier()
     assert len(traces) == 1
     assert evaluations == [100, 80] * 3 + [60, 40] * 3 + [20]
+
+
+def test_known_pixels_are_noised_to_the_timestep_that_a_step_reaches():
+    def two(key, t, shape):
+        return jnp.full(shape, 2.0)
+
+    sampler = dataclasses.replace(samplers.ddim(PROCESS), noise=two)
+    walker = editing.repaint(sampler, X_0, jnp.ones(X_0.shape, bool))
+    state, _ = walker.step(normal_denoiser, KEYS, walker.init(jnp.asarray(OTHER)), 50, 30)
+    a = oracles.chain_moments("linear", T)[0]
+    np.testing.assert_allclose(state.x, a[30] * X_0 + 2 * np.sqrt(1 - a[30] ** 2), rtol=1e-5)
+    up, _ = walker.step(normal_denoiser, KEYS, state, 30, 50)
+    ratio = a[50] / a[30]
+    np.testing.assert_allclose(up.x, ratio * state.x + 2 * np.sqrt(1 - ratio**2), rtol=1e-5)
 
 
 MEAN, COVARIANCE, KNOWN = np.array([0.1, -0.2]), np.array([[0.5, 0.4], [0.4, 0.6]]), 0.9
