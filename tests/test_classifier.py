@@ -263,6 +263,7 @@ def small(mesh, **train):
     )
 
 
+@pytest.mark.slow
 @loose
 def test_a_sharded_classifier_with_fused_steps_takes_the_steps_of_a_whole_one(tmp_path):
     whole = train(small(dict(data=1)), tmp_path / "whole")
