@@ -11,6 +11,7 @@ with n the step: the warm-up of the decay forgets the initial weights early on.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
