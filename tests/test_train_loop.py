@@ -14,6 +14,7 @@ from ddpm_jax.runs import metrics
 from ddpm_jax.training.parts import build_parts
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:Sharding info not provided"),
     pytest.mark.loose_promotion(reason="Linen's GroupNorm mixes ranks"),
     pytest.mark.quick_to_compile,
