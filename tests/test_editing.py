@@ -1,4 +1,4 @@
-"""Editing with denoisers of Gaussian data: affine maps, so slopes and moments are known exactly."""
+"""Editing with denoisers of Gaussian data: affine maps with exactly known slopes and moments."""
 
 import dataclasses
 import functools
@@ -118,7 +118,7 @@ def test_slerp_walks_the_arc_at_constant_speed():
 
 
 def algorithm_1(T, U):
-    """The times that algorithm 1 of RePaint visits, by its two loops."""
+    """The timesteps that algorithm 1 of RePaint visits, from its two loops."""
     visited = [T]
     for t in range(T, 0, -1):
         for u in range(1, U + 1):
@@ -208,9 +208,9 @@ def gain(t):
 
 
 def repaint_moments(U, j):
-    """Mean and variance of the hidden pixel, by the algorithm's moves (fixed_large).
+    """Mean and variance of the hidden pixel, from the steps of the algorithm (fixed_large).
 
-    The known pixel is independent noise at every move, so its covariances are 0.
+    The known pixel gets independent noise at every step, so its covariances are 0.
     """
     a = oracles.chain_moments("linear", T)[0]
     mean, covariance = np.zeros(2), np.eye(2)
@@ -260,7 +260,7 @@ def hidden_pixels(U, j):
 
 
 def test_resampling_brings_a_correlated_pixel_to_its_conditional_distribution():
-    """N(0.44, 0.28) is exact; by the moves, the mean is 0.151 at U = 1 and 0.395 at U = 10."""
+    """N(0.44, 0.28) is exact; the algorithm gives the mean 0.151 at U = 1 and 0.395 at U = 10."""
     means, variances = zip(
         *[(x.mean(), x.var()) for x in (hidden_pixels(U, 1) for U in (1, 5, 10))], strict=True
     )
@@ -288,9 +288,9 @@ def test_inpainted_pixels_have_the_algorithms_moments(U, j):
 def test_what_cannot_be_is_refused():
     with pytest.raises(UserError, match="unknown mix 'sperp'; did you mean 'slerp'"):
         interpolate(0.5, "sperp")
-    with pytest.raises(UserError, match="the images to mix must have one shape"):
+    with pytest.raises(UserError, match="x_0 and other must have the same shape, found"):
         editing.interpolate(PROCESS, SAMPLER, normal_denoiser, KEYS, X_0, OTHER[:2], 0.5, [30, 0])
-    with pytest.raises(UserError, match=r"mask of shape \(3, 3, 1\) does not fit images of"):
+    with pytest.raises(UserError, match=r"mask of shape \(3, 3, 1\) does not fit images of shape"):
         inpaint(X_0, np.ones((3, 3, 1)))
     for options in (dict(num_resamples=0), dict(jump_length=0)):
         with pytest.raises(UserError, match="num_resamples and jump_length must be at least 1"):
