@@ -6,9 +6,9 @@
   inpaint       x_s = m q_sample(x_0, s) + (1-m) p_step(x_t), then up by q(x_t | x_s) and down
                 again, several times                              (Lugmayr et al. 2022, alg. 1)
 
-These are pure functions of a sampler, a denoiser (guided or not) and one key per image. The noise of
-image i depends on `key[i]` only. The depth of sdedit and interpolate is the first timestep of the
-grid (`from_depth`).
+The functions are pure. They take a sampler, a denoiser (guided or not) and one key per image. The
+noise of image i depends on `key[i]` only. The depth of sdedit and interpolate is the first timestep
+of the grid (`from_depth`).
 """
 
 from collections.abc import Callable
