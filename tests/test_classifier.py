@@ -135,7 +135,7 @@ def test_load_guides_by_the_classifier(both):
     assert np.abs(images - unguided).max() > 0.01
     off = sample(loaded, key, 3, {"label": np.full(3, -1, np.int32)})
     np.testing.assert_allclose(off, unguided, atol=1e-5)
-    with pytest.raises(UserError, match="classifier guidance needs cond={'label': labels}"):
+    with pytest.raises(UserError, match="classifier guidance needs the wanted classes, but"):
         sample(loaded, key, 3)
 
 
@@ -163,13 +163,13 @@ def test_what_does_not_fit_is_refused(both, tmp_path):
     model = root / "model"
     for options, message in (
         (dict(classifier=tmp_path / "noise"), "does not fit the model: its process is"),
-        (dict(classifier=model), "model.name is 'unet', but a classifier is wanted here"),
+        (dict(classifier=model), "model.name is 'unet', but a classifier is needed here"),
         (dict(classifier=root / "judge", classifier_scale=-1.0), "scale of classifier guidance"),
         (dict(classifier=root / "none"), "is not the work directory of a run"),
     ):
         with pytest.raises(UserError, match=message):
             ddpm_jax.load(model, **options)
-    with pytest.raises(UserError, match="model.name is 'classifier', but a denoiser is wanted"):
+    with pytest.raises(UserError, match="model.name is 'classifier', but a denoiser is needed"):
         ddpm_jax.load(root / "judge")
     facts = (root / "judge" / "dataset.json").read_text()
     other = tmp_path / "noise" / "dataset.json"

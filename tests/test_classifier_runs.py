@@ -117,6 +117,6 @@ def test_the_classifiers_command_refuses_a_denoiser(tmp_path):
     done = run_main("train_classifier", "--config=experiments/digits.py", f"--workdir={root}")
     assert done.returncode == 2 and not root.exists()
     assert done.stderr == (
-        "error: model.name is 'unet', but a classifier is wanted here "
-        "(denoisers: experiments.train)\n"
+        "error: model.name is 'unet', but a classifier is needed here; "
+        "train denoisers by experiments.train\n"
     )
