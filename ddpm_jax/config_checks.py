@@ -73,7 +73,7 @@ def check_type(key: str, value: Any, hint: Any) -> Any:
 
 
 class Choice(NamedTuple):
-    """A row of a table in `build/`: what a name in a config stands for.
+    """A row of a table in `build/`: the meaning of a name in a config.
 
     Attributes:
       build: builds it from the config.

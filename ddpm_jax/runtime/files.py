@@ -141,8 +141,8 @@ def sha256(path: str | os.PathLike) -> str:
 
 
 def _download(archive: Archive, path: pathlib.Path, manual: pathlib.Path) -> None:
-    """Download and verify: what is at `path` is always whole."""
-    import requests  # here: whoever only writes files does not wait for these imports
+    """Download and verify an archive. The file at `path` is always complete."""
+    import requests  # here, so that only downloads wait for these imports
     from tqdm import tqdm
 
     logger.info("downloading %s (%d bytes)", archive.url, archive.size)
