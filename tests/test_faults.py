@@ -146,7 +146,7 @@ def test_a_source_that_hangs_is_named_in_time():
         for batch in feed(config.data, batches, mesh, list(plan_calls(0, 9, 2, [3]))):
             given.append(batch["image"].shape)
     released.set()
-    assert given == [(2, 2, 8, 8, 1), (2, 8, 8, 1)]  # steps 0 and 1 fused, 2 alone; 3 hangs
+    assert given == [(2, 2, 8, 8, 1), (2, 8, 8, 1)]  # steps 0 and 1 in one call, then 2; 3 hangs
 
 
 def test_the_end_of_a_process_however_it_comes_lets_its_lock_go(tmp_path):

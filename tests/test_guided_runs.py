@@ -43,7 +43,7 @@ def config_of(**sections):
 
 
 def make_run(root, config, seed=0):
-    """Write the work directory of a run whose weights are random, the zero layers too."""
+    """Write the work directory of a run with random weights, also in the zero layers."""
     workdir = open_for_training(root, config)
     write_facts(workdir, FACTS)
     make = build.classifier if config.model.name == "classifier" else build.model

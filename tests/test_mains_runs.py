@@ -104,7 +104,7 @@ def test_a_mistake(cache):
 
 
 def test_a_full_disk_loses_no_checkpoint(tmp_path, cache):
-    """A limit on the size of files stands for the full disk: the write of a checkpoint fails."""
+    """A limit on the size of files replaces the full disk: the write of a checkpoint fails."""
     train = ["train", DIGITS, *FLAGS, f"--workdir={tmp_path / 'run'}"]
     first = command(*train, "--config.train.num_steps=2", cache=cache)
     assert first.returncode == 0, first.stderr

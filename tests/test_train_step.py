@@ -50,7 +50,7 @@ def noise_seen(params, x_0, t, eps, cond, train, key):
 
 
 def watched(weight=None):
-    """Uniform times whose state is what the sampler last learned: (t, loss), in batch order."""
+    """Uniform times; the state holds what the sampler last received: (t, loss), in batch order."""
     weight = jnp.ones(B) if weight is None else weight
     return TimeSampler(
         init=lambda: (jnp.zeros(B, jnp.int32), jnp.zeros(B)),
@@ -254,8 +254,8 @@ def test_a_learned_schedule_is_trained_on_its_prior_too(monkeypatch):
     low, high, pixel = -10.0, -1.0, 64
     x = pixel / 127.5 - 1
 
-    def knows_eps(params, z, told, cond, *, train, key):
-        gamma = (low + (high - low) / 1000 * told)[:, None, None, None]
+    def knows_eps(params, z, t, cond, *, train, key):
+        gamma = (low + (high - low) / 1000 * t)[:, None, None, None]
         return (z - jnp.sqrt(jax.nn.sigmoid(-gamma)) * x) / jnp.sqrt(jax.nn.sigmoid(gamma))
 
     monkeypatch.setattr(build, "model", lambda *_: Model(lambda key: {}, knows_eps))
