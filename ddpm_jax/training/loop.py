@@ -149,7 +149,7 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
         cond = grid_cond(config, dataset, train_rows, test_rows)
         pictures = Pictures(config, parts, cond, workdir, writer, enabled=leader)
     progress = ProgressLine(console, start, last, config.train.batch_size)
-    log = Log(writer, progress, parts.rate, config.optim.max_nonfinite, workdir.checkpoints)
+    log = Log(writer, progress, parts.rate, config.optim.max_nonfinite, checkpoints.last_good)
 
     due, figures = set(), {}
     stop = StopRequest()
@@ -199,7 +199,7 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
             writer.scalars(step, figures)
         console.print(f"done: {last} steps")
         if pictures:
-            console.print(f"samples: {grid} (EMA weights)")
+            console.print(f"samples: {grid or 'none, they are not finite'} (EMA weights)")
         else:
             for name, value in figures.items():
                 console.print(f"held-out {name}: {value:.3f}")
