@@ -16,6 +16,7 @@ from tiny import make_config
 
 from ddpm_jax import config as config_lib
 from ddpm_jax.config import Config
+from ddpm_jax.config_checks import RANGES
 from ddpm_jax.errors import NotFiniteError, UserError
 from ddpm_jax.pixels import to_uint8, to_x_0
 from ddpm_jax.runs import metrics, workdir
@@ -485,8 +486,40 @@ def test_a_run_stops_after_too_many_updates_that_are_not_finite(tmp_path):
         ({"train": {"num_steps": "ten"}}, "train.num_steps must be a whole number, found 'ten'"),
         ({"process": {"num_timesteps": 0}}, "process.num_timesteps must be at least 1, found 0"),
         ({"loss": {"p_uncond": 1.5}}, r"loss.p_uncond must be in \[0, 1\), found 1.5"),
+        ({"optim": {"eps": 0.0}}, "config.optim.eps must be above 0, found 0.0"),
+        ({"optim": {"eps": 1e-42}}, "above 0, found 1e-42, which is 0 in float32"),
+        ({"optim": {"b1": 1.0}}, r"optim.b1 must be in \[0, 1\), found 1.0"),
+        ({"optim": {"b2": 0.99999999999}}, r"found 0.99999999999, which is 1 in float32"),
+        ({"optim": {"learning_rate": 1e39}}, "above 0, found 1e\\+39, which is inf in float32"),
+        ({"loss": {"min_snr_gamma": 0.0}}, "loss.min_snr_gamma must be above 0, found 0.0"),
+        ({"model": {"channel_multipliers": (1, 0)}}, r"at least 1, found 0 in \(1, 0\)"),
+        ({"sample": {"eta": 1.5}}, r"sample.eta must be in \[0, 1\], found 1.5"),
+        ({"eval": {"ode_tolerance": 0.0}}, "eval.ode_tolerance must be above 0"),
+        ({"train": {"seed": -1}}, r"train.seed must be in \[0, 4294967295\], found -1"),
+        ({"train": {"seed": 2**32}}, r"in \[0, 4294967295\], found 4294967296"),
+        ({"train": {"seed": 2**63}}, "found 9223372036854775808"),
     ],
 )
 def test_a_config_is_checked_where_it_is_read(mapping, message):
     with pytest.raises(UserError, match=message):
         config_lib.from_dict(mapping)
+
+
+NUMBERS = {
+    key: value
+    for key, value in config_lib.flatten(Config()).items()
+    if type(value) in (int, float, tuple)
+}
+
+
+def test_every_number_of_the_config_has_a_range():
+    assert RANGES.keys() == NUMBERS.keys()
+    config_lib.from_dict({"train": {"seed": 2**32 - 1}})
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_no_number_of_the_config_may_be_infinite_or_nan(bad):
+    for key in (key for key, value in NUMBERS.items() if type(value) is float):
+        section, field = key.split(".")
+        with pytest.raises(UserError, match=f"config.{key} must be .*, found -?(nan|inf)$"):
+            config_lib.from_dict({section: {field: float(bad)}})
