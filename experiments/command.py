@@ -13,6 +13,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from ddpm_jax.errors import PassingError, PeerError, UserError
+from ddpm_jax.runtime.output import Output
 from experiments import config_flag
 
 
@@ -23,6 +24,7 @@ def run(main: Callable[[], int | None], before: Callable[[], None] = lambda: Non
 
     A `PassingError` exits with 75 (EX_TEMPFAIL of sysexits.h: try again later).
     """
+    sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
     app.run(lambda argv: sys.exit(_guarded(main, before)), flags_parser=_parse)
 
 
