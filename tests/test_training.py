@@ -414,6 +414,60 @@ def test_a_work_directory_of_another_config_is_refused(tmp_path):
         workdir.open_for_reading(tmp_path / "nothing")
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"class_names": ("cat", "puppy")}, "gone: class 'dog'; new: class 'puppy'"),
+        ({"class_names": ("dog", "cat")}, "the classes are in another order"),
+        (
+            {"class_names": ("cat", "dog", "eel"), "num_classes": 3},
+            "2 classes are now 3; new: class 'eel'",
+        ),
+        ({"image_shape": (8, 8, 3)}, r"images of \(8, 8, 1\) are now \(8, 8, 3\)"),
+        ({"text": "minilm"}, "the encoder of texts '' is now 'minilm'"),
+    ],
+)
+def test_what_differs_in_the_data_of_a_run_is_named(tmp_path, changes, words):
+    paths = workdir.open_for_training(tmp_path, make_config())
+    facts = workdir.DatasetFacts((8, 8, 1), 2, ("cat", "dog"))
+    workdir.write_facts(paths, facts)
+    workdir.check_same_run(tmp_path, make_config(), facts)
+    other = dataclasses.replace(facts, **changes)
+    for refuse in (
+        lambda: workdir.check_same_run(tmp_path, make_config(), other),
+        lambda: workdir.write_facts(paths, other),
+    ):
+        with pytest.raises(UserError, match=rf"was trained on other data \({words}\); bring"):
+            refuse()
+    assert workdir.read_facts(paths) == facts
+
+
+@pytest.mark.parametrize("other", ["config", "data"])
+def test_another_run_is_refused_before_anything_is_compiled(tmp_path, capsys, other):
+    paths = workdir.open_for_training(tmp_path, make_config(train__seed=int(other == "config")))
+    names = tuple("abcdefghij") if other == "data" else tuple("0123456789")
+    workdir.write_facts(paths, workdir.DatasetFacts((8, 8, 1), 10, names))
+    with pytest.raises(UserError, match="belongs to a run of another|was trained on other data"):
+        train(make_config(), tmp_path)
+    assert "compiled" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_run_beyond_its_steps_says_so_and_one_of_skipped_steps_too(tmp_path, capsys):
+    config = make_config(optim__warmup_steps=50, optim__max_nonfinite=9)
+    train(config, tmp_path)
+    said = capsys.readouterr().out
+    assert "done: 4 steps\n" in said and "only reaches 6.0e-05 of 1.0e-03" in said
+    result = train(make_config(optim__warmup_steps=50, optim__max_nonfinite=9, train__num_steps=3),
+                   tmp_path)  # fmt: skip
+    said = capsys.readouterr().out
+    assert "nothing to train: the run is at step 4, beyond train.num_steps=3" in said
+    assert "done" not in said and int(result.state.step) == 4
+    ruined = make_config(optim__learning_rate=1e38, optim__warmup_steps=0, optim__max_nonfinite=9)
+    train(ruined, tmp_path / "ruined")
+    assert "done: 4 steps, 3 of them skipped (not finite" in capsys.readouterr().out
+
+
 def test_the_metrics_of_an_interrupted_run_are_cut_at_the_resumed_step(tmp_path):
     paths = workdir.WorkDir(tmp_path)
     writer = metrics.MetricsWriter(paths, 0)

@@ -25,7 +25,13 @@ from ddpm_jax.pretrained import text_encoder
 from ddpm_jax.runs.checkpoint import Checkpoints
 from ddpm_jax.runs.metrics import MetricsWriter
 from ddpm_jax.runs.state import TrainState
-from ddpm_jax.runs.workdir import DatasetFacts, locked, open_for_training, write_facts
+from ddpm_jax.runs.workdir import (
+    DatasetFacts,
+    check_same_run,
+    locked,
+    open_for_training,
+    write_facts,
+)
 from ddpm_jax.runtime import devices, distributed, sharding
 from ddpm_jax.runtime.interrupt import StopRequest
 from ddpm_jax.runtime.output import Output
@@ -126,14 +132,15 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
     }
     if leader:
         at_end.enter_context(locked(root))
+    encoder = text_encoder.NAME if config.data.text else ""
+    facts = DatasetFacts(dataset.image_shape, dataset.num_classes, dataset.class_names, encoder)
+    distributed.leader_first(lambda: check_same_run(root, config, facts))
     _describe(console, config, dataset, parts, count_parameters(programs.state.params), root)
     _, n = next(plan_calls(0, last, steps_per_call, list(every.values())))
     memory = programs.fitting(n)
     console.print(f"train step: compiled in {programs.seconds:.1f} s; memory {memory}")
 
     # The state: new, or the newest whole checkpoint of this directory.
-    encoder = text_encoder.NAME if config.data.text else ""
-    facts = DatasetFacts(dataset.image_shape, dataset.num_classes, dataset.class_names, encoder)
     workdir = distributed.leader_first(lambda: open_for_training(root, config))
     distributed.leader_first(lambda: write_facts(workdir, facts))
     checkpoints = Checkpoints(
@@ -168,6 +175,11 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
 
     fed = feed(config.data, batches, mesh, calls, hurry)
     try:
+        if start > last:
+            console.print(
+                f"nothing to train: the run is at step {start}, beyond train.num_steps={last}"
+            )
+            return Result(state, None, {})
         with stop, progress:
             progress.restart_clock(start)
             for i, ((step, n), batch) in enumerate(zip(calls, fed, strict=True)):
@@ -214,7 +226,11 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
         elif held_out and "held_out" not in due:
             figures = held_out(state.ema_params)
             writer.scalars(step, figures)
-        console.print(f"done: {last} steps")
+        skipped = int(state.opt_state.total_notfinite)
+        console.print(
+            f"done: {last} steps"
+            + (f", {skipped} of them skipped (not finite: NaN or infinity)" if skipped else "")
+        )
         if pictures:
             console.print(f"samples: {grid or 'none, they are not finite'} (EMA weights)")
         else:
@@ -256,5 +272,12 @@ def _describe(
         console.print(
             f"note: on fewer than {SMALL_SET:,} images a network tends to copy its training set; "
             "watch held_out_loss in the metrics"
+        )
+    steps, warmup = config.train.num_steps, config.optim.warmup_steps
+    if steps <= warmup:
+        console.print(
+            f"note: optim.warmup_steps={warmup} is not less than train.num_steps={steps}: the "
+            f"learning rate only reaches {parts.rate(steps - 1):.1e} of "
+            f"{config.optim.learning_rate:.1e}; take fewer warm-up steps"
         )
     console.print(f"{parts.name}: {num_parameters:,} parameters; work directory: {root}")
