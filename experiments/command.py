@@ -101,7 +101,14 @@ def _quiet_logs() -> None:
 def _use_compilation_cache() -> None:
     """Keep compiled programs in ~/.cache/ddpm_jax, or in JAX_COMPILATION_CACHE_DIR if it is set."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+        try:
+            cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+        except RuntimeError:  # no HOME, and a user without a name, as in a container
+            logging.getLogger("ddpm_jax").warning(
+                "there is no home directory, so compiled programs are not kept; "
+                "set JAX_COMPILATION_CACHE_DIR to keep them"
+            )
+            return
         jax.config.update("jax_compilation_cache_dir", str(cache / "ddpm_jax" / "compiled"))
 
 

@@ -5,6 +5,7 @@ updates that are not finite in test_training.py.
 """
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -232,6 +233,30 @@ def test_a_clock_that_stands_or_goes_back_changes_the_speed_alone(monkeypatch):
     line.restart_clock(0)
     speeds = [line.update(step, 0.5) for step in (1, 2, 3, 4)]
     assert speeds == [4, 4, 4, 2] and all(math.isfinite(speed) for speed in speeds)
+
+
+def test_one_slow_interval_moves_the_time_left_little(monkeypatch):
+    clock, said = [0.0], []
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: clock[0])
+    line = progress.ProgressLine(Console(file=io.StringIO()), 0, 1000, batch_size=8)
+    line.restart_clock(0)
+    for n, seconds in enumerate([1.0] * 9 + [7.0], start=1):
+        clock[0] += seconds
+        line.update(10 * n, 0.5)
+        shown = line._console.file.getvalue().split()[-2]
+        minutes, seconds = map(int, shown.split(":")[1:])
+        said.append(60 * minutes + seconds)
+    assert said[8] == 91 and said[9] == 144  # by the last interval only it would be 630
+
+
+def test_without_a_home_directory_programs_are_not_kept(monkeypatch, caplog):
+    for name in ("HOME", "XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2_000_000_000)  # as by docker run -u
+    before = jax.config.jax_compilation_cache_dir
+    command._use_compilation_cache()
+    assert "there is no home directory, so compiled programs are not kept" in caplog.text
+    assert jax.config.jax_compilation_cache_dir == before
 
 
 @pytest.mark.parametrize(("error", "code"), [(SourceError("gone"), 75), (UserError("typo"), 2)])

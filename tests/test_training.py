@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import logging
 import pathlib
 import shutil
@@ -557,6 +558,29 @@ def test_a_run_stops_after_too_many_updates_that_are_not_finite(tmp_path):
 def test_a_config_is_checked_where_it_is_read(mapping, message):
     with pytest.raises(UserError, match=message):
         config_lib.from_dict(mapping)
+
+
+def test_the_metrics_are_json_with_one_row_for_a_step(tmp_path):
+    """Of a file of an older version too, when its run goes on."""
+    paths = workdir.WorkDir(tmp_path)
+    paths.metrics.write_text('{"step": 1, "loss": NaN}\n{"step": 1, "held_out_loss": Infinity}\n')
+    assert np.isnan(metrics.read(paths.metrics)[0]["loss"])
+    writer = metrics.MetricsWriter(paths, 1)
+    writer.scalars(2, {"loss": float("nan")})
+    writer.scalars(2, {"held_out_loss": 0.5})
+    writer.scalars(3, {"loss": 0.25})
+    writer.flush()
+    lines = paths.metrics.read_text().splitlines()
+    writer.close()
+
+    def refuse(word):
+        raise AssertionError(f"{word} is not JSON")
+
+    rows = [json.loads(line, parse_constant=refuse) for line in lines]
+    assert [(row["step"], row.get("loss")) for row in rows] == [(1, None), (1, None), (2, None),
+                                                               (3, 0.25)]  # fmt: skip
+    read = metrics.read(paths.metrics)
+    assert np.isnan(read[2]["loss"]) and read[2]["held_out_loss"] == 0.5
 
 
 NUMBERS = {

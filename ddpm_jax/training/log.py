@@ -40,11 +40,12 @@ class Log:
     def end_interval(self, step: int) -> None:
         """Write the interval before this one; this one ends after `step` steps of the run."""
         self.flush()
+        self._writer.flush()
         if self._current:
             self._late, self._current = (step, self._current), Interval()
 
     def flush(self) -> int:
-        """Write the interval that has ended; return the updates skipped in a row at its end.
+        """Give the ended interval to the writer; return the updates skipped in a row at its end.
 
         Raises:
           UserError: as many as `max_nonfinite` were skipped.

@@ -190,6 +190,8 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
                 stopping = stop.now(i)  # asked once: a signal can come at any line
                 ending = stopping or step == last
                 due = {name for name, n in every.items() if n and step % n == 0}
+                if step == last and held_out and not pictures:
+                    due.add("held_out")
                 if due or ending:
                     log.end_interval(step)
                 if due - {"log"} or ending:
@@ -207,6 +209,7 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
                     score = monitor(ema) if judged else None
                     if score:
                         writer.scalars(step, score)
+                    writer.flush()  # before the checkpoint: a run that resumes there has this row
                     stopping = stopping or hurry()  # a signal came meanwhile
                     ending = ending or stopping
                     good = due & {"checkpoint", "score"} and not skipped  # else the last one stays
@@ -223,9 +226,8 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
             return Result(state, stop.signal, {})
         if pictures:
             grid = pictures.draw(step, "ema", sharding.on_this_process(mesh, state.ema_params))
-        elif held_out and "held_out" not in due:
+        elif held_out and start == last:
             figures = held_out(state.ema_params)
-            writer.scalars(step, figures)
         skipped = int(state.opt_state.total_notfinite)
         console.print(
             f"done: {last} steps"
