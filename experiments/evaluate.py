@@ -26,7 +26,6 @@ Other flags:
       Add the likelihood by the probability-flow ODE, of 64 images of each split.
 """
 
-import json
 import os
 import time
 from typing import Any
@@ -48,7 +47,7 @@ from ddpm_jax.figures.curves import rate_distortion
 from ddpm_jax.likelihood.bound import Part
 from ddpm_jax.runs import Run, open_run
 from ddpm_jax.runs.workdir import WorkDir, open_for_reading, read_config
-from ddpm_jax.runtime.files import replacing
+from ddpm_jax.runtime.files import replacing, to_json
 from experiments import command
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the trained run.")
@@ -274,7 +273,7 @@ def _write(
     }
     try:
         with replacing(path) as part:
-            part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+            part.write_text(to_json(content, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror})") from error
 

@@ -113,7 +113,7 @@ def test_a_full_disk_loses_no_checkpoint(tmp_path, cache):
     assert "resumed at step 2" in full.stdout
     errors = full.stderr.splitlines()
     assert len(errors) == 1 and errors[0].startswith("error: "), full.stderr
-    assert "could not be saved" in errors[0] and "last good one is of step 2" in errors[0]
+    assert "could not be saved" in errors[0] and "checkpoints/2; make room" in errors[0]
     again = command(*train, "--config.train.num_steps=4", cache=cache)
     assert again.returncode == 0, again.stderr
     assert "resumed at step 2" in again.stdout and "done: 4 steps" in again.stdout
