@@ -11,6 +11,7 @@ from ddpm_jax.types import Array, PRNGKey
 
 SCALE = 127.5  # pixel values in one unit of x_0
 HALF_BIN = 0.5 / SCALE  # half the distance in x_0 between two neighbouring pixel values
+VALUES = np.arange(256, dtype=np.float32) / SCALE - 1.0  # x_0 of the pixel values 0..255
 
 
 def to_x_0(image: Any) -> Any:

@@ -130,7 +130,7 @@ def learned(config: Config) -> Chain:
         loss=bound,
         initial=lambda: process_of(gamma.init(jax.random.key(0))),
         split=lambda params: (process_of(params["schedule"]), params["model"]),
-        decoder="flat",  # it is trained to decode from x_1 only
+        decoder="discrete",  # it is trained to decode from x_1 only
     )
 
 
