@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.errors import UserError, unknown
+from ddpm_jax.pixels import check_x_0
 from ddpm_jax.process import GaussianProcess, expand, jump, q_sample
 from ddpm_jax.randomness import draw_x_T, fold_in
 from ddpm_jax.samplers.base import Noise, Sampler, on_process, sample_loop
@@ -64,8 +65,9 @@ def sdedit(
       timesteps: [K+1] int, strictly descending from the depth to 0 (`from_depth`).
 
     Raises:
-      UserError: a sampler of another process, or a wrong grid.
+      UserError: x_0 that is not float, a sampler of another process, or a wrong grid.
     """
+    check_x_0(x_0)
     sampler = on_process(sampler, process)
     timesteps = check_grid(timesteps, process.num_timesteps)
     x_t = q_sample(process, x_0, jnp.int32(timesteps[0]), draw_x_T(key, x_0.shape[1:]))
@@ -96,8 +98,11 @@ def interpolate(
       mix: "lerp", (1-λ) x_t + λ x'_t, or "slerp", along the arc between them.
 
     Raises:
-      UserError: unknown mix, images of two shapes, a sampler of another process, a wrong grid.
+      UserError: unknown mix, images that are not float or of two shapes, a sampler of another
+        process, a wrong grid.
     """
+    check_x_0(x_0)
+    check_x_0(other)
     if mix not in MIXES:
         raise unknown("mix", mix, MIXES)
     if x_0.shape != other.shape:
@@ -166,9 +171,10 @@ def inpaint(
       jump_length: steps in a stretch, at least 1 (the paper's images take 10 of each).
 
     Raises:
-      UserError: num_resamples or jump_length below 1, a mask of another shape, a sampler of
-        another process, or a wrong grid.
+      UserError: num_resamples or jump_length below 1, x_0 that is not float, a mask of another
+        shape, a sampler of another process, or a wrong grid.
     """
+    check_x_0(x_0)
     try:
         mask = jnp.broadcast_to(jnp.asarray(mask), x_0.shape).astype(bool)
     except ValueError:

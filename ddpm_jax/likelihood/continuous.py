@@ -32,6 +32,7 @@ import numpy as np
 
 from ddpm_jax.errors import UserError, unknown
 from ddpm_jax.likelihood.terms import bits_per_dim, discrete_log_prob
+from ddpm_jax.pixels import check_x_0
 from ddpm_jax.predictions import KINDS
 from ddpm_jax.process import GaussianProcess, expand, from_log_alphas_cumprod
 from ddpm_jax.types import ApplyFn, Array, Conditioning, Params, PRNGKey
@@ -100,8 +101,9 @@ def bound_terms(
       train, key: as in `ApplyFn`.
 
     Raises:
-      UserError: unknown kind.
+      UserError: unknown kind, or x_0 that is not float.
     """
+    check_x_0(x_0)
     gamma_0, gamma_1 = ends
     r, slope = jax.jvp(progress, (u,), (jnp.ones_like(u),))
 

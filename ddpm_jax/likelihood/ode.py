@@ -63,7 +63,8 @@ def make_log_prob(
 
     Raises:
       UserError: unknown kind, eps at zero terminal SNR, T < 2, a number out of its range, diffrax
-        is not installed; from `log_prob`: the solver takes more than max_steps.
+        is not installed; from `log_prob`: x_0 that is not float, or the solver takes more than
+        max_steps.
     """
     if kind not in KINDS:
         raise unknown("kind", kind, KINDS)
@@ -90,6 +91,7 @@ def make_log_prob(
         *,
         start: int = 0,
     ) -> tuple[np.ndarray, np.ndarray]:
+        pixels.check_x_0(x_0)
         keys = image_keys(key, np.arange(start, start + len(x_0)))
         shared = tables, dict(rtol=rtol, atol=atol), params
         solved = solve(shared, (keys, jnp.asarray(x_0, jnp.float32), cond))

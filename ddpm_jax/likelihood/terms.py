@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.errors import unknown
-from ddpm_jax.pixels import HALF_BIN, SCALE, VALUES
+from ddpm_jax.pixels import HALF_BIN, SCALE, VALUES, check_x_0
 from ddpm_jax.process import GaussianProcess, expand, jump, q_sample, read
 from ddpm_jax.randomness import draw_noise, fold_in
 from ddpm_jax.types import Array, DenoiseFn, Prediction, PRNGKey
@@ -34,7 +34,11 @@ def prior_term(process: GaussianProcess, x_0: Array) -> Array:
     Args:
       process: the chain.
       x_0: [B, ...] float, in [-1, 1].
+
+    Raises:
+      UserError: x_0 is not float.
     """
+    check_x_0(x_0)
     alpha_bar = process.alphas_cumprod[-1]  # in float32, 1 - ᾱ_T would lose the digits of ᾱ_T
     return bits_per_dim(0.5 * (alpha_bar * jnp.square(x_0) - alpha_bar - jnp.log1p(-alpha_bar)))
 
@@ -66,9 +70,10 @@ def step_term(
           flat prior over all real numbers. Its bound is looser than that of "discrete".
 
     Raises:
-      UserError: unknown variance or decoder, or "learned_range" with a network that does not
-        predict the variance.
+      UserError: unknown variance or decoder, x_0 that is not float, or "learned_range" with a
+        network that does not predict the variance.
     """
+    check_x_0(x_0)
     if variance not in VARIANCES:
         raise unknown("variance", variance, VARIANCES)
     log_variance = expand(jnp.asarray(VARIANCES[variance](process, t, t - 1, prediction)), x_0)

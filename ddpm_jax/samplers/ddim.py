@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.pixels import check_x_0
 from ddpm_jax.process import GaussianProcess, alpha_sigma
 from ddpm_jax.samplers.base import Noise, Sampler, sample_loop, with_options
 from ddpm_jax.samplers.ode import interval
@@ -110,8 +111,9 @@ def encode(
       x_0: [B, ...] float, clean data.
 
     Raises:
-      UserError: a wrong grid.
+      UserError: a wrong grid, or x_0 that is not float.
     """
+    check_x_0(x_0)
     timesteps = check_grid(timesteps, process.num_timesteps)
     unused = jax.random.split(jax.random.key(0), x_0.shape[0])
     return sample_loop(ddim_inversion(process), denoise_fn, unused, timesteps[::-1], x_0)
