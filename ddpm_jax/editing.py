@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.errors import UserError, unknown
+from ddpm_jax.pixels import check_x_0
 from ddpm_jax.process import GaussianProcess, expand, jump, q_sample
 from ddpm_jax.randomness import draw_x_T, fold_in
 from ddpm_jax.samplers.base import Noise, Sampler, on_process, sample_loop
@@ -65,8 +66,9 @@ def sdedit(
       timesteps: [K+1] int, strictly descending from the depth to 0 (`from_depth`).
 
     Raises:
-      UserError: the sampler was built on another process, or the grid is wrong.
+      UserError: x_0 is not float; the sampler was built on another process, or the grid is wrong.
     """
+    check_x_0(x_0)
     sampler = on_process(sampler, process)
     timesteps = check_grid(timesteps, process.num_timesteps)
     x_t = q_sample(process, x_0, jnp.int32(timesteps[0]), draw_x_T(key, x_0.shape[1:]))
@@ -99,9 +101,11 @@ def interpolate(
       mix: "lerp" is (1-λ) x_t + λ x'_t; "slerp" follows the arc between x_t and x'_t.
 
     Raises:
-      UserError: unknown mix; the images have two shapes; the sampler was built on another process;
-        the grid is wrong.
+      UserError: x_0 is not float; unknown mix; the images have two shapes; the sampler was built on
+        another process; the grid is wrong.
     """
+    check_x_0(x_0)
+    check_x_0(other)
     if mix not in MIXES:
         raise unknown("mix", mix, MIXES)
     if x_0.shape != other.shape:
@@ -175,9 +179,10 @@ def inpaint(
       jump_length: number of steps in a stretch, at least 1. For images the paper uses 10 for both.
 
     Raises:
-      UserError: num_resamples or jump_length is below 1; the mask does not fit x_0; the sampler was
-        built on another process; the grid is wrong.
+      UserError: x_0 is not float; num_resamples or jump_length is below 1; the mask does not fit
+        x_0; the sampler was built on another process; the grid is wrong.
     """
+    check_x_0(x_0)
     try:
         mask = jnp.broadcast_to(jnp.asarray(mask), x_0.shape).astype(bool)
     except ValueError:

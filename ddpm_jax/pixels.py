@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from ddpm_jax.errors import NotFiniteError
+from ddpm_jax.errors import NotFiniteError, UserError
 from ddpm_jax.types import Array, PRNGKey
 
 SCALE = 127.5  # pixel values in one unit of x_0
 HALF_BIN = 0.5 / SCALE  # half the distance in x_0 between two neighbouring pixel values
+VALUES = np.arange(256, dtype=np.float32) / SCALE - 1.0  # x_0 of the pixel values 0..255
 
 
 def to_x_0(image: Any) -> Any:
@@ -20,6 +21,16 @@ def to_x_0(image: Any) -> Any:
     A numpy array stays on the host.
     """
     return image.astype(jnp.float32) / SCALE - 1.0
+
+
+def check_x_0(x_0: ArrayLike) -> None:
+    """Raise `UserError` if x_0 is not an array of floats, such as the pixels of a file."""
+    dtype = jnp.result_type(x_0)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise UserError(
+            f"x_0 must be float, in [-1, 1], found {dtype}; convert uint8 pixels with "
+            "ddpm_jax.pixels.to_x_0"
+        )
 
 
 def to_uint8(x_0: ArrayLike) -> np.ndarray:

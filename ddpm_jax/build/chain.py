@@ -133,7 +133,7 @@ def learned(config: Config) -> Chain:
         loss=bound,
         initial=lambda: process_of(gamma.init(jax.random.key(0))),
         split=lambda params: (process_of(params["schedule"]), params["model"]),
-        decoder="flat",  # the training trains the decoder at x_1 only
+        decoder="discrete",  # the training trains the decoder at x_1 only
     )
 
 

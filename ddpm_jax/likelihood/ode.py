@@ -69,7 +69,7 @@ def make_log_prob(
     Raises:
       UserError: unknown kind; eps at zero terminal SNR; fewer than 2 timesteps with a finite
         log-SNR; a number is out of its range; diffrax is not installed. `log_prob` raises it if
-        the solver does not finish in max_steps.
+        x_0 is not float, or if the solver does not finish in max_steps.
     """
     if kind not in KINDS:
         raise unknown("kind", kind, KINDS)
@@ -99,6 +99,7 @@ def make_log_prob(
         *,
         start: int = 0,
     ) -> tuple[np.ndarray, np.ndarray]:
+        pixels.check_x_0(x_0)
         keys = image_keys(key, np.arange(start, start + len(x_0)))
         shared = tables, dict(rtol=rtol, atol=atol), params
         solved = solve(shared, (keys, jnp.asarray(x_0, jnp.float32), cond))

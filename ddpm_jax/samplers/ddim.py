@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.pixels import check_x_0
 from ddpm_jax.process import GaussianProcess, alpha_sigma
 from ddpm_jax.samplers.base import Noise, Sampler, sample_loop, with_options
 from ddpm_jax.samplers.ode import interval
@@ -111,8 +112,9 @@ def encode(
       x_0: [B, ...] float, clean data.
 
     Raises:
-      UserError: the grid is wrong.
+      UserError: the grid is wrong, or x_0 is not float.
     """
+    check_x_0(x_0)
     timesteps = check_grid(timesteps, process.num_timesteps)
     unused = jax.random.split(jax.random.key(0), x_0.shape[0])
     return sample_loop(ddim_inversion(process), denoise_fn, unused, timesteps[::-1], x_0)
