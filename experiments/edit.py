@@ -33,7 +33,7 @@ from ddpm_jax.data import images as pictures
 from ddpm_jax.errors import UserError
 from ddpm_jax.figures import grids
 from ddpm_jax.pixels import to_uint8, to_x_0
-from ddpm_jax.randomness import image_keys
+from ddpm_jax.randomness import MAX_SEED, image_keys
 from ddpm_jax.runtime import rows
 from experiments import command
 
@@ -88,7 +88,13 @@ NUM_STEPS = flags.DEFINE_integer(
     None,
     "Number of sampling steps from T to 0. Default: the run's own. The RePaint paper uses 250.",
 )
-SEED = flags.DEFINE_integer("seed", 0, "Random seed of the noise.")
+SEED = flags.DEFINE_integer(
+    "seed",
+    0,
+    "Random seed of the noise.",
+    lower_bound=0,
+    upper_bound=MAX_SEED,
+)
 STEP = flags.DEFINE_integer(
     "step", None, "Training step of the checkpoint to load. Default: the newest checkpoint."
 )

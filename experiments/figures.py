@@ -27,7 +27,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.figures import plots
 from ddpm_jax.pixels import to_x_0
 from ddpm_jax.process import GaussianProcess, q_sample
-from ddpm_jax.randomness import draw_x_T, image_keys
+from ddpm_jax.randomness import MAX_SEED, draw_x_T, image_keys
 from ddpm_jax.runs import Run, open_run
 from experiments import command, config_flag
 
@@ -36,7 +36,13 @@ WORKDIR = flags.DEFINE_string(
     "workdir", None, "Work directory of a trained run, for reverse.png. Default: no reverse.png."
 )
 OUT = flags.DEFINE_string("out", "figures", "Directory to which the PNG files are written.")
-SEED = flags.DEFINE_integer("seed", 0, "Random seed of the noise and of the samples.")
+SEED = flags.DEFINE_integer(
+    "seed",
+    0,
+    "Random seed of the noise and of the samples.",
+    lower_bound=0,
+    upper_bound=MAX_SEED,
+)
 
 FORWARD_TIMES = (0.0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # t/T
 SPECTRUM_TIMES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)

@@ -40,13 +40,20 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.figures import grids
 from ddpm_jax.pixels import to_uint8, to_x_0
 from ddpm_jax.pretrained import text_encoder
+from ddpm_jax.randomness import MAX_SEED
 from ddpm_jax.runs.workdir import open_for_reading, read_config, read_facts
 from ddpm_jax.sampling import sample_in_chunks
 from experiments import command
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the trained run.")
 N = flags.DEFINE_integer("n", 64, "Number of images to draw.", lower_bound=1)
-SEED = flags.DEFINE_integer("seed", 0, "Random seed. Image i depends only on the seed and on i.")
+SEED = flags.DEFINE_integer(
+    "seed",
+    0,
+    "Random seed. Image i depends only on the seed and on i.",
+    lower_bound=0,
+    upper_bound=MAX_SEED,
+)
 STEP = flags.DEFINE_integer(
     "step", None, "Training step of the checkpoint to load. Default: the newest checkpoint."
 )
