@@ -13,14 +13,15 @@
 The images are held-out images of the run, or those of --images: a PNG, or an .npz with `images`,
 uint8 [n, H, W, C], as `experiments.sample` writes it. The program writes a grid (PNG) with one row
 per image and the given images at the left. It also writes the edited images: an .npz with `images`,
-uint8 [n, k, H, W, C], where k is the number of results per image.
+uint8 [n, k, H, W, C], where k is the number of results per image, and `settings`, a string of JSON.
+The names of the files say what differs from the defaults.
 """
 
+import dataclasses
 import functools
-import os
-import pathlib
 import zipfile
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ from ddpm_jax.figures import grids
 from ddpm_jax.pixels import to_uint8, to_x_0
 from ddpm_jax.randomness import MAX_SEED, image_keys
 from ddpm_jax.runtime import rows
-from experiments import command
+from experiments import command, outputs
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the trained run.")
 EDIT = flags.DEFINE_enum(
@@ -99,7 +100,9 @@ STEP = flags.DEFINE_integer(
     "step", None, "Training step of the checkpoint to load. Default: the newest checkpoint."
 )
 OUT = flags.DEFINE_string(
-    "out", None, "Path of the output files without suffix. Default: a name in <workdir>/samples."
+    "out",
+    None,
+    "Path of the output files, or a directory for them. Default: <workdir>/samples.",
 )
 flags.mark_flags_as_required(["workdir", "edit"])
 
@@ -111,10 +114,12 @@ def main() -> None:
     depths = _depths(run.process.num_timesteps)
     label = _label(run)
     x_0 = _images(run)
+    mask = _mask(x_0.shape) if EDIT.value == "inpaint" else None
+    directory = outputs.absolute(WORKDIR.value) / "samples"
+    out = outputs.stem(OUT.value, directory, _name(run, depths))
     edit = _editor(run, label)
 
-    if EDIT.value == "inpaint":
-        mask = _mask(x_0.shape)
+    if mask is not None:
         inpaint = functools.partial(
             editing.inpaint, num_resamples=RESAMPLES.value, jump_length=JUMP.value
         )
@@ -138,7 +143,11 @@ def main() -> None:
         for depth in depths:
             part = editing.from_depth(grid, depth)
             edited += edit(editing.sdedit, part, np.zeros(1, np.int32), x_0)
-    _write(given, edited)
+    columns = [given[0], *edited, given[1]] if EDIT.value == "interpolate" else given + edited
+    table = to_uint8(np.stack(columns, axis=1))
+    picture = grids.make_grid(table.reshape(-1, *table.shape[2:]), columns=len(columns), side=32)
+    arrays = {"images": to_uint8(np.stack(edited, axis=1))}
+    outputs.write(out, OUT.value, picture, arrays, _settings(run, depths))
 
 
 def _tile(images: np.ndarray, k: int) -> np.ndarray:
@@ -219,34 +228,45 @@ def _images(run: runs.Run) -> np.ndarray:
     return np.asarray(to_x_0(jnp.asarray(images)))
 
 
+def _keep_left(height: int, width: int) -> np.ndarray:
+    mask = np.zeros((height, width, 1), bool)
+    mask[:, : width // 2] = True
+    return mask
+
+
+def _keep_all_but_the_centre(height: int, width: int) -> np.ndarray:
+    mask = np.ones((height, width, 1), bool)
+    mask[height // 4 : height - height // 4, width // 4 : width - width // 4] = False
+    return mask
+
+
+MASKS = {"left": _keep_left, "center": _keep_all_but_the_centre}
+
+
 def _mask(shape: tuple[int, ...]) -> np.ndarray:
     """Return where images [n, H, W, C] are kept: bool [H, W, 1], or [n, H, W, 1]."""
     height, width = shape[1:3]
-    mask = np.zeros((height, width, 1), bool)
-    if MASK.value == "left":
-        mask[:, : width // 2] = True
-    elif MASK.value == "center":
-        mask[:] = True
-        mask[height // 4 : height - height // 4, width // 4 : width - width // 4] = False
-    else:
-        mask = _read("mask", MASK.value, channels=1)
-        light = 127 if mask.dtype == np.uint8 and mask.max() > 1 else 0
-        mask = (mask if mask.shape[-1] == 1 else mask[..., None]) > light
-        if mask.shape[-3:-1] != (height, width) or mask.shape[:-3] not in ((), shape[:1]):
-            raise UserError(
-                f"--mask={MASK.value} must have {height}x{width} pixels like the images, "
-                f"found shape {mask.shape}"
-            )
+    if MASK.value in MASKS:
+        return MASKS[MASK.value](height, width)
+    mask = _read("mask", MASK.value, channels=1)
+    light = 127 if mask.dtype == np.uint8 and mask.max() > 1 else 0
+    mask = (mask if mask.shape[-1] == 1 else mask[..., None]) > light
+    if mask.shape[-3:-1] != (height, width) or mask.shape[:-3] not in ((), shape[:1]):
+        raise UserError(
+            f"--mask={MASK.value} must have {height}x{width} pixels like the images, "
+            f"found shape {mask.shape}"
+        )
     return mask
 
 
 def _read(name: str, path: str, channels: int) -> np.ndarray:
     """Read the array `name` of an .npz, or a picture as uint8 [H, W, channels]."""
+    file = outputs.absolute(path)
     try:
-        if path.endswith(".npz"):
-            with np.load(path) as arrays:
+        if file.suffix == ".npz":
+            with np.load(file) as arrays:
                 return arrays[name]
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             return pictures.to_array(pictures.convert(image, channels))
     except KeyError:
         raise UserError(f"--{name}={path} has no array {name!r}") from None
@@ -254,22 +274,52 @@ def _read(name: str, path: str, channels: int) -> np.ndarray:
         raise UserError(f"--{name}={path} cannot be read: {error}") from error
 
 
-def _write(given: list[np.ndarray], edited: list[np.ndarray]) -> None:
-    """Write the grid and the edited images, both given as lists of columns [n, H, W, C]."""
-    columns = given + edited
-    if EDIT.value == "interpolate":  # one end at each side
-        columns = [given[0], *edited, given[1]]
-    table = to_uint8(np.stack(columns, axis=1))
-    picture = grids.make_grid(table.reshape(-1, *table.shape[2:]), columns=len(columns), side=32)
-    default = pathlib.Path(WORKDIR.value) / "samples" / f"{EDIT.value}_seed{SEED.value}"
-    out = pathlib.Path(OUT.value or default)
-    png, npz = (out.with_name(out.name + suffix) for suffix in (".png", ".npz"))
-    try:
-        grids.save_png(png, picture)
-        np.savez(npz, images=to_uint8(np.stack(edited, axis=1)))
-    except OSError as error:
-        raise UserError(f"--out={out} cannot be written ({error.strerror})") from error
-    print(f"grid: {png}{os.linesep}images: {npz}")
+def _options(depths: list[int]) -> dict[str, Any]:
+    """Return the options that the chosen edit uses, and what they are."""
+    return {
+        "inpaint": {
+            "mask": MASK.value,
+            "draws": DRAWS.value,
+            "num_resamples": RESAMPLES.value,
+            "jump_length": JUMP.value,
+        },
+        "interpolate": {"depth": depths, "frames": FRAMES.value, "mix": MIX.value},
+        "sdedit": {"depth": depths},
+    }[EDIT.value]
+
+
+def _name(run: runs.Run, depths: list[int]) -> str:
+    """Return the default name of the files: of two settings, two names."""
+    options = _options(depths)
+    words = []
+    for name, value in options.items():
+        if name == "depth":
+            words.append("t" + "-".join(map(str, value)))
+        elif value != flags.FLAGS[name].default:
+            is_file = name == "mask" and value not in MASKS
+            words.append(name + (outputs.file_word(value) if is_file else str(value)))
+    return outputs.join(
+        f"{EDIT.value}_step{run.step}_n{N.value}_seed{SEED.value}",
+        None if IMAGES.value is None else outputs.file_word(IMAGES.value),
+        *words,
+        None if LABEL.value is None else f"label{LABEL.value}",
+        None if NUM_STEPS.value is None else f"{NUM_STEPS.value}steps",
+    )
+
+
+def _settings(run: runs.Run, depths: list[int]) -> dict[str, Any]:
+    """Return all that the edited images depend on."""
+    return {
+        "workdir": str(outputs.absolute(WORKDIR.value)),
+        "step": run.step,
+        "edit": EDIT.value,
+        "images": IMAGES.value and str(outputs.absolute(IMAGES.value)),
+        "n": N.value,
+        "seed": SEED.value,
+        "label": LABEL.value,
+        "sample": dataclasses.asdict(run.config.sample),
+        **_options(depths),
+    }
 
 
 if __name__ == "__main__":
