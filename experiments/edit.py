@@ -36,7 +36,9 @@ from ddpm_jax.figures import grids
 from ddpm_jax.pixels import to_uint8, to_x_0
 from ddpm_jax.randomness import MAX_SEED, image_keys
 from ddpm_jax.runtime import rows
+from ddpm_jax.runtime.progress import Progress
 from experiments import command, outputs
+from experiments.progress import ProgressLine, chunk_size
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the trained run.")
 EDIT = flags.DEFINE_enum(
@@ -88,6 +90,7 @@ NUM_STEPS = flags.DEFINE_integer(
     "num_steps",
     None,
     "Number of sampling steps from T to 0. Default: the run's own. The RePaint paper uses 250.",
+    lower_bound=1,
 )
 SEED = flags.DEFINE_integer(
     "seed",
@@ -107,42 +110,30 @@ OUT = flags.DEFINE_string(
 flags.mark_flags_as_required(["workdir", "edit"])
 
 
+USES = {  # the options that not every edit uses
+    "inpaint": ("mask", "draws", "num_resamples", "jump_length"),
+    "interpolate": ("depth", "frames", "mix"),
+    "sdedit": ("depth",),
+}
+
+
 def main() -> None:
+    others = {name for names in USES.values() for name in names} - set(USES[EDIT.value])
+    command.check_unused(sorted(others), f"--edit={EDIT.value}")
     steps = {} if NUM_STEPS.value is None else {"num_steps": NUM_STEPS.value}
     run = runs.open_run(WORKDIR.value, STEP.value, sample=steps)
     grid = build.grid(run.config.sample, run.process)
     depths = _depths(run.process.num_timesteps)
     label = _label(run)
     x_0 = _images(run)
-    mask = _mask(x_0.shape) if EDIT.value == "inpaint" else None
+    mask = None
+    if EDIT.value == "inpaint":
+        mask = _mask(x_0.shape)
+        editing.resampling_grid(grid, RESAMPLES.value, JUMP.value)  # refuses what cannot be
     directory = outputs.absolute(WORKDIR.value) / "samples"
     out = outputs.stem(OUT.value, directory, _name(run, depths))
-    edit = _editor(run, label)
-
-    if mask is not None:
-        inpaint = functools.partial(
-            editing.inpaint, num_resamples=RESAMPLES.value, jump_length=JUMP.value
-        )
-        given, k = [x_0, np.where(mask, x_0, 0.0)], DRAWS.value
-        masks = np.broadcast_to(mask, (*x_0.shape[:-1], 1))
-        edited = edit(inpaint, grid, np.arange(k), _tile(x_0, k), _tile(masks, k))
-    elif EDIT.value == "interpolate":
-        pairs = len(x_0) // 2
-        if not pairs:
-            raise UserError(
-                f"--edit=interpolate takes two images, but --images={IMAGES.value} has only 1"
-            )
-        given, k = [x_0[:pairs], x_0[pairs : 2 * pairs]], FRAMES.value
-        weights = np.repeat(np.linspace(0, 1, k, dtype=np.float32), pairs)
-        mix = functools.partial(editing.interpolate, mix=MIX.value)
-        part = editing.from_depth(grid, depths[0])
-        one_draw = np.zeros(k, np.int32)  # a series shares its noise
-        edited = edit(mix, part, one_draw, *(_tile(end, k) for end in given), weights)
-    else:
-        given, edited = [x_0], []
-        for depth in depths:
-            part = editing.from_depth(grid, depth)
-            edited += edit(editing.sdedit, part, np.zeros(1, np.int32), x_0)
+    with ProgressLine() as progress:
+        given, edited = _edit(_editor(run, label, progress), grid, x_0, mask, depths)
     columns = [given[0], *edited, given[1]] if EDIT.value == "interpolate" else given + edited
     table = to_uint8(np.stack(columns, axis=1))
     picture = grids.make_grid(table.reshape(-1, *table.shape[2:]), columns=len(columns), side=32)
@@ -150,23 +141,52 @@ def main() -> None:
     outputs.write(out, OUT.value, picture, arrays, _settings(run, depths))
 
 
+def _edit(
+    edit: Callable, grid: np.ndarray, x_0: np.ndarray, mask: np.ndarray | None, depths: list[int]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return the given images and the edited ones, both as columns [n, H, W, C]."""
+    if mask is not None:
+        inpaint = functools.partial(
+            editing.inpaint, num_resamples=RESAMPLES.value, jump_length=JUMP.value
+        )
+        k, masks = DRAWS.value, np.broadcast_to(mask, (*x_0.shape[:-1], 1))
+        edited = edit("inpainting", inpaint, grid, np.arange(k), _tile(x_0, k), _tile(masks, k))
+        return [x_0, np.where(mask, x_0, 0.0)], edited
+    if EDIT.value == "interpolate":
+        pairs = len(x_0) // 2
+        given, k = [x_0[:pairs], x_0[pairs : 2 * pairs]], FRAMES.value
+        weights = np.repeat(np.linspace(0, 1, k, dtype=np.float32), pairs)
+        mix = functools.partial(editing.interpolate, mix=MIX.value)
+        part = editing.from_depth(grid, depths[0])
+        one_draw = np.zeros(k, np.int32)  # a series shares its noise
+        ends = (_tile(end, k) for end in given)
+        return given, edit("interpolating", mix, part, one_draw, *ends, weights)
+    edited = []
+    for depth in depths:
+        part, what = editing.from_depth(grid, depth), f"denoising from t = {depth}"
+        edited += edit(what, editing.sdedit, part, np.zeros(1, np.int32), x_0)
+    return [x_0], edited
+
+
 def _tile(images: np.ndarray, k: int) -> np.ndarray:
     """Return the images, repeated k times: [k * n, ...]."""
     return np.concatenate([images] * k)
 
 
-def _editor(run: runs.Run, label: int | None) -> Callable:
-    """Return edit(function, grid, draws [k], x_0 [k * n, ...], *others) -> k arrays [n, ...].
+def _editor(run: runs.Run, label: int | None, progress: Progress) -> Callable:
+    """Return edit(what, function, grid, draws [k], x_0 [k * n, ...], *others) -> k arrays [n, ...].
 
-    The key of an image depends on its draw and on its place among the n images.
+    The key of an image depends on its draw and on its place among the n images. The images are
+    computed in chunks of one size, and `progress` receives `what` with the number of those done.
     """
     sampler = build.sampler(run.config.sample, run.process)
     denoiser = build.denoiser(run.config, run.process, run.model)
 
     def edit(
-        function: Callable, grid: np.ndarray, draws: np.ndarray, *arrays: np.ndarray
+        what: str, function: Callable, grid: np.ndarray, draws: np.ndarray, *arrays: np.ndarray
     ) -> list[np.ndarray]:
-        n = len(arrays[0]) // len(draws)
+        total = len(arrays[0])
+        n = total // len(draws)
 
         def run_all(params, each):
             keys, arrays = each
@@ -179,7 +199,15 @@ def _editor(run: runs.Run, label: int | None) -> Callable:
         draw_keys = image_keys(jax.random.key(SEED.value), draws)
         keys = jax.vmap(image_keys, (0, None))(draw_keys, np.arange(n))
         spread = rows.over_local_devices(run_all)
-        images = np.asarray(spread(run.params, (keys.reshape(-1), arrays)))
+        size = chunk_size(total, run.config.sample.chunk_size)
+        each, found = (keys.reshape(-1), arrays), []
+        progress(what, 0, total)
+        for start in range(0, total, size):
+            part = jax.tree.map(lambda leaf, start=start: leaf[start : start + size], each)
+            images = np.asarray(spread(run.params, rows.pad(part, size)))
+            found.append(images[: total - start])
+            progress(what, min(start + size, total), total)
+        images = np.concatenate(found)
         return list(images.reshape(len(draws), n, *images.shape[1:]))
 
     return edit
@@ -225,6 +253,10 @@ def _images(run: runs.Run) -> np.ndarray:
             f"--images={IMAGES.value} must hold uint8 images of {shape} (H, W, C), like the "
             f"training images; found {images.dtype} {images.shape[-3:]}"
         )
+    if EDIT.value == "interpolate" and len(images) < 2:
+        raise UserError(
+            f"--edit=interpolate takes two images, but --images={IMAGES.value} has only 1"
+        )
     return np.asarray(to_x_0(jnp.asarray(images)))
 
 
@@ -248,6 +280,11 @@ def _mask(shape: tuple[int, ...]) -> np.ndarray:
     height, width = shape[1:3]
     if MASK.value in MASKS:
         return MASKS[MASK.value](height, width)
+    if not outputs.absolute(MASK.value).is_file():
+        raise UserError(
+            f"--mask={MASK.value} is not one of {', '.join(MASKS)}, and there is no such file; a "
+            "file (PNG or .npz) is light where the image is kept"
+        )
     mask = _read("mask", MASK.value, channels=1)
     light = 127 if mask.dtype == np.uint8 and mask.max() > 1 else 0
     mask = (mask if mask.shape[-1] == 1 else mask[..., None]) > light
@@ -276,16 +313,8 @@ def _read(name: str, path: str, channels: int) -> np.ndarray:
 
 def _options(depths: list[int]) -> dict[str, Any]:
     """Return the options that the chosen edit uses, and what they are."""
-    return {
-        "inpaint": {
-            "mask": MASK.value,
-            "draws": DRAWS.value,
-            "num_resamples": RESAMPLES.value,
-            "jump_length": JUMP.value,
-        },
-        "interpolate": {"depth": depths, "frames": FRAMES.value, "mix": MIX.value},
-        "sdedit": {"depth": depths},
-    }[EDIT.value]
+    values = flags.FLAGS.flag_values_dict() | {"depth": depths}
+    return {name: values[name] for name in USES[EDIT.value]}
 
 
 def _name(run: runs.Run, depths: list[int]) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.figures import grids
@@ -74,7 +75,10 @@ def check_writable(directory: pathlib.Path, out: str | None, names: Sequence[str
 def not_writable(path: pathlib.Path, out: str | None, error: OSError) -> UserError:
     """Return the error for a path that cannot be written."""
     what = f"--out={out}" if out else str(path)
-    return UserError(f"{what} cannot be written ({error.strerror or error}); choose another path")
+    reason = error.strerror or error
+    if isinstance(error, FileExistsError):  # from mkdir
+        reason = f"{error.filename} is a file, not a directory"
+    return UserError(f"{what} cannot be written ({reason}); choose another path")
 
 
 def write(
@@ -101,6 +105,23 @@ def write(
     except OSError as error:
         raise not_writable(path, out, error) from error
     print(f"grid: {png}{os.linesep}images: {npz}")
+
+
+def save_picture(path: pathlib.Path, picture: np.ndarray, out: str | None = None) -> None:
+    """Write a picture [H, W, C] uint8 as PNG, whole or not at all."""
+    try:
+        grids.save_png(path, picture)
+    except OSError as error:
+        raise not_writable(path, out, error) from error
+
+
+def save_figure(path: pathlib.Path, figure: Figure, out: str | None = None) -> None:
+    """Write a figure of Matplotlib as PNG, whole or not at all."""
+    try:
+        with replacing(path) as part:
+            figure.savefig(part)
+    except OSError as error:
+        raise not_writable(path, out, error) from error
 
 
 def join(*parts: str | None) -> str:

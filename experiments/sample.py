@@ -24,6 +24,7 @@ Other flags:
 
 import dataclasses
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -44,9 +45,11 @@ from ddpm_jax.pretrained import text_encoder
 from ddpm_jax.randomness import MAX_SEED
 from ddpm_jax.runs.open import Run, open_run, sample_of
 from ddpm_jax.runs.workdir import open_for_reading, read_config, read_facts
+from ddpm_jax.runtime.progress import Progress
 from ddpm_jax.sampling import sample_in_chunks
-from ddpm_jax.types import Params
+from ddpm_jax.types import Conditioning, Params
 from experiments import command, outputs
+from experiments.progress import ProgressLine, chunk_size
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the trained run.")
 N = flags.DEFINE_integer("n", 64, "Number of images to draw.", lower_bound=1)
@@ -74,7 +77,7 @@ IMAGE = flags.DEFINE_string(
 )
 SAMPLER = flags.DEFINE_string("sampler", None, "Name of the sampler. Default: the run's own.")
 NUM_STEPS = flags.DEFINE_integer(
-    "num_steps", None, "Number of sampling steps. Default: the run's own."
+    "num_steps", None, "Number of sampling steps. Default: the run's own.", lower_bound=1
 )
 TIMESTEPS = flags.DEFINE_string(
     "timesteps",
@@ -125,15 +128,8 @@ def main() -> None:
         raise UserError(f"guidance is {guided:g}, but there is no text to guide to; add --text")
     out = outputs.stem(OUT.value, workdir.samples, _name(config, run, params))
     start = time.perf_counter()
-    chunks = sample_in_chunks(
-        sample,
-        params,
-        jax.random.key(SEED.value),
-        N.value,
-        config.sample.chunk_size,
-        cond or None,
-    )
-    images = np.concatenate([to_uint8(chunk) for chunk in chunks])
+    with ProgressLine() as progress:
+        images = np.concatenate(list(_draw(sample, params, cond or None, run, progress)))
     seconds = time.perf_counter() - start
 
     arrays = {"images": images} if labels is None else {"images": images, "labels": labels}
@@ -142,6 +138,25 @@ def main() -> None:
     print(f"{N.value} images in {seconds:.1f} s (compilation included)")
     picture = grids.make_grid(images, side=32)
     outputs.write(out, OUT.value, picture, arrays, _settings(run, params))
+
+
+def _draw(
+    sample: Callable[..., Any],
+    params: Params,
+    cond: Conditioning | None,
+    run: Run,
+    progress: Progress,
+) -> Iterator[np.ndarray]:
+    """Yield the images in chunks, uint8, and report how many are drawn."""
+    chosen, n, done = run.config.sample, N.value, 0
+    steps = chosen.num_steps or run.process.num_timesteps
+    what = f"drawing images by {chosen.sampler}, {steps} steps"
+    progress(what, 0, n)
+    size = chunk_size(n, chosen.chunk_size)
+    for chunk in sample_in_chunks(sample, params, jax.random.key(SEED.value), n, size, cond):
+        yield to_uint8(chunk)
+        done += len(chunk)
+        progress(what, done, n)
 
 
 def _name(config: Config, run: Run, params: Params) -> str:
