@@ -108,7 +108,7 @@ def evaluate(
             )
             | near.compare(distance)
         )
-    return Report(table.over_seeds(measured, n), picture)
+    return Report(table.explained(table.over_seeds(measured, n)), picture)
 
 
 class _Neighbours:
