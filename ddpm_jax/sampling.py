@@ -16,7 +16,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.guidance import Guide, check, make_guided_denoise_fn
 from ddpm_jax.predictions import check_kind, check_kind_name
 from ddpm_jax.process import GaussianProcess
-from ddpm_jax.randomness import draw_x_T, image_keys, threefry
+from ddpm_jax.randomness import MAX_SEED, draw_x_T, image_keys, threefry
 from ddpm_jax.runtime import rows
 from ddpm_jax.samplers.base import Collect, Noise, Sampler, on_process, sample_loop
 from ddpm_jax.timesteps import check_grid
@@ -91,8 +91,9 @@ def make_sample(
 
     Raises:
       UserError: a sampler of another process, unknown kind, eps at zero terminal SNR, a grid that
-        does not descend from T to 0, a guidance weight below -1; from `sample`: n < 1, x_T of
-        another shape, conditioning whose first axis is not n, or none where guidance needs it.
+        does not descend from T to 0, a guidance weight below -1; from `sample`: n < 1, start < 0,
+        x_T of another shape, conditioning whose first axis is not n, or none where guidance needs
+        it.
     """
     T = process.num_timesteps
     grid = check_grid(np.arange(T, -1, -1) if timesteps is None else timesteps, T, whole=True)
@@ -178,6 +179,11 @@ def make_chain_sample(
             raise UserError(f"n, the number of images, must be at least 1, found {n}")
         if x_T is not None and np.shape(x_T) != (n, *shape):
             raise UserError(f"x_T must have the shape {(n, *shape)}, found {np.shape(x_T)}")
+        if not 0 <= start <= MAX_SEED + 1 - n:
+            raise UserError(
+                "start must be at least 0, and the number of the last image, start + n - 1, at "
+                f"most {MAX_SEED}; found start = {start} and n = {n}"
+            )
         x_T = None if x_T is None else jnp.asarray(x_T, jnp.float32)
         timesteps = check_grid(timesteps, process.num_timesteps, whole=True)
         index = np.arange(start, start + n, dtype=np.uint32)

@@ -5,7 +5,7 @@ import logging
 import os
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -26,6 +26,24 @@ def run(main: Callable[[], int | None], before: Callable[[], None] = lambda: Non
     """
     sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
     app.run(lambda argv: sys.exit(_guarded(main, before)), flags_parser=_parse)
+
+
+def check_unused(names: Iterable[str], who: str) -> None:
+    """Refuse flags that are set although nothing uses them.
+
+    Args:
+      names: of the flags.
+      who: what does not use them, for the message.
+
+    Raises:
+      UserError: a flag is not at its default.
+    """
+    for name in names:
+        flag = flags.FLAGS[name]
+        if flag.value != flag.default:
+            raise UserError(
+                f"--{name}={flag.value} is given, but {who} does not use it; leave it out"
+            )
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -144,6 +144,12 @@ def test_an_evaluation_does_not_depend_on_how_the_images_are_cut_up(run_and_data
     assert values(found)["fd40_train"] > values(found)["fd40_train_min"] > 0
     assert values(found)["precision40_train"] is None  # too few
     assert values(found)["nearest_ratio40"] > 0
+    notes = {row.name: row.note for row in found.rows}
+    assert notes["precision40_train"] == (
+        "needs at least 100 images in each set; fraction of samples near the images; 1 is best"
+    )
+    assert notes["fd40_train_min"].startswith("the least of 2 seeds; Fréchet distance")
+    assert all("best" in note or "worst" in note for note in notes.values()), notes
     with pytest.raises(UserError, match="no held-out images"):
         quality.evaluate(run, dataclasses.replace(dataset, test=None), BLOCKS, n=40, split="test")
 

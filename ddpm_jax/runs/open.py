@@ -49,19 +49,7 @@ def load(
       UserError: the directory is not a run; no checkpoint can be read; `sample` names an unknown
         field; or the classifier has another process, image shape or number of classes.
     """
-    run = open_run(root, step, sample=sample)
-    if classifier is None:
-        return build.sample_fn(
-            run.config, run.process, run.model, run.facts.image_shape
-        ), run.params
-    other = open_for_reading(classifier)
-    _check_fits(classifier, other, run)
-    shape, num_classes = run.facts.image_shape, run.facts.num_classes
-    judge = build.classifier(read_config(other).model, shape, num_classes)
-    sample_fn = build.sample_fn(
-        run.config, run.process, run.model, shape, classifier=judge, scale=classifier_scale
-    )
-    return sample_fn, {"model": run.params, "classifier": _restore(other, judge, None)[1]}
+    return sample_of(open_run(root, step, sample=sample), classifier, classifier_scale)
 
 
 class Run(NamedTuple):
@@ -90,6 +78,24 @@ def open_run(
     step, params = _restore(workdir, chain.joint(model), step)
     process, params = chain.split(params)
     return Run(config, facts, process, model, params, step)
+
+
+def sample_of(
+    run: Run, classifier: str | os.PathLike | None = None, classifier_scale: float = 1.0
+) -> tuple[Callable, Params]:
+    """Return the sampling function and the weights of an open run; arguments as in `load`."""
+    if classifier is None:
+        return build.sample_fn(
+            run.config, run.process, run.model, run.facts.image_shape
+        ), run.params
+    other = open_for_reading(classifier)
+    _check_fits(classifier, other, run)
+    shape, num_classes = run.facts.image_shape, run.facts.num_classes
+    judge = build.classifier(read_config(other).model, shape, num_classes)
+    sample_fn = build.sample_fn(
+        run.config, run.process, run.model, shape, classifier=judge, scale=classifier_scale
+    )
+    return sample_fn, {"model": run.params, "classifier": _restore(other, judge, None)[1]}
 
 
 def _check_fits(root: str | os.PathLike, workdir: WorkDir, run: Run) -> None:

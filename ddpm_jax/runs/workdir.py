@@ -100,7 +100,7 @@ def locked(root: str | os.PathLike) -> Iterator[None]:
     Raises:
       UserError: it cannot be written, a file in it is a link, or another process trains there.
     """
-    path = pathlib.Path(root).absolute() / "lock"
+    path = _absolute(root) / "lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _check_links(path.parent)
@@ -145,7 +145,7 @@ def open_for_training(root: str | os.PathLike, config: Config) -> WorkDir:
     Raises:
       UserError: it cannot be written, or belongs to another config (the differing keys are named).
     """
-    workdir = WorkDir(pathlib.Path(root).absolute())
+    workdir = WorkDir(_absolute(root))
     try:
         workdir.root.mkdir(parents=True, exist_ok=True)
         probe = workdir.root / f".writable-{os.getpid()}"
@@ -165,7 +165,7 @@ def open_for_reading(root: str | os.PathLike) -> WorkDir:
     Raises:
       UserError: it is not one, or a file in it is a link.
     """
-    workdir = WorkDir(pathlib.Path(root).absolute())
+    workdir = WorkDir(_absolute(root))
     _check_links(workdir.root)
     if not workdir.config.exists() or not workdir.dataset.exists():
         raise UserError(
@@ -200,6 +200,11 @@ def read_facts(workdir: WorkDir) -> DatasetFacts:
         tuple(facts["class_names"]),
         facts.get("text", ""),
     )
+
+
+def _absolute(root: str | os.PathLike) -> pathlib.Path:
+    """Return the absolute path; ~ is the home directory."""
+    return pathlib.Path(os.path.expanduser(root)).absolute()
 
 
 def _check_links(root: pathlib.Path) -> None:
