@@ -93,9 +93,8 @@ def train(config: Config | Mapping[str, Any], root: str | os.PathLike) -> Result
 def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack) -> Result:
     """Do `train`; `at_end` is closed after it, however it ends."""
     leader = distributed.is_leader()
-    console = Console(
-        file=Output(sys.stdout), soft_wrap=True, markup=False, highlight=False, quiet=not leader
-    )
+    output: Any = Output(sys.stdout)
+    console = Console(file=output, soft_wrap=True, markup=False, highlight=False, quiet=not leader)
     console.print(devices.describe_devices())
     if warning := devices.cpu_fallback_warning():
         console.print(warning, style="bold red")
@@ -205,8 +204,7 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
                         ema = sharding.on_this_process(mesh, state.ema_params)
                     if pictures and "sample" in due and not hurry():
                         pictures.draw(step, "ema", ema)
-                    judged = monitor and "score" in due and not hurry()
-                    score = monitor(ema) if judged else None
+                    score = monitor(ema) if monitor and "score" in due and not hurry() else None
                     if score:
                         writer.scalars(step, score)
                     writer.flush()  # before the checkpoint: a run that resumes there has this row

@@ -70,8 +70,9 @@ def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransfo
     init = optax.apply_if_finite(inner, max_consecutive_errors=0).init
 
     def update(
-        gradient: optax.Updates, state: Any, params: Any = None
+        updates: optax.Updates, state: Any, params: Any = None
     ) -> tuple[optax.Updates, optax.ApplyIfFiniteState]:
+        gradient = updates
         updates, inner_state = inner.update(gradient, state.inner_state, params)
         applied = optax.apply_updates(params, updates)
         finite = all_finite((optax.tree.norm(gradient), applied, inner_state))
