@@ -15,6 +15,8 @@ from jax.typing import ArrayLike
 
 from ddpm_jax.types import Array, PRNGKey
 
+MAX_SEED = 2**32 - 1  # JAX and `fold_in` count modulo 2^32: a larger number is another one again
+
 _IMPLEMENTATION = "threefry2x32"
 
 

@@ -5,7 +5,7 @@ import logging
 import os
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from ddpm_jax.errors import PassingError, PeerError, UserError
+from ddpm_jax.runtime.output import Output
 from experiments import config_flag
 
 
@@ -23,7 +24,26 @@ def run(main: Callable[[], int | None], before: Callable[[], None] = lambda: Non
 
     A `PassingError` exits with 75 (EX_TEMPFAIL of sysexits.h: try again later).
     """
+    sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
     app.run(lambda argv: sys.exit(_guarded(main, before)), flags_parser=_parse)
+
+
+def check_unused(names: Iterable[str], who: str) -> None:
+    """Refuse flags that are set although nothing uses them.
+
+    Args:
+      names: of the flags.
+      who: what does not use them, for the message.
+
+    Raises:
+      UserError: a flag is not at its default.
+    """
+    for name in names:
+        flag = flags.FLAGS[name]
+        if flag.value != flag.default:
+            raise UserError(
+                f"--{name}={flag.value} is given, but {who} does not use it; leave it out"
+            )
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -99,7 +119,14 @@ def _quiet_logs() -> None:
 def _use_compilation_cache() -> None:
     """Keep compiled programs in ~/.cache/ddpm_jax, or in JAX_COMPILATION_CACHE_DIR if it is set."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+        try:
+            cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+        except RuntimeError:  # no HOME, and a user without a name, as in a container
+            logging.getLogger("ddpm_jax").warning(
+                "there is no home directory, so compiled programs are not kept; "
+                "set JAX_COMPILATION_CACHE_DIR to keep them"
+            )
+            return
         jax.config.update("jax_compilation_cache_dir", str(cache / "ddpm_jax" / "compiled"))
 
 

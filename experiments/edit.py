@@ -13,14 +13,15 @@
 The images are held-out images of the run, or those of --images: a PNG, or an .npz with `images`,
 uint8 [n, H, W, C], as `experiments.sample` writes it. The program writes a grid (PNG) with one row
 per image and the given images at the left. It also writes the edited images: an .npz with `images`,
-uint8 [n, k, H, W, C], where k is the number of results per image.
+uint8 [n, k, H, W, C], where k is the number of results per image, and `settings`, a string of JSON.
+The names of the files say what differs from the defaults.
 """
 
+import dataclasses
 import functools
-import os
-import pathlib
 import zipfile
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,9 +34,11 @@ from ddpm_jax.data import images as pictures
 from ddpm_jax.errors import UserError
 from ddpm_jax.figures import grids
 from ddpm_jax.pixels import to_uint8, to_x_0
-from ddpm_jax.randomness import image_keys
+from ddpm_jax.randomness import MAX_SEED, image_keys
 from ddpm_jax.runtime import rows
-from experiments import command
+from ddpm_jax.runtime.progress import Progress
+from experiments import command, outputs
+from experiments.progress import ProgressLine, chunk_size
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the trained run.")
 EDIT = flags.DEFINE_enum(
@@ -87,52 +90,82 @@ NUM_STEPS = flags.DEFINE_integer(
     "num_steps",
     None,
     "Number of sampling steps from T to 0. Default: the run's own. The RePaint paper uses 250.",
+    lower_bound=1,
 )
-SEED = flags.DEFINE_integer("seed", 0, "Random seed of the noise.")
+SEED = flags.DEFINE_integer(
+    "seed",
+    0,
+    "Random seed of the noise.",
+    lower_bound=0,
+    upper_bound=MAX_SEED,
+)
 STEP = flags.DEFINE_integer(
     "step", None, "Training step of the checkpoint to load. Default: the newest checkpoint."
 )
 OUT = flags.DEFINE_string(
-    "out", None, "Path of the output files without suffix. Default: a name in <workdir>/samples."
+    "out",
+    None,
+    "Path of the output files, or a directory for them. Default: <workdir>/samples.",
 )
 flags.mark_flags_as_required(["workdir", "edit"])
 
 
+USES = {  # the options that not every edit uses
+    "inpaint": ("mask", "draws", "num_resamples", "jump_length"),
+    "interpolate": ("depth", "frames", "mix"),
+    "sdedit": ("depth",),
+}
+
+
 def main() -> None:
+    others = {name for names in USES.values() for name in names} - set(USES[EDIT.value])
+    command.check_unused(sorted(others), f"--edit={EDIT.value}")
     steps = {} if NUM_STEPS.value is None else {"num_steps": NUM_STEPS.value}
     run = runs.open_run(WORKDIR.value, STEP.value, sample=steps)
     grid = build.grid(run.config.sample, run.process)
     depths = _depths(run.process.num_timesteps)
     label = _label(run)
     x_0 = _images(run)
-    edit = _editor(run, label)
-
+    mask = None
     if EDIT.value == "inpaint":
         mask = _mask(x_0.shape)
+        editing.resampling_grid(grid, RESAMPLES.value, JUMP.value)  # refuses what cannot be
+    directory = outputs.absolute(WORKDIR.value) / "samples"
+    out = outputs.stem(OUT.value, directory, _name(run, depths))
+    with ProgressLine() as progress:
+        given, edited = _edit(_editor(run, label, progress), grid, x_0, mask, depths)
+    columns = [given[0], *edited, given[1]] if EDIT.value == "interpolate" else given + edited
+    table = to_uint8(np.stack(columns, axis=1))
+    picture = grids.make_grid(table.reshape(-1, *table.shape[2:]), columns=len(columns), side=32)
+    arrays = {"images": to_uint8(np.stack(edited, axis=1))}
+    outputs.write(out, OUT.value, picture, arrays, _settings(run, depths))
+
+
+def _edit(
+    edit: Callable, grid: np.ndarray, x_0: np.ndarray, mask: np.ndarray | None, depths: list[int]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return the given images and the edited ones, both as columns [n, H, W, C]."""
+    if mask is not None:
         inpaint = functools.partial(
             editing.inpaint, num_resamples=RESAMPLES.value, jump_length=JUMP.value
         )
-        given, k = [x_0, np.where(mask, x_0, 0.0)], DRAWS.value
-        masks = np.broadcast_to(mask, (*x_0.shape[:-1], 1))
-        edited = edit(inpaint, grid, np.arange(k), _tile(x_0, k), _tile(masks, k))
-    elif EDIT.value == "interpolate":
+        k, masks = DRAWS.value, np.broadcast_to(mask, (*x_0.shape[:-1], 1))
+        edited = edit("inpainting", inpaint, grid, np.arange(k), _tile(x_0, k), _tile(masks, k))
+        return [x_0, np.where(mask, x_0, 0.0)], edited
+    if EDIT.value == "interpolate":
         pairs = len(x_0) // 2
-        if not pairs:
-            raise UserError(
-                f"--edit=interpolate takes two images, but --images={IMAGES.value} has only 1"
-            )
         given, k = [x_0[:pairs], x_0[pairs : 2 * pairs]], FRAMES.value
         weights = np.repeat(np.linspace(0, 1, k, dtype=np.float32), pairs)
         mix = functools.partial(editing.interpolate, mix=MIX.value)
         part = editing.from_depth(grid, depths[0])
         one_draw = np.zeros(k, np.int32)  # a series shares its noise
-        edited = edit(mix, part, one_draw, *(_tile(end, k) for end in given), weights)
-    else:
-        given, edited = [x_0], []
-        for depth in depths:
-            part = editing.from_depth(grid, depth)
-            edited += edit(editing.sdedit, part, np.zeros(1, np.int32), x_0)
-    _write(given, edited)
+        ends = (_tile(end, k) for end in given)
+        return given, edit("interpolating", mix, part, one_draw, *ends, weights)
+    edited = []
+    for depth in depths:
+        part, what = editing.from_depth(grid, depth), f"denoising from t = {depth}"
+        edited += edit(what, editing.sdedit, part, np.zeros(1, np.int32), x_0)
+    return [x_0], edited
 
 
 def _tile(images: np.ndarray, k: int) -> np.ndarray:
@@ -140,18 +173,20 @@ def _tile(images: np.ndarray, k: int) -> np.ndarray:
     return np.concatenate([images] * k)
 
 
-def _editor(run: runs.Run, label: int | None) -> Callable:
-    """Return edit(function, grid, draws [k], x_0 [k * n, ...], *others) -> k arrays [n, ...].
+def _editor(run: runs.Run, label: int | None, progress: Progress) -> Callable:
+    """Return edit(what, function, grid, draws [k], x_0 [k * n, ...], *others) -> k arrays [n, ...].
 
-    The key of an image depends on its draw and on its place among the n images.
+    The key of an image depends on its draw and on its place among the n images. The images are
+    computed in chunks of one size, and `progress` receives `what` with the number of those done.
     """
     sampler = build.sampler(run.config.sample, run.process)
     denoiser = build.denoiser(run.config, run.process, run.model)
 
     def edit(
-        function: Callable, grid: np.ndarray, draws: np.ndarray, *arrays: np.ndarray
+        what: str, function: Callable, grid: np.ndarray, draws: np.ndarray, *arrays: np.ndarray
     ) -> list[np.ndarray]:
-        n = len(arrays[0]) // len(draws)
+        total = len(arrays[0])
+        n = total // len(draws)
 
         def run_all(params, each):
             keys, arrays = each
@@ -164,7 +199,15 @@ def _editor(run: runs.Run, label: int | None) -> Callable:
         draw_keys = image_keys(jax.random.key(SEED.value), draws)
         keys = jax.vmap(image_keys, (0, None))(draw_keys, np.arange(n))
         spread = rows.over_local_devices(run_all)
-        images = np.asarray(spread(run.params, (keys.reshape(-1), arrays)))
+        size = chunk_size(total, run.config.sample.chunk_size)
+        each, found = (keys.reshape(-1), arrays), []
+        progress(what, 0, total)
+        for start in range(0, total, size):
+            part = jax.tree.map(lambda leaf, start=start: leaf[start : start + size], each)
+            images = np.asarray(spread(run.params, rows.pad(part, size)))
+            found.append(images[: total - start])
+            progress(what, min(start + size, total), total)
+        images = np.concatenate(found)
         return list(images.reshape(len(draws), n, *images.shape[1:]))
 
     return edit
@@ -210,37 +253,57 @@ def _images(run: runs.Run) -> np.ndarray:
             f"--images={IMAGES.value} must hold uint8 images of {shape} (H, W, C), like the "
             f"training images; found {images.dtype} {images.shape[-3:]}"
         )
+    if EDIT.value == "interpolate" and len(images) < 2:
+        raise UserError(
+            f"--edit=interpolate takes two images, but --images={IMAGES.value} has only 1"
+        )
     return np.asarray(to_x_0(jnp.asarray(images)))
+
+
+def _keep_left(height: int, width: int) -> np.ndarray:
+    mask = np.zeros((height, width, 1), bool)
+    mask[:, : width // 2] = True
+    return mask
+
+
+def _keep_all_but_the_centre(height: int, width: int) -> np.ndarray:
+    mask = np.ones((height, width, 1), bool)
+    mask[height // 4 : height - height // 4, width // 4 : width - width // 4] = False
+    return mask
+
+
+MASKS = {"left": _keep_left, "center": _keep_all_but_the_centre}
 
 
 def _mask(shape: tuple[int, ...]) -> np.ndarray:
     """Return where images [n, H, W, C] are kept: bool [H, W, 1], or [n, H, W, 1]."""
     height, width = shape[1:3]
-    mask = np.zeros((height, width, 1), bool)
-    if MASK.value == "left":
-        mask[:, : width // 2] = True
-    elif MASK.value == "center":
-        mask[:] = True
-        mask[height // 4 : height - height // 4, width // 4 : width - width // 4] = False
-    else:
-        mask = _read("mask", MASK.value, channels=1)
-        light = 127 if mask.dtype == np.uint8 and mask.max() > 1 else 0
-        mask = (mask if mask.shape[-1] == 1 else mask[..., None]) > light
-        if mask.shape[-3:-1] != (height, width) or mask.shape[:-3] not in ((), shape[:1]):
-            raise UserError(
-                f"--mask={MASK.value} must have {height}x{width} pixels like the images, "
-                f"found shape {mask.shape}"
-            )
+    if MASK.value in MASKS:
+        return MASKS[MASK.value](height, width)
+    if not outputs.absolute(MASK.value).is_file():
+        raise UserError(
+            f"--mask={MASK.value} is not one of {', '.join(MASKS)}, and there is no such file; a "
+            "file (PNG or .npz) is light where the image is kept"
+        )
+    mask = _read("mask", MASK.value, channels=1)
+    light = 127 if mask.dtype == np.uint8 and mask.max() > 1 else 0
+    mask = (mask if mask.shape[-1] == 1 else mask[..., None]) > light
+    if mask.shape[-3:-1] != (height, width) or mask.shape[:-3] not in ((), shape[:1]):
+        raise UserError(
+            f"--mask={MASK.value} must have {height}x{width} pixels like the images, "
+            f"found shape {mask.shape}"
+        )
     return mask
 
 
 def _read(name: str, path: str, channels: int) -> np.ndarray:
     """Read the array `name` of an .npz, or a picture as uint8 [H, W, channels]."""
+    file = outputs.absolute(path)
     try:
-        if path.endswith(".npz"):
-            with np.load(path) as arrays:
+        if file.suffix == ".npz":
+            with np.load(file) as arrays:
                 return arrays[name]
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             return pictures.to_array(pictures.convert(image, channels))
     except KeyError:
         raise UserError(f"--{name}={path} has no array {name!r}") from None
@@ -248,22 +311,44 @@ def _read(name: str, path: str, channels: int) -> np.ndarray:
         raise UserError(f"--{name}={path} cannot be read: {error}") from error
 
 
-def _write(given: list[np.ndarray], edited: list[np.ndarray]) -> None:
-    """Write the grid and the edited images, both given as lists of columns [n, H, W, C]."""
-    columns = given + edited
-    if EDIT.value == "interpolate":  # one end at each side
-        columns = [given[0], *edited, given[1]]
-    table = to_uint8(np.stack(columns, axis=1))
-    picture = grids.make_grid(table.reshape(-1, *table.shape[2:]), columns=len(columns), side=32)
-    default = pathlib.Path(WORKDIR.value) / "samples" / f"{EDIT.value}_seed{SEED.value}"
-    out = pathlib.Path(OUT.value or default)
-    png, npz = (out.with_name(out.name + suffix) for suffix in (".png", ".npz"))
-    try:
-        grids.save_png(png, picture)
-        np.savez(npz, images=to_uint8(np.stack(edited, axis=1)))
-    except OSError as error:
-        raise UserError(f"--out={out} cannot be written ({error.strerror})") from error
-    print(f"grid: {png}{os.linesep}images: {npz}")
+def _options(depths: list[int]) -> dict[str, Any]:
+    """Return the options that the chosen edit uses, and what they are."""
+    values = flags.FLAGS.flag_values_dict() | {"depth": depths}
+    return {name: values[name] for name in USES[EDIT.value]}
+
+
+def _name(run: runs.Run, depths: list[int]) -> str:
+    """Return the default name of the files: of two settings, two names."""
+    options = _options(depths)
+    words = []
+    for name, value in options.items():
+        if name == "depth":
+            words.append("t" + "-".join(map(str, value)))
+        elif value != flags.FLAGS[name].default:
+            is_file = name == "mask" and value not in MASKS
+            words.append(name + (outputs.file_word(value) if is_file else str(value)))
+    return outputs.join(
+        f"{EDIT.value}_step{run.step}_n{N.value}_seed{SEED.value}",
+        None if IMAGES.value is None else outputs.file_word(IMAGES.value),
+        *words,
+        None if LABEL.value is None else f"label{LABEL.value}",
+        None if NUM_STEPS.value is None else f"{NUM_STEPS.value}steps",
+    )
+
+
+def _settings(run: runs.Run, depths: list[int]) -> dict[str, Any]:
+    """Return all that the edited images depend on."""
+    return {
+        "workdir": str(outputs.absolute(WORKDIR.value)),
+        "step": run.step,
+        "edit": EDIT.value,
+        "images": IMAGES.value and str(outputs.absolute(IMAGES.value)),
+        "n": N.value,
+        "seed": SEED.value,
+        "label": LABEL.value,
+        "sample": dataclasses.asdict(run.config.sample),
+        **_options(depths),
+    }
 
 
 if __name__ == "__main__":

@@ -26,16 +26,17 @@ Other flags:
       Add the likelihood by the probability-flow ODE, of 64 images of each split.
 """
 
-import json
+import dataclasses
 import os
 import time
 from typing import Any
 
+import numpy as np
 from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from ddpm_jax import data
+from ddpm_jax import build, data
 from ddpm_jax.build.overrides import for_evaluation
 from ddpm_jax.config import Config
 from ddpm_jax.data.prepared import data_directory
@@ -43,13 +44,14 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import inception, likelihoods, references, samples
 from ddpm_jax.evaluation.features import FeatureNetwork
 from ddpm_jax.evaluation.table import Row
-from ddpm_jax.figures import grids
 from ddpm_jax.figures.curves import rate_distortion
 from ddpm_jax.likelihood.bound import Part
 from ddpm_jax.runs import Run, open_run
 from ddpm_jax.runs.workdir import WorkDir, open_for_reading, read_config
-from ddpm_jax.runtime.files import replacing
-from experiments import command
+from ddpm_jax.runtime.files import replacing, to_json
+from ddpm_jax.runtime.progress import Progress
+from experiments import command, outputs
+from experiments.progress import ProgressLine, chunk_size
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the trained run.")
 STEP = flags.DEFINE_integer(
@@ -130,50 +132,69 @@ GUIDANCE = flags.DEFINE_float(
 flags.mark_flag_as_required("workdir")
 
 
+PICTURES = ("rate_distortion", "progressive", "nearest_training_images")
+
+
 def main() -> None:
     start = time.perf_counter()
     workdir = open_for_reading(WORKDIR.value)
     config = read_config(workdir)
+    _check_flags()
     run = open_run(workdir.root, STEP.value, sample=_sampling(config))
     dataset = data.open_dataset(config.data)
-    rows, curves = _likelihoods(run, dataset, config)
-    facts = {"checkpoint": run.step}
-    if curves:
-        facts["likelihoods"] = "bits/dim; standard errors over images; EMA weights; variance "
-        facts["likelihoods"] += f"{VARIANCE.value or likelihoods.variance_of(config)}"
-    if FEATURES.value != "none":
-        network, about = _network(config, dataset)
-        n = N.value or config.eval.num_samples
-        num_seeds = SEEDS.value or config.eval.num_seeds
-        report = samples.evaluate(
-            run, dataset, network, n=n, num_seeds=num_seeds, split=SPLIT.value
-        )
-        rows += report.rows
-        sample = run.config.sample
-        steps = sample.num_steps or config.process.num_timesteps
-        facts |= {
-            "samples": f"{num_seeds} x {n:,} by {sample.sampler}, {steps} steps, "
-            f"{sample.timesteps}, guidance {sample.guidance:g}; EMA weights",
-            "features": about,
-            "reference": f"{len(references.source_of(dataset, SPLIT.value)):,} images of the split "
-            f"{SPLIT.value!r} of {config.data.name}",
-            "errors of samples": f"standard errors over {num_seeds} seeds of sampling"
-            if num_seeds > 1
-            else "each estimate's own error, if it has one",
-        }
+    _check(run, dataset, config)
+    outputs.check_writable(workdir.root, None, ["evaluate.json"])
+    outputs.check_writable(workdir.samples, None, [f"{name}.png" for name in PICTURES])
+    pictures: dict[str, np.ndarray] = {}
+    with ProgressLine() as progress:
+        # First the features: a data set that they cannot be of is then refused at once
+        network, about = None, ""
+        if FEATURES.value != "none":
+            network, about = _network(config, dataset, progress)
+        rows, curves = _likelihoods(run, dataset, config, progress)
+        facts: dict[str, Any] = {"checkpoint": run.step}
+        if curves:
+            facts["likelihoods"] = "bits/dim; standard errors over images; EMA weights; variance "
+            facts["likelihoods"] += f"{VARIANCE.value or likelihoods.variance_of(config)}"
+            progress("progressive decoding", 0, 1)
+            pictures["progressive"] = likelihoods.progressive_decoding(
+                run, dataset, list(curves)[-1]
+            )
+        if network is not None:
+            report = _samples(run, dataset, network, progress)
+            rows += report.rows
+            pictures["nearest_training_images"] = report.neighbours
+            facts |= _about_samples(run, dataset, about)
     print_table(rows, facts)
     _write(workdir, rows, facts, curves)
-    if curves:
-        _draw_coding(run, dataset, workdir, curves)
-    if FEATURES.value != "none":
-        picture = workdir.samples / "nearest_training_images.png"
-        grids.save_png(picture, report.neighbours)
-        print(f"samples above their nearest training images: {picture}")
+    _draw(run, workdir, curves, pictures)
     print(f"table: {workdir.root / 'evaluate.json'} ({time.perf_counter() - start:.0f} s)")
 
 
+def _check_flags() -> None:
+    """Refuse flags that nothing uses."""
+    if FEATURES.value == "none":
+        names = ("n", "seeds", "sampler", "num_steps", "timesteps", "guidance", "split")
+        command.check_unused(names, "--features=none, which draws no samples,")
+    if BOUND_IMAGES.value == 0:
+        command.check_unused(("bound_terms", "variance"), "--bound_images=0")
+    if INCEPTION_WEIGHTS.value and FEATURES.value != "inception":
+        raise UserError("--inception_weights is given without --features=inception; add it")
+
+
+def _check(run: Run, dataset: data.Dataset, config: Config) -> None:
+    """Refuse at once what would otherwise stop the evaluation after minutes."""
+    if FEATURES.value != "none":
+        build.sample_fn(run.config, run.process, run.model, run.facts.image_shape)
+        references.source_of(dataset, SPLIT.value)
+    if BOUND_IMAGES.value != 0:
+        likelihoods.check_variance(run, VARIANCE.value or likelihoods.variance_of(config))
+    if ODE.value:
+        likelihoods.by_ode(run, config.eval.ode_tolerance)
+
+
 def _likelihoods(
-    run: Run, dataset: data.Dataset, config: Config
+    run: Run, dataset: data.Dataset, config: Config, progress: Progress
 ) -> tuple[list[Row], dict[str, list[Part]]]:
     """Return the rows in bits/dim, and the rate-distortion curve of each split."""
     c, rows, curves = config.eval, [], {}
@@ -181,38 +202,97 @@ def _likelihoods(
     for split in ("train", "test") if dataset.test else ("train",):
         if num_images:
             found = likelihoods.evaluate(
-                run,
+                _in_chunks(run, num_images),
                 dataset,
                 split,
                 variance=VARIANCE.value or likelihoods.variance_of(config),
                 num_images=num_images,
                 num_terms=BOUND_TERMS.value or c.bound_terms,
+                progress=progress,
             )
             rows += found.rows
             curves[split] = found.curve
         if ODE.value:
             rows.append(
                 likelihoods.evaluate_by_ode(
-                    run, dataset, split, num_images=ODE.value, tolerance=c.ode_tolerance
+                    _in_chunks(run, ODE.value),
+                    dataset,
+                    split,
+                    num_images=ODE.value,
+                    tolerance=c.ode_tolerance,
+                    progress=progress,
                 )
             )
     return rows, curves
 
 
-def _draw_coding(
-    run: Run, dataset: data.Dataset, workdir: WorkDir, curves: dict[str, list[Part]]
-) -> None:
-    """Draw the rate-distortion curves, and images as their bits arrive."""
-    T = run.process.num_timesteps
-    points = {
-        split: [((part.low + part.high) / 2, part.rate, part.distortion) for part in curve]
-        for split, curve in curves.items()
+def _samples(
+    run: Run, dataset: data.Dataset, network: FeatureNetwork, progress: Progress
+) -> samples.Report:
+    """Draw and measure samples."""
+    n, num_seeds = _counts(run.config)
+    return samples.evaluate(
+        _in_chunks(run, n * num_seeds),
+        dataset,
+        network,
+        n=n,
+        num_seeds=num_seeds,
+        split=SPLIT.value,
+        progress=progress,
+    )
+
+
+def _counts(config: Config) -> tuple[int, int]:
+    """Return the number of samples of each seed, and the number of seeds."""
+    return N.value or config.eval.num_samples, SEEDS.value or config.eval.num_seeds
+
+
+def _about_samples(run: Run, dataset: data.Dataset, network: str) -> dict[str, str]:
+    """Return the facts about the samples and their features."""
+    (n, num_seeds), sample = _counts(run.config), run.config.sample
+    steps = sample.num_steps or run.config.process.num_timesteps
+    return {
+        "samples": f"{num_seeds} x {n:,} by {sample.sampler}, {steps} steps, "
+        f"{sample.timesteps}, guidance {sample.guidance:g}; EMA weights",
+        "features": network,
+        "reference": f"{len(references.source_of(dataset, SPLIT.value)):,} images of the split "
+        f"{SPLIT.value!r} of {run.config.data.name}",
+        "errors of samples": f"standard errors over {num_seeds} seeds of sampling"
+        if num_seeds > 1
+        else "each estimate's own error, if it has one",
     }
-    plot, picture = (workdir.samples / f"{name}.png" for name in ("rate_distortion", "progressive"))
-    images = likelihoods.progressive_decoding(run, dataset, list(curves)[-1])
-    grids.save_png(picture, images)
-    rate_distortion(points, T).savefig(plot)
-    print(f"rate and distortion: {plot}{os.linesep}progressive decoding: {picture}")
+
+
+def _in_chunks(run: Run, n: int) -> Run:
+    """Return the run with chunks of images small enough for a few reports of progress."""
+    size = chunk_size(n, run.config.sample.chunk_size)
+    sample = dataclasses.replace(run.config.sample, chunk_size=size)
+    return run._replace(config=dataclasses.replace(run.config, sample=sample))
+
+
+def _draw(
+    run: Run,
+    workdir: WorkDir,
+    curves: dict[str, list[Part]],
+    pictures: dict[str, np.ndarray],
+) -> None:
+    """Write the pictures, and draw the rate-distortion curves."""
+    abouts = {
+        "progressive": "progressive decoding",
+        "nearest_training_images": "samples above their nearest training images",
+    }
+    if curves:
+        points = {
+            split: [((part.low + part.high) / 2, part.rate, part.distortion) for part in curve]
+            for split, curve in curves.items()
+        }
+        plot = workdir.samples / "rate_distortion.png"
+        outputs.save_figure(plot, rate_distortion(points, run.process.num_timesteps))
+        print(f"rate and distortion: {plot}")
+    for name, picture in pictures.items():
+        path = workdir.samples / f"{name}.png"
+        outputs.save_picture(path, picture)
+        print(f"{abouts[name]}: {path}")
 
 
 def print_table(rows: list[Row], facts: dict[str, Any]) -> None:
@@ -242,7 +322,9 @@ def _sampling(config: Config) -> dict[str, Any]:
     return fields if SAMPLER.value == "own" else {"sampler": SAMPLER.value} | fields
 
 
-def _network(config: Config, dataset: data.Dataset) -> tuple[FeatureNetwork, str]:
+def _network(
+    config: Config, dataset: data.Dataset, progress: Progress
+) -> tuple[FeatureNetwork, str]:
     """Return the feature network of --features, and a line about it."""
     if FEATURES.value == "inception":
         if dataset.image_shape[-1] == 4:
@@ -253,9 +335,10 @@ def _network(config: Config, dataset: data.Dataset) -> tuple[FeatureNetwork, str
         directory = os.path.join(data_directory(config.data.data_dir), "downloads")
         network = inception.load(directory, INCEPTION_WEIGHTS.value)
         return network, f"Inception-v3 of the FID, 2048 pooled features ({network.name})"
-    if INCEPTION_WEIGHTS.value:
-        raise UserError("--inception_weights is given without --features=inception; add it")
+    what = "the classifier whose features are compared (kept for the next time)"
+    progress(what, 0, 1)
     network, accuracy = references.classifier(config.data, dataset)
+    progress(what, 1, 1)
     held_out = "held-out" if dataset.test else "held-back"
     about = (
         f"a classifier trained on {config.data.name}, accuracy {accuracy:.1%} on {held_out} images"
@@ -274,7 +357,7 @@ def _write(
     }
     try:
         with replacing(path) as part:
-            part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+            part.write_text(to_json(content, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror})") from error
 

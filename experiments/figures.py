@@ -23,20 +23,31 @@ from matplotlib.figure import Figure
 from ddpm_jax import build, data
 from ddpm_jax.build.processes import with_schedule
 from ddpm_jax.config import Config, from_dict
-from ddpm_jax.errors import UserError
 from ddpm_jax.figures import plots
 from ddpm_jax.pixels import to_x_0
 from ddpm_jax.process import GaussianProcess, q_sample
-from ddpm_jax.randomness import draw_x_T, image_keys
+from ddpm_jax.randomness import MAX_SEED, draw_x_T, image_keys
 from ddpm_jax.runs import Run, open_run
-from experiments import command, config_flag
+from experiments import command, config_flag, outputs
+from experiments.progress import ProgressLine
 
 CONFIG = config_flag.define("The experiment's config file.")
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Work directory of a trained run, for reverse.png. Default: no reverse.png."
 )
-OUT = flags.DEFINE_string("out", "figures", "Directory to which the PNG files are written.")
-SEED = flags.DEFINE_integer("seed", 0, "Random seed of the noise and of the samples.")
+OUT = flags.DEFINE_string(
+    "out",
+    None,
+    "Directory to which the PNG files are written. Default: <workdir>/figures, or figures in the "
+    "current directory if there is no --workdir.",
+)
+SEED = flags.DEFINE_integer(
+    "seed",
+    0,
+    "Random seed of the noise and of the samples.",
+    lower_bound=0,
+    upper_bound=MAX_SEED,
+)
 
 FORWARD_TIMES = (0.0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # t/T
 SPECTRUM_TIMES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
@@ -49,17 +60,33 @@ REVERSE_FRAMES = 10
 def main() -> None:
     config = from_dict(CONFIG.value)
     run = open_run(WORKDIR.value) if WORKDIR.value is not None else None
-    out = pathlib.Path(OUT.value)
+    out = _directory()
     processes = _processes(config, run)
     images = _images(config)
-
-    _save(draw_schedules(processes), out / "schedules.png")
-    _save(draw_forward(processes, images[:FORWARD_IMAGES]), out / "forward.png")
-    _save(draw_spectrum(processes, config.process.schedule, images), out / "spectrum.png")
+    figures = {
+        "schedules": lambda: draw_schedules(processes),
+        "forward": lambda: draw_forward(processes, images[:FORWARD_IMAGES]),
+        "spectrum": lambda: draw_spectrum(processes, config.process.schedule, images),
+    }
+    if run is not None:
+        figures["reverse"] = lambda: draw_reverse(run)
+    with ProgressLine() as progress:
+        for done, (name, draw) in enumerate(figures.items()):
+            progress("drawing figures", done, len(figures))
+            outputs.save_figure(out / f"{name}.png", draw(), OUT.value)
+        progress("drawing figures", len(figures), len(figures))
+    for name in figures:
+        print(f"{name}: {out / f'{name}.png'}")
     if run is None:
         print("reverse.png is not drawn: it needs a trained run; pass --workdir")
-    else:
-        _save(draw_reverse(run), out / "reverse.png")
+
+
+def _directory() -> pathlib.Path:
+    """Return the directory of the figures; refuse one that cannot be written."""
+    default = "figures" if WORKDIR.value is None else outputs.absolute(WORKDIR.value) / "figures"
+    out = outputs.absolute(OUT.value or default)
+    outputs.check_writable(out, OUT.value)
+    return out
 
 
 def draw_schedules(processes: dict[str, GaussianProcess]) -> Figure:
@@ -140,16 +167,6 @@ def _noised(
     t = np.round(np.multiply(fractions, process.num_timesteps)).astype(np.int32)
     x_t = jax.jit(jax.vmap(q_sample, (None, None, 0, None)))(process, x_0, t, eps)
     return np.asarray(x_t), t
-
-
-def _save(figure: Figure, path: pathlib.Path) -> None:
-    """Write the figure and print its path."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
-    except OSError as error:
-        raise UserError(f"--out={OUT.value} cannot be written ({error.strerror})") from error
-    print(f"{path.stem}: {path}")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
     python -m experiments.sample --workdir=runs/digits --n=64
 
 The program uses the EMA weights and, by default, the sampler of the run's config. It writes a grid
-of the images (PNG) and an .npz file. The .npz has `images`, uint8 [n, H, W, C]. It also has
-`labels` if the model is class-conditional, and `lowres` if the model does super-resolution.
+of the images (PNG) and an .npz file, whose name says what differs from the run's own settings. The
+.npz has `images`, uint8 [n, H, W, C], and `settings`, a string of JSON. It also has `labels` if the
+model is class-conditional, and `lowres` if the model does super-resolution.
 
 Other flags:
 
@@ -21,32 +22,44 @@ Other flags:
       Use classifier guidance.
 """
 
-import os
-import pathlib
+import dataclasses
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from ddpm_jax import runs
 from ddpm_jax.build.guidance import guidable
 from ddpm_jax.config import Config
 from ddpm_jax.data import open_dataset
 from ddpm_jax.data.cond import coarse, cond_names
 from ddpm_jax.data.images import decode
 from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation.features import digest
 from ddpm_jax.figures import grids
 from ddpm_jax.pixels import to_uint8, to_x_0
 from ddpm_jax.pretrained import text_encoder
+from ddpm_jax.randomness import MAX_SEED
+from ddpm_jax.runs.open import Run, open_run, sample_of
 from ddpm_jax.runs.workdir import open_for_reading, read_config, read_facts
+from ddpm_jax.runtime.progress import Progress
 from ddpm_jax.sampling import sample_in_chunks
-from experiments import command
+from ddpm_jax.types import Conditioning, Params
+from experiments import command, outputs
+from experiments.progress import ProgressLine, chunk_size
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the trained run.")
 N = flags.DEFINE_integer("n", 64, "Number of images to draw.", lower_bound=1)
-SEED = flags.DEFINE_integer("seed", 0, "Random seed. Image i depends only on the seed and on i.")
+SEED = flags.DEFINE_integer(
+    "seed",
+    0,
+    "Random seed. Image i depends only on the seed and on i.",
+    lower_bound=0,
+    upper_bound=MAX_SEED,
+)
 STEP = flags.DEFINE_integer(
     "step", None, "Training step of the checkpoint to load. Default: the newest checkpoint."
 )
@@ -64,7 +77,7 @@ IMAGE = flags.DEFINE_string(
 )
 SAMPLER = flags.DEFINE_string("sampler", None, "Name of the sampler. Default: the run's own.")
 NUM_STEPS = flags.DEFINE_integer(
-    "num_steps", None, "Number of sampling steps. Default: the run's own."
+    "num_steps", None, "Number of sampling steps. Default: the run's own.", lower_bound=1
 )
 TIMESTEPS = flags.DEFINE_string(
     "timesteps",
@@ -82,7 +95,9 @@ CLASSIFIER_SCALE = flags.DEFINE_float(
     "classifier_scale", None, "Scale of classifier guidance; needs --classifier. Default: 1."
 )
 OUT = flags.DEFINE_string(
-    "out", None, "Path of the output files without suffix. Default: a name in <workdir>/samples."
+    "out",
+    None,
+    "Path of the output files, or a directory for them. Default: <workdir>/samples.",
 )
 flags.mark_flag_as_required("workdir")
 
@@ -102,13 +117,8 @@ def main() -> None:
     scale = CLASSIFIER_SCALE.value
     if scale is not None and CLASSIFIER.value is None:
         raise UserError(f"--classifier_scale={scale:g} is given, but --classifier is missing")
-    sample, params = runs.load(
-        workdir.root,
-        STEP.value,
-        sample=overrides,
-        classifier=CLASSIFIER.value,
-        classifier_scale=1.0 if scale is None else scale,
-    )
+    run = open_run(workdir.root, STEP.value, sample=overrides)
+    sample, params = sample_of(run, CLASSIFIER.value, 1.0 if scale is None else scale)
     conditional = config.model.class_conditional or CLASSIFIER.value is not None
     labels = _labels(conditional, facts.num_classes)
     cond = {} if labels is None else {"label": labels}
@@ -116,30 +126,73 @@ def main() -> None:
     guided = config.sample.guidance if GUIDANCE.value is None else GUIDANCE.value
     if guided and not set(cond) - {"image"}:
         raise UserError(f"guidance is {guided:g}, but there is no text to guide to; add --text")
+    out = outputs.stem(OUT.value, workdir.samples, _name(config, run, params))
     start = time.perf_counter()
-    chunks = sample_in_chunks(
-        sample,
-        params,
-        jax.random.key(SEED.value),
-        N.value,
-        config.sample.chunk_size,
-        cond or None,
-    )
-    images = np.concatenate([to_uint8(chunk) for chunk in chunks])
+    with ProgressLine() as progress:
+        images = np.concatenate(list(_draw(sample, params, cond or None, run, progress)))
     seconds = time.perf_counter() - start
 
-    out = pathlib.Path(OUT.value or workdir.samples / f"samples_n{N.value}_seed{SEED.value}")
-    png, npz = (out.with_name(out.name + suffix) for suffix in (".png", ".npz"))
-    try:
-        grids.save_png(png, grids.make_grid(images, side=32))
-        arrays = {"images": images} if labels is None else {"images": images, "labels": labels}
-        if "image" in cond:
-            arrays["lowres"] = to_uint8(cond["image"])
-        np.savez(npz, **arrays)
-    except OSError as error:
-        raise UserError(f"--out={out} cannot be written ({error.strerror})") from error
+    arrays = {"images": images} if labels is None else {"images": images, "labels": labels}
+    if "image" in cond:
+        arrays["lowres"] = to_uint8(cond["image"])
     print(f"{N.value} images in {seconds:.1f} s (compilation included)")
-    print(f"grid: {png}{os.linesep}images: {npz}")
+    picture = grids.make_grid(images, side=32)
+    outputs.write(out, OUT.value, picture, arrays, _settings(run, params))
+
+
+def _draw(
+    sample: Callable[..., Any],
+    params: Params,
+    cond: Conditioning | None,
+    run: Run,
+    progress: Progress,
+) -> Iterator[np.ndarray]:
+    """Yield the images in chunks, uint8, and report how many are drawn."""
+    chosen, n, done = run.config.sample, N.value, 0
+    steps = chosen.num_steps or run.process.num_timesteps
+    what = f"drawing images by {chosen.sampler}, {steps} steps"
+    progress(what, 0, n)
+    size = chunk_size(n, chosen.chunk_size)
+    for chunk in sample_in_chunks(sample, params, jax.random.key(SEED.value), n, size, cond):
+        yield to_uint8(chunk)
+        done += len(chunk)
+        progress(what, done, n)
+
+
+def _name(config: Config, run: Run, params: Params) -> str:
+    """Return the default name of the files: of two settings, two names."""
+    own, chosen = config.sample, run.config.sample
+    return outputs.join(
+        f"samples_step{run.step}_n{N.value}_seed{SEED.value}",
+        *outputs.sampling_words(own, chosen),
+        None if LABEL.value is None else f"label{LABEL.value}",
+        None if TEXT.value is None else outputs.word(TEXT.value),
+        None if IMAGE.value is None else outputs.file_word(IMAGE.value),
+        None if CLASSIFIER.value is None else f"classifier-{digest(params['classifier'])}",
+        None if CLASSIFIER_SCALE.value is None else f"scale{CLASSIFIER_SCALE.value}",
+    )
+
+
+def _settings(run: Run, params: Params) -> dict[str, Any]:
+    """Return all that the images depend on."""
+    classifier = None
+    if CLASSIFIER.value is not None:
+        classifier = {
+            "workdir": str(outputs.absolute(CLASSIFIER.value)),
+            "weights": digest(params["classifier"]),
+            "scale": 1.0 if CLASSIFIER_SCALE.value is None else CLASSIFIER_SCALE.value,
+        }
+    return {
+        "workdir": str(outputs.absolute(WORKDIR.value)),
+        "step": run.step,
+        "n": N.value,
+        "seed": SEED.value,
+        "label": LABEL.value,
+        "text": TEXT.value,
+        "image": IMAGE.value and str(outputs.absolute(IMAGE.value)),
+        "classifier": classifier,
+        "sample": dataclasses.asdict(run.config.sample),
+    }
 
 
 def _labels(conditional: bool, num_classes: int) -> np.ndarray | None:
@@ -183,7 +236,7 @@ def _images(config: Config, image_shape: tuple[int, int, int]) -> dict[str, np.n
         pixels, _ = source.read(np.arange(N.value) % len(source))
         return {"image": np.asarray(coarse(to_x_0(jnp.asarray(pixels)), factor))}
     try:
-        small = decode(pathlib.Path(IMAGE.value).read_bytes(), 0, channels)
+        small = decode(outputs.absolute(IMAGE.value).read_bytes(), 0, channels)
     except (OSError, ValueError) as error:
         raise UserError(f"--image={IMAGE.value} cannot be read: {error}") from error
     if small.shape[:2] != (height // factor, width // factor):

@@ -179,6 +179,12 @@ def test_fewer_than_one_image_is_an_error(n):
         next(ddpm_jax.sample_in_chunks(SAMPLE, None, KEY, 4, n))
 
 
+@pytest.mark.parametrize("start", [-1, 2**32 - 3])
+def test_a_series_of_images_has_numbers_of_32_bits(start):
+    with pytest.raises(UserError, match=f"start must be .* found start = {start} and n = 4"):
+        SAMPLE(None, KEY, 4, start=start)
+
+
 @pytest.mark.parametrize("label", [np.zeros(4), np.zeros(6), np.zeros((1, 5)), 3])
 def test_conditioning_of_another_length_is_an_error_that_names_it(label):
     for call in (

@@ -46,13 +46,13 @@ def test_a_run_is_resumed_on_moved_data_but_not_on_changed_ones(tmp_path, caplog
     assert read_config(workdir).data.path == "there" and read_facts(workdir) == FACTS
     with caplog.at_level(logging.WARNING):
         open_for_training(tmp_path, folder("there", data__allow_changed=True), OTHER)
-    assert "the run goes on with the new data" in caplog.text
+    assert "the data have changed (data.allow_changed)" in caplog.text
     assert read_facts(workdir) == OTHER
     caplog.clear()
     open_for_training(tmp_path, folder("there"), OTHER)
     assert not caplog.text
     fewer = dataclasses.replace(OTHER, num_classes=1, class_names=("ant",))
-    with pytest.raises(UserError, match="2 classes, but the data now have"):
+    with pytest.raises(UserError, match="gone: class .bee."):
         open_for_training(tmp_path, folder("there", data__allow_changed=True), fewer)
 
 
@@ -67,6 +67,17 @@ def test_a_run_of_a_version_without_digests_is_resumed_where_its_data_are(tmp_pa
         open_for_training(tmp_path, folder("there"), FACTS)
     open_for_training(tmp_path, folder("here"), FACTS)
     assert read_facts(workdir) == FACTS
+
+
+def test_more_steps_are_refused_only_where_the_rate_depends_on_their_number(tmp_path):
+    for decay in ("cosine", "constant"):
+        before, after = (folder("here", optim__decay=decay, train__num_steps=n) for n in (8, 9))
+        open_for_training(tmp_path / decay, before, FACTS)
+        if decay == "cosine":
+            with pytest.raises(UserError, match=r"train\.num_steps: 8 there, 9 now"):
+                open_for_training(tmp_path / decay, after)
+        else:
+            open_for_training(tmp_path / decay, after)
 
 
 @pytest.mark.slow

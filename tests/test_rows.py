@@ -1,9 +1,11 @@
 """Rows of a table: their names, what too few images leave out, and what several seeds give."""
 
+import re
+
 import numpy as np
 import pytest
 
-from ddpm_jax.evaluation import distances, manifolds
+from ddpm_jax.evaluation import distances, manifolds, memorisation
 from ddpm_jax.evaluation import table as rows
 from ddpm_jax.evaluation.distances import Estimate
 from ddpm_jax.evaluation.moments import frechet_distance, moments
@@ -93,3 +95,11 @@ def test_several_seeds_give_mean_minimum_and_standard_error():
         Row("fd9_train", 1.0, None, 9),
         Row("kd9", -1.0, 0.5, 9),  # its own
     ]
+
+
+def test_every_metric_is_explained_and_keeps_its_own_note():
+    fields = [*manifolds.Manifolds._fields, *memorisation.Memorisation._fields]
+    names = [*compare(FAKE), *compare(FAKE, "classifier"), *(f"{field}1634" for field in fields)]
+    for row in rows.explained([Row(name, 1.0, None, 1000, "note") for name in names]):
+        assert row.note.startswith("note; ") and re.search("best|worst", row.note), row
+    assert rows.explained([Row("L_0_test", 1.0, None, 9, "bits/dim")])[0].note == "bits/dim"

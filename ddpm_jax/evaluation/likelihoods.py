@@ -5,7 +5,7 @@ A receiver that knows x_t, and so an estimate of x_0,   (Ho et al. 2020, section
   and is off  by the RMSE of x̂_0(x_t) on the scale {0..255}, the distortion.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ from ddpm_jax import build, data, pixels, timesteps
 from ddpm_jax.config import Config
 from ddpm_jax.data.cond import cond_of, text_rows
 from ddpm_jax.denoise import make_denoise_fn
+from ddpm_jax.errors import UserError, look_up
 from ddpm_jax.evaluation import references
 from ddpm_jax.evaluation.table import Row
 from ddpm_jax.figures import grids
@@ -24,8 +25,10 @@ from ddpm_jax.likelihood.bound import Part
 from ddpm_jax.likelihood.ode import make_bits_per_dim
 from ddpm_jax.process import q_sample
 from ddpm_jax.runs import Run
+from ddpm_jax.runtime.progress import Progress, silent
 from ddpm_jax.runtime.rows import over_local_devices
 from ddpm_jax.types import Array, Conditioning, Params
+from ddpm_jax.variance import VARIANCES
 
 
 class Coding(NamedTuple):
@@ -45,6 +48,20 @@ def variance_of(config: Config) -> str:
     return "learned_range" if config.model.learn_variance else config.sample.variance
 
 
+def check_variance(run: Run, variance: str) -> None:
+    """Refuse a variance that is none, or that the run's network does not predict.
+
+    Raises:
+      UserError: as said.
+    """
+    look_up(VARIANCES, "variance", variance)
+    if variance == "learned_range" and not run.config.model.learn_variance:
+        raise UserError(
+            "the bound's variance learned_range needs a network that predicts its variance, but "
+            "model.learn_variance is False; take fixed_small or fixed_large"
+        )
+
+
 def evaluate(
     run: Run,
     dataset: data.Dataset,
@@ -53,6 +70,7 @@ def evaluate(
     variance: str,
     num_images: int,
     num_terms: int,
+    progress: Progress = silent,
 ) -> Coding:
     """Estimate the variational bound of a split's images, in bits/dim.
 
@@ -66,6 +84,7 @@ def evaluate(
       variance: of p(x_{t-1} | x_t), such as `variance_of` the run's config.
       num_images: at most so many, drawn at random, always the same ones.
       num_terms: of the T terms that are computed for each image (`likelihood.bound`); at most T.
+      progress: receives the number of images that are done.
 
     Raises:
       UserError: no such split.
@@ -80,10 +99,12 @@ def evaluate(
         clip_x_0=run.config.sample.clip_x_0,
         num_terms=min(num_terms, T),
     )
-    found = []
-    for images, cond, start, n in _batches(run, dataset, split, num_images):
+    found, what = [], f"variational bound, {split} images"
+    for images, cond, start, n, total in _batches(run, dataset, split, num_images):
+        progress(what, start, total)
         part = bound_fn(run.params, jax.random.key(0), images, cond, start=start)
         found.append(part._replace(**_first(part, n)))
+        progress(what, start + n, total)
     whole = bound.concatenate(found)
     return Coding(_rows(whole, split), bound.rate_distortion(whole))
 
@@ -108,7 +129,13 @@ def _rows(whole: bound.Bound, split: str) -> list[Row]:
 
 
 def evaluate_by_ode(
-    run: Run, dataset: data.Dataset, split: str, *, num_images: int, tolerance: float
+    run: Run,
+    dataset: data.Dataset,
+    split: str,
+    *,
+    num_images: int,
+    tolerance: float,
+    progress: Progress = silent,
 ) -> Row:
     """Estimate the exact likelihood of a split's images, by the probability-flow ODE.
 
@@ -117,17 +144,24 @@ def evaluate_by_ode(
     Args:
       tolerance: of the solver, relative and absolute.
     """
-    bits_per_dim = make_bits_per_dim(
-        run.process, run.model.apply, kind=run.config.loss.kind, rtol=tolerance, atol=tolerance
-    )
-    bits, evaluations = [], []
-    for images, cond, start, n in _batches(run, dataset, split, num_images):
+    bits_per_dim = by_ode(run, tolerance)
+    bits, evaluations, what = [], [], f"likelihood by the ODE, {split} images"
+    for images, cond, start, n, total in _batches(run, dataset, split, num_images):
+        progress(what, start, total)
         found = bits_per_dim(run.params, jax.random.key(0), images, cond, start=start)
         bits.append(found[0][:n].astype(np.float64))
         evaluations.append(found[1][:n])
+        progress(what, start + n, total)
     values = np.concatenate(bits)
     note = f"tolerance {tolerance:g}, {np.concatenate(evaluations).mean():.0f} evaluations an image"
     return Row(f"bits_per_dim_ode_{split}", *bound.mean_and_error(values), values.size, note)
+
+
+def by_ode(run: Run, tolerance: float) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    """Build the run's `likelihood.ode.make_bits_per_dim`; it refuses a run that it cannot take."""
+    return make_bits_per_dim(
+        run.process, run.model.apply, kind=run.config.loss.kind, rtol=tolerance, atol=tolerance
+    )
 
 
 def progressive_decoding(
@@ -179,8 +213,8 @@ def _read(
 
 def _batches(
     run: Run, dataset: data.Dataset, split: str, num_images: int
-) -> Iterator[tuple[np.ndarray, Conditioning | None, int, int]]:
-    """Yield images, what is told of them, the index of the first, and how many of them count.
+) -> Iterator[tuple[np.ndarray, Conditioning | None, int, int, int]]:
+    """Yield images, their cond, the index of the first, how many count, and the number of all.
 
     All batches are of one size, so that nothing compiles twice: the last is filled up.
     """
@@ -188,7 +222,7 @@ def _batches(
     size = min(run.config.sample.chunk_size, len(indices))
     for start in range(0, len(indices), size):
         wanted = indices[start : start + size]
-        yield *_read(run, dataset, split, np.resize(wanted, size)), start, len(wanted)
+        yield *_read(run, dataset, split, np.resize(wanted, size)), start, len(wanted), len(indices)
 
 
 def _first(part: bound.Bound, n: int) -> dict[str, np.ndarray]:

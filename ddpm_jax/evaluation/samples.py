@@ -14,6 +14,7 @@ from ddpm_jax.evaluation.features import FeatureNetwork, make_features
 from ddpm_jax.evaluation.table import Row, short
 from ddpm_jax.pixels import to_uint8
 from ddpm_jax.runs import Run
+from ddpm_jax.runtime.progress import Progress, silent
 from ddpm_jax.sampling import sample_in_chunks
 
 MAX_NEIGHBOURS = 1000  # samples of each seed, and held-out images, whose neighbours are sought
@@ -41,6 +42,7 @@ def evaluate(
     n: int,
     num_seeds: int = 3,
     split: str = "train",
+    progress: Progress = silent,
 ) -> Report:
     """Sample a run several times and measure the samples, with the run's sampler (`Run.config`).
 
@@ -55,17 +57,26 @@ def evaluate(
       n: images of each seed.
       num_seeds: how often.
       split: what to compare with: "train" or "test".
+      progress: receives the number of samples that are drawn.
 
     Raises:
       UserError: no such split.
     """
     source = references.source_of(dataset, split)
     encoded = text_rows(run.config, dataset)[split == "test"]
+    what = f"features of the {split} images (kept for the next time)"
+    progress(what, 0, 1)
     reference = references.reference(run.config.data, dataset, split, network)
     sample = build.sample_fn(run.config, run.process, run.model, run.facts.image_shape)
     features = make_features(network)
+    progress(what, 1, 1)
+    what = "distances of held-out images to the training images"
+    progress(what, 0, 1)
     near = _Neighbours(run, dataset)
+    progress(what, 1, 1)
     measured, picture = [], np.zeros(0, np.uint8)
+    what, done, total = f"drawing samples by {run.config.sample.sampler}", 0, n * num_seeds
+    progress(what, done, total)
     for seed in range(num_seeds):
         cond = drawn_cond(run.config, source, encoded, n, seed)
         chunk_size = run.config.sample.chunk_size
@@ -75,6 +86,8 @@ def evaluate(
         ):
             images = to_uint8(chunk)
             found.append(features(images))
+            done += len(images)
+            progress(what, done, total)
             if sum(map(len, kept)) < MAX_NEIGHBOURS:
                 kept.append(images)
         some = np.concatenate(kept)[:MAX_NEIGHBOURS]
@@ -95,7 +108,7 @@ def evaluate(
             )
             | near.compare(distance)
         )
-    return Report(table.over_seeds(measured, n), picture)
+    return Report(table.explained(table.over_seeds(measured, n)), picture)
 
 
 class _Neighbours:

@@ -7,6 +7,7 @@ A number that too few images would make meaningless is not given, and the row sa
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -20,6 +21,24 @@ SPLITS = 10  # of the Inception score
 PER_SPLIT = 100  # images, at least
 MIN_KERNEL = 100  # images, at least, for the kernel distance and the manifolds
 MAX_SUBSET = 1000  # images of a subset of the kernel distance
+
+
+REMARKS = {  # a metric's name, without n and split -> what it is, and its best value
+    "fid": "FID, Fréchet distance in Inception's features; 0 is best",
+    "kid": "KID, kernel distance in Inception's features; 0 is best",
+    "is": "Inception score; 1 is worst",
+    "fd": "Fréchet distance, as FID but in other features; 0 is best",
+    "kd": "kernel distance, as KID but in other features; 0 is best",
+    "cs": "classifier score, as the Inception score; 1 is worst",
+    "precision": "fraction of samples near the images; 1 is best",
+    "recall": "fraction of images near the samples; 1 is best",
+    "density": "samples crowded near images; 1 is as dense as the data, 0 is worst",
+    "coverage": "fraction of images with a sample nearby; 1 is best",
+    "memorised": "fraction of samples nearer to a training image than 99% of held-out images; "
+    "0.01 is best, 1 is copies",
+    "nearest_ratio": "median distance to the nearest training image, over that of held-out images; "
+    "1 is best, 0 is copies",
+}
 
 
 class Row(NamedTuple):
@@ -110,6 +129,17 @@ def compare(
         found |= {k: Estimate(v, np.nan) for k, v in zip(names, values, strict=True)}
     else:
         found |= dict.fromkeys(names, f"needs at least {MIN_KERNEL} images in each set")
+    return found
+
+
+def explained(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows, with what each metric is after its own note."""
+    found = []
+    for row in rows:
+        metric = re.match(r"[a-z_]*", row.name)
+        remark = REMARKS.get(metric[0] if metric else "", "")
+        note = "; ".join(part for part in (row.note, remark) if part)
+        found.append(row._replace(note=note))
     return found
 
 

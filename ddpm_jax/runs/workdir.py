@@ -105,7 +105,7 @@ def locked(root: str | os.PathLike) -> Iterator[None]:
     Raises:
       UserError: it cannot be written, a file in it is a link, or another process trains there.
     """
-    path = pathlib.Path(root).absolute() / "lock"
+    path = _absolute(root) / "lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _check_links(path.parent)
@@ -131,6 +131,15 @@ def locked(root: str | os.PathLike) -> Iterator[None]:
         yield
 
 
+def check_same_run(root: str | os.PathLike, config: Config, facts: DatasetFacts) -> None:
+    """Refuse a work directory of another config or of other data; nothing is written.
+
+    Raises:
+      UserError: it belongs to another run; the message names what differs.
+    """
+    _check_run(WorkDir(_absolute(root)), config, facts)
+
+
 def open_for_training(
     root: str | os.PathLike, config: Config, facts: DatasetFacts | None = None
 ) -> WorkDir:
@@ -145,7 +154,7 @@ def open_for_training(
       UserError: it cannot be written, belongs to another config (the differing keys are named), or
         was trained on other data.
     """
-    workdir = WorkDir(pathlib.Path(root).absolute())
+    workdir = WorkDir(_absolute(root))
     try:
         workdir.root.mkdir(parents=True, exist_ok=True)
         probe = workdir.root / f".writable-{os.getpid()}"
@@ -153,14 +162,17 @@ def open_for_training(
         probe.unlink()
     except OSError as error:
         raise _not_writable(root, error) from error
-    before = read_facts(workdir) if workdir.dataset.exists() else None
-    if workdir.config.exists():
-        known = bool(before and before.digest and facts and facts.digest)
-        _check_same(root, read_config(workdir), config, RESUMABLE | PLACES if known else RESUMABLE)
-    if before and facts:
-        _check_data(root, before, facts, config.data.allow_changed)
+    _check_run(workdir, config, facts)
     _write_json(workdir.config, config_lib.to_dict(config))
     if facts:
+        before = read_facts(workdir).digest if workdir.dataset.exists() else ""
+        if before not in ("", facts.digest):
+            logger.warning(
+                "%s: the data have changed (data.allow_changed): %s before, %s now",
+                root,
+                before,
+                facts.digest,
+            )
         write_facts(workdir, facts)
     return workdir
 
@@ -171,7 +183,7 @@ def open_for_reading(root: str | os.PathLike) -> WorkDir:
     Raises:
       UserError: it is not one, or a file in it is a link.
     """
-    workdir = WorkDir(pathlib.Path(root).absolute())
+    workdir = WorkDir(_absolute(root))
     _check_links(workdir.root)
     if not workdir.config.exists() or not workdir.dataset.exists():
         raise UserError(
@@ -203,6 +215,11 @@ def read_facts(workdir: WorkDir) -> DatasetFacts:
     )
 
 
+def _absolute(root: str | os.PathLike) -> pathlib.Path:
+    """Return the absolute path; ~ is the home directory."""
+    return pathlib.Path(os.path.expanduser(root)).absolute()
+
+
 def _check_links(root: pathlib.Path) -> None:
     """Refuse files that are links: in a stranger's run they would lead what is written elsewhere.
 
@@ -227,7 +244,7 @@ def _check_same(root: str | os.PathLike, before: Config, now: Config, allowed: S
     """Refuse to go on with a config that makes it another run."""
     old, new = config_lib.flatten(before), config_lib.flatten(now)
     if now.optim.decay != "constant":
-        allowed -= {"train.num_steps"}
+        allowed = allowed - {"train.num_steps"}  # not -=, which would change RESUMABLE itself
     differing = [key for key in old if old[key] != new[key] and key not in allowed]
     if differing:
         changes = ", ".join(f"{key}: {old[key]!r} there, {new[key]!r} now" for key in differing)
@@ -237,25 +254,48 @@ def _check_same(root: str | os.PathLike, before: Config, now: Config, allowed: S
         )
 
 
-def _check_data(
-    root: str | os.PathLike, before: DatasetFacts, now: DatasetFacts, allow_changed: bool
+def _check_run(workdir: WorkDir, config: Config, facts: DatasetFacts | None) -> None:
+    """Refuse a work directory of another config, or of other data if `facts` are given."""
+    before = read_facts(workdir) if workdir.dataset.exists() else None
+    if workdir.config.exists():
+        known = bool(before and before.digest and facts and facts.digest)
+        allowed = RESUMABLE | PLACES if known else RESUMABLE
+        _check_same(workdir.root, read_config(workdir), config, allowed)
+    if before and facts:
+        _check_facts(workdir.root, before, facts, config.data.allow_changed)
+
+
+def _check_facts(
+    root: pathlib.Path, before: DatasetFacts, now: DatasetFacts, allow_changed: bool
 ) -> None:
-    """Refuse data that the model does not fit, and other data than before unless it is allowed."""
-    if dataclasses.replace(before, digest=now.digest) != now:
+    """Refuse data that the model does not fit, and changed data unless they are allowed."""
+    if dataclasses.replace(before, digest=now.digest) == now:
+        if before.digest in ("", now.digest) or allow_changed:
+            return
         raise UserError(
-            f"{root} was trained on images of {before.image_shape} in "
-            f"{before.num_classes} classes, but the data now have {now.image_shape} in "
-            f"{now.num_classes}; bring the old data back or choose another --workdir"
+            f"{root} was trained on other data: {before.digest} there, {now.digest} now; bring the "
+            "old data back, choose another --workdir, or set data.allow_changed=True to go on with "
+            "the new data"
         )
-    if not before.digest or before.digest == now.digest:
-        return
-    change = f"{root} was trained on other data: {before.digest} there, {now.digest} now"
-    if not allow_changed:
-        raise UserError(
-            f"{change}; bring the old data back, choose another --workdir, or set "
-            "data.allow_changed=True to go on with the new data"
-        )
-    logger.warning("%s; the run goes on with the new data (data.allow_changed)", change)
+    went = [name for name in before.class_names if name not in now.class_names]
+    came = [name for name in now.class_names if name not in before.class_names]
+    changes = []
+    if before.image_shape != now.image_shape:
+        changes.append(f"images of {before.image_shape} are now {now.image_shape}")
+    if before.num_classes != now.num_classes:
+        changes.append(f"{before.num_classes} classes are now {now.num_classes}")
+    if went:
+        changes.append(f"gone: class {', '.join(map(repr, went))}")
+    if came:
+        changes.append(f"new: class {', '.join(map(repr, came))}")
+    if before.class_names != now.class_names and not went and not came:
+        changes.append("the classes are in another order")
+    if before.text != now.text:
+        changes.append(f"the encoder of texts {before.text!r} is now {now.text!r}")
+    raise UserError(
+        f"{root} was trained on other data ({'; '.join(changes)}); bring the old data back "
+        "or choose another --workdir"
+    )
 
 
 def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:

@@ -1,0 +1,94 @@
+"""What a main does, how far it is, and the time left: a live line, or plain lines in a log.
+
+The line goes to stderr, since stdout is for results. Without a terminal, plain lines are written at
+the start and the end of each part of the work, and every few seconds in between.
+"""
+
+import datetime
+import logging
+import math
+import time
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+LOG_EVERY = 5.0  # seconds between plain lines
+REPORTS = 8  # chunks of a piece of work, if they are then large enough to be fast
+SMALLEST = {"cpu": 16}  # images in such a chunk, on each device
+SMALLEST_ELSEWHERE = 64  # a GPU or TPU is not filled by fewer
+
+logger = logging.getLogger("ddpm_jax.progress")  # below the logger that `command` sets up
+
+
+class ProgressLine:
+    """Shows the reports of `runtime.progress`; use it in `with`, and call it to report.
+
+    The first report of a part that has begun includes the compilation, so the time left is measured
+    from there on.
+
+    Args:
+      console: where to write; None is stderr. It decides whether there is a terminal.
+    """
+
+    def __init__(self, console: Console | None = None):
+        self._console = console or Console(stderr=True)
+        self._live = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[far]}"),
+            TimeElapsedColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+            transient=True,
+        )
+        self._what = ""
+        self._task = None
+        self._first: tuple[int, float] | None = None
+        self._logged = -math.inf
+
+    def __enter__(self) -> "ProgressLine":
+        self._live.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._live.stop()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Show that `done` of the `total` units of this part of the work are done."""
+        now = time.perf_counter()
+        begins = what != self._what
+        if begins:
+            self._what, self._first, self._logged = what, None, -math.inf
+            if self._task is not None:
+                self._live.remove_task(self._task)
+            self._task = self._live.add_task(what, total=total, far="")
+        left = self._left(done, total, now)
+        if done and self._first is None:
+            self._first = (done, now)
+        far = f"{done:,}/{total:,}" if total > 1 else ""
+        far += f", {left} left" if left else ""
+        self._live.update(self._task, completed=done, far=far)
+        if self._console.is_terminal:
+            return
+        if begins or done >= total or now - self._logged >= LOG_EVERY:
+            self._logged = now
+            logger.info("%s: %s", what, far or ("done" if done else "started"))
+
+    def _left(self, done: int, total: int, now: float) -> str:
+        """Return the time left, or "" where it is not known."""
+        if self._first is None or not self._first[0] < done < total:
+            return ""
+        seconds = (now - self._first[1]) / (done - self._first[0]) * (total - done)
+        return str(datetime.timedelta(seconds=round(seconds)))
+
+
+def chunk_size(n: int, most: int) -> int:
+    """Return how many of n images to compute at once, so that there are a few reports.
+
+    Args:
+      n: number of images.
+      most: as many as fit on a device, `config.sample.chunk_size`.
+    """
+    least = SMALLEST.get(jax.default_backend(), SMALLEST_ELSEWHERE * jax.local_device_count())
+    return min(most, max(least, math.ceil(n / REPORTS)))
