@@ -91,7 +91,8 @@ def load_or_make(
     arrays = make()
     try:
         with replacing(path) as part:
-            np.savez(part, allow_pickle=False, facts=np.array(key), **arrays)
+            kept: dict[str, Any] = {**arrays, "facts": np.array(key)}
+            np.savez(part, **kept)
     except OSError as error:
         logger.warning("%s cannot be written (%s); it will be computed again", path, error.strerror)
     return arrays

@@ -67,7 +67,8 @@ def unipc(process: GaussianProcess, order: int = 2) -> Sampler:
 
 
 def _init(x_T: Array, *, order: int) -> UniPCState:
-    zeros, inf, zero = jnp.zeros_like(x_T), jnp.float32(jnp.inf), jnp.float32(0)
+    zeros = jnp.zeros_like(x_T)
+    inf, zero = (jnp.full((), value, zeros.dtype) for value in (jnp.inf, 0.0))
     no_way = Interval(h=inf, decay=zero, gain=zero, fraction=zero)
     return UniPCState(x_T, zeros, (zeros,) * order, (inf,) * order, no_way)
 
