@@ -34,7 +34,7 @@ from ddpm_jax.runs.workdir import (
 )
 from ddpm_jax.runtime import devices, distributed, sharding
 from ddpm_jax.runtime.interrupt import StopRequest
-from ddpm_jax.runtime.output import Output
+from ddpm_jax.runtime.output import surviving
 from ddpm_jax.training.feed import feed, plan_calls
 from ddpm_jax.training.held_out import make_held_out
 from ddpm_jax.training.in_flight import InFlight
@@ -94,7 +94,7 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
     """Do `train`; `at_end` is closed after it, however it ends."""
     leader = distributed.is_leader()
     console = Console(
-        file=Output(sys.stdout), soft_wrap=True, markup=False, highlight=False, quiet=not leader
+        file=surviving(sys.stdout), soft_wrap=True, markup=False, highlight=False, quiet=not leader
     )
     console.print(devices.describe_devices())
     if warning := devices.cpu_fallback_warning():
@@ -205,8 +205,7 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
                         ema = sharding.on_this_process(mesh, state.ema_params)
                     if pictures and "sample" in due and not hurry():
                         pictures.draw(step, "ema", ema)
-                    judged = monitor and "score" in due and not hurry()
-                    score = monitor(ema) if judged else None
+                    score = monitor(ema) if monitor and "score" in due and not hurry() else None
                     if score:
                         writer.scalars(step, score)
                     writer.flush()  # before the checkpoint: a run that resumes there has this row
