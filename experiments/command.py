@@ -13,7 +13,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from ddpm_jax.errors import PassingError, PeerError, UserError
-from ddpm_jax.runtime.output import Output
+from ddpm_jax.runtime.output import surviving
 from experiments import config_flag
 
 
@@ -24,7 +24,7 @@ def run(main: Callable[[], int | None], before: Callable[[], None] = lambda: Non
 
     A `PassingError` exits with 75 (EX_TEMPFAIL of sysexits.h: try again later).
     """
-    sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
+    sys.stdout, sys.stderr = surviving(sys.stdout), surviving(sys.stderr)
     app.run(lambda argv: sys.exit(_guarded(main, before)), flags_parser=_parse)
 
 

@@ -27,7 +27,7 @@ from ddpm_jax.errors import SourceError, UserError
 from ddpm_jax.runs import metrics, workdir
 from ddpm_jax.runtime import devices
 from ddpm_jax.runtime.interrupt import StopRequest
-from ddpm_jax.runtime.output import Output
+from ddpm_jax.runtime.output import surviving
 from ddpm_jax.training import in_flight, progress
 from ddpm_jax.training.feed import feed, plan_calls
 from ddpm_jax.training.loop import train
@@ -328,7 +328,7 @@ def test_a_hangup_stops_a_run_once_and_nohup_keeps_it_ignored():
 def test_a_hangup_and_a_lost_reader_leave_a_saved_state(run, tmp_path, monkeypatch, caplog):
     """As when an ssh connection ends: the terminal is gone, then the signal comes."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    reader, writer = os.pipe()
+    (reader, writer), added = os.pipe(), []
 
     def at(n):
         if n == 12:
@@ -339,11 +339,14 @@ def test_a_hangup_and_a_lost_reader_leave_a_saved_state(run, tmp_path, monkeypat
     try:
         with os.fdopen(writer, "w") as lost, monkeypatch.context() as change:
             change.setattr("sys.stdout", lost)
+            add = in_flight.InFlight.add
+            change.setattr(in_flight.InFlight, "add", lambda *args: added.append(add(*args)))
             result = run(at)
     finally:
         signal.signal(signal.SIGHUP, before)
     step = int(result.state.step)
     assert result.signal == signal.SIGHUP and 20 <= step <= 26
+    assert len(added) == step  # each call was waited for in time
     assert (tmp_path / "run" / "checkpoints" / str(step)).is_dir()
     assert "cannot be written any more (Broken pipe); the program goes on" in caplog.text
 
@@ -352,7 +355,7 @@ def test_an_output_without_a_reader_is_given_up_once(caplog):
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as lost:
-        output = Output(lost)
+        output = surviving(lost)
         for _ in range(3):
             print("a line", file=output, flush=True)
         Console(file=output).print("another")

@@ -7,15 +7,18 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 
-class Output:
-    """A text stream like the given one, except that a failure to write does not end the program.
+def surviving(stream: Any) -> Any:
+    """Return a text stream like the given one, whose failure to write does not end the program.
 
     After a failure, what is written goes nowhere, and one line on the log says so.
 
     Args:
       stream: the stream, such as sys.stdout.
     """
+    return _Output(stream)
 
+
+class _Output:
     def __init__(self, stream: Any):
         self._stream = stream
 

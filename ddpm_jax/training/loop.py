@@ -35,7 +35,7 @@ from ddpm_jax.runs.workdir import (
 )
 from ddpm_jax.runtime import devices, distributed, sharding
 from ddpm_jax.runtime.interrupt import StopRequest
-from ddpm_jax.runtime.output import Output
+from ddpm_jax.runtime.output import surviving
 from ddpm_jax.training.feed import feed, plan_calls
 from ddpm_jax.training.held_out import make_held_out
 from ddpm_jax.training.in_flight import InFlight
@@ -110,8 +110,9 @@ def _train(
 ) -> Result:
     """Do `train`; `at_end` is closed after it, however it ends."""
     leader = distributed.is_leader()
-    output: Any = Output(sys.stdout)
-    console = Console(file=output, soft_wrap=True, markup=False, highlight=False, quiet=not leader)
+    console = Console(
+        file=surviving(sys.stdout), soft_wrap=True, markup=False, highlight=False, quiet=not leader
+    )
     console.print(devices.describe_devices())
     if warning := devices.cpu_fallback_warning():
         console.print(warning, style="bold red")

@@ -69,25 +69,20 @@ def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransfo
     """
     init = optax.apply_if_finite(inner, max_consecutive_errors=0).init
 
-    def update(
-        updates: optax.Updates, state: Any, params: Any = None
-    ) -> tuple[optax.Updates, optax.ApplyIfFiniteState]:
-        gradient = updates
-        updates, inner_state = inner.update(gradient, state.inner_state, params)
-        applied = optax.apply_updates(params, updates)
-        finite = all_finite((optax.tree.norm(gradient), applied, inner_state))
+    def update(updates: optax.Updates, state: Any, params: Any = None) -> tuple[optax.Updates, Any]:
+        moves, inner_state = inner.update(updates, state.inner_state, params)
+        applied = optax.apply_updates(params, moves)
+        finite = all_finite((optax.tree.norm(updates), applied, inner_state))
 
         def keep(new: jax.Array, old: jax.Array) -> jax.Array:
             return jnp.where(finite, new, old)  # a select: 0 * NaN is NaN
 
-        skipped = jnp.where(finite, 0, 1)
-        return jax.tree.map(lambda u: keep(u, jnp.zeros_like(u)), updates), (
-            optax.ApplyIfFiniteState(
-                notfinite_count=jnp.where(finite, 0, state.notfinite_count + 1),
-                last_finite=finite,
-                total_notfinite=state.total_notfinite + skipped,
-                inner_state=jax.tree.map(keep, inner_state, state.inner_state),
-            )
+        moves = jax.tree.map(lambda move: keep(move, jnp.zeros_like(move)), moves)
+        return moves, optax.ApplyIfFiniteState(
+            notfinite_count=jnp.where(finite, 0, state.notfinite_count + 1),
+            last_finite=finite,
+            total_notfinite=state.total_notfinite + jnp.where(finite, 0, 1),
+            inner_state=jax.tree.map(keep, inner_state, state.inner_state),
         )
 
     return optax.GradientTransformation(init, update)
