@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from scipy import stats
+from scipy import special, stats
 
 import ddpm_jax
 from ddpm_jax.errors import UserError
@@ -163,6 +163,22 @@ def test_the_network_receives_the_conditioning_of_each_image(images):
     nothing, labels = bound(*args), bound(*args, {"label": np.array([0.0, 0.0, 5.0], np.float32)})
     differs = np.any(nothing.terms != labels.terms, axis=0)
     np.testing.assert_array_equal(differs, [False, False, True])
+
+
+def test_L_0_by_the_discrete_decoder_is_a_softmax_over_the_256_values():
+    """Black and white are pixels with a neighbour on one side only."""
+    images = np.repeat(np.array([0, 128, 255], np.uint8), 400).reshape(-1, 1, 1, 1)
+    images = np.tile(images, (1, 3, 3, 1))
+    bound = make(decoder="discrete", num_terms=2)
+    found = bound(jnp.float32(VARIANCE), jax.random.key(0), images).terms[0].reshape(3, 400)
+    alpha = oracles.chain_moments("linear", T)[0][1]
+    s, values = np.sqrt(1 - alpha**2) / alpha, np.arange(256) / 127.5 - 1
+    nodes = np.linspace(-7, 7, 401)
+    for bits, k in zip(found, (0, 128, 255), strict=True):
+        logits = -0.5 * ((values[k] + s * nodes[:, None] - values) / s) ** 2
+        nats = -special.log_softmax(logits, axis=1)[:, k]
+        wanted = nats @ stats.norm.pdf(nodes) * (nodes[1] - nodes[0]) / np.log(2)
+        assert abs(bits.mean() - wanted) < 4 * bits.std() / np.sqrt(len(bits)) < 0.05 * wanted
 
 
 def test_images_of_other_than_256_values_are_refused(images):

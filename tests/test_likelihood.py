@@ -185,10 +185,11 @@ def test_the_discrete_decoder_is_the_softmax_over_the_256_values(deviation):
     wanted = softmax_over_values(mean[:, 0], deviation)
     log_deviation = jnp.full((1, 1), np.log(deviation), jnp.float32)
 
-    def log_prob(log_deviation):
+    def log_prob_of(mean, log_deviation):
         x = jnp.asarray(VALUES, jnp.float32)[None]
-        return likelihood.discrete_log_prob(x, jnp.asarray(mean), log_deviation)
+        return likelihood.discrete_log_prob(x, mean, log_deviation)
 
+    log_prob = functools.partial(log_prob_of, jnp.asarray(mean))
     found, slope = jax.jvp(log_prob, (log_deviation,), (jnp.ones_like(log_deviation),))
     np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=1e-6)
     assert np.all(found <= 0.0)
@@ -197,6 +198,22 @@ def test_the_discrete_decoder_is_the_softmax_over_the_256_values(deviation):
     ends = (softmax_over_values(mean[:, 0], deviation * np.exp(side * h)) for side in (1, -1))
     wanted_slope = np.subtract(*ends) / (2 * h)
     np.testing.assert_allclose(slope, wanted_slope, rtol=1e-3, atol=1e-3)
+    h, exact = 1e-4 * deviation, mean[:, 0].astype(np.float64)
+    ends = (softmax_over_values(exact + side * h, deviation) for side in (1.0, -1.0))
+    wanted_slope = np.subtract(*ends) / (2 * h)
+    slopes = jax.jacobian(lambda mean: log_prob_of(mean, log_deviation))(jnp.asarray(mean))
+    found_slope = np.stack([slopes[i, :, i, 0] for i in range(7)])
+    np.testing.assert_allclose(found_slope, wanted_slope, rtol=1e-3, atol=1e-3 / deviation)
+
+
+def test_the_gradient_of_the_discrete_decoder_holds_no_256_numbers_for_a_pixel():
+    def loss(log_deviation, x):
+        mean = x + jnp.exp(log_deviation) * x
+        return likelihood.discrete_log_prob(x, mean, log_deviation).mean()
+
+    x = jax.ShapeDtypeStruct((4, 64, 64), jnp.float32)
+    compiled = jax.jit(jax.grad(loss)).lower(jax.ShapeDtypeStruct((), jnp.float32), x).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 64 * 4 * x.size
 
 
 def test_the_discrete_decoder_is_tighter_than_the_integral_over_bins():

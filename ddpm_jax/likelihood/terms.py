@@ -14,6 +14,7 @@ shorter chain.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -160,7 +161,6 @@ def discretized_gaussian_log_prob(x: Array, mean: Array, log_deviation: Array) -
     return log_high + jnp.where(open_below, 0.0, jnp.where(near, near_log, far_log))
 
 
-@jax.checkpoint  # otherwise the backward pass holds 256 numbers for each pixel
 def discrete_log_prob(x: Array, mean: Array, log_deviation: Array) -> Array:
     """Return the log of p(x | z_0) ∝ q(z_0 | x), normalised over the 256 values x_k of a pixel.
 
@@ -176,21 +176,52 @@ def discrete_log_prob(x: Array, mean: Array, log_deviation: Array) -> Array:
       float of the shape of x, at most 0, in nats.
     """
     x, mean, scale = jnp.broadcast_arrays(x, mean, jnp.exp(-log_deviation))
-    values = jnp.asarray(VALUES)
+    x, nearest = _nearest_value(x), _nearest_value(mean)  # x: without its rounding error
+    return _logit_below_largest(x, mean, scale, nearest) - _log_total(mean, scale, nearest)
 
-    def nearest_value(x: Array) -> Array:
-        return values[jnp.clip(jnp.round((x + 1.0) * SCALE), 0, 255).astype(jnp.int32)]
 
-    x, nearest = nearest_value(x), nearest_value(mean)  # x: without its rounding error
+def _nearest_value(x: Array) -> Array:
+    index = jnp.clip(jnp.round((x + 1.0) * SCALE), 0, 255).astype(jnp.int32)
+    return jnp.asarray(VALUES)[index]
 
-    def difference(x: Array, mean: Array, scale: Array, nearest: Array) -> Array:
-        """Return the logit of x, less the largest one. As a product, no digits cancel."""
-        return -0.5 * ((x - nearest) * scale) * ((x + nearest - 2.0 * mean) * scale)
 
-    each = (a[..., None] for a in (mean, scale, nearest))
-    values = values.reshape((1,) * x.ndim + (256,))
-    total = jnp.exp(difference(values, *each)).sum(axis=-1)  # in 1..256
-    return difference(x, mean, scale, nearest) - jnp.log(total)
+def _logit_below_largest(x: Array, mean: Array, scale: Array, nearest: Array) -> Array:
+    """Return the logit of x, less the logit of the nearest value. No digits cancel in a product."""
+    return -0.5 * ((x - nearest) * scale) * ((x + nearest - 2.0 * mean) * scale)
+
+
+def _sums(mean: Array, scale: Array, nearest: Array) -> tuple[Array, Array, Array]:
+    """Return ln Σ_k e^{l_k}, and the means of x_k - nearest and of l_k under the softmax of l_k.
+
+    Of the 256 values, 16 at a time are in memory.
+    """
+    mean, scale, nearest = (a[..., None] for a in (mean, scale, nearest))
+
+    def add(sums: tuple[Array, Array, Array], values: Array) -> tuple[Any, None]:
+        values = values.reshape((1,) * (mean.ndim - 1) + (-1,))
+        logits = _logit_below_largest(values, mean, scale, nearest)
+        weights = jnp.exp(logits)
+        terms = weights, weights * (values - nearest), weights * logits
+        return tuple(s + term.sum(axis=-1) for s, term in zip(sums, terms, strict=True)), None
+
+    start = (jnp.zeros_like(mean[..., 0]),) * 3
+    (total, offset, logit), _ = jax.lax.scan(add, start, jnp.asarray(VALUES).reshape(16, 16))
+    return jnp.log(total), offset / total, logit / total  # total is in 1..256
+
+
+@jax.custom_jvp
+def _log_total(mean: Array, scale: Array, nearest: Array) -> Array:
+    return _sums(mean, scale, nearest)[0]
+
+
+@_log_total.defjvp
+def _log_total_jvp(
+    primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
+) -> tuple[Array, Array]:
+    """Without this rule, the backward pass would hold 256 numbers for each pixel."""
+    (_, scale, _), (mean_dot, scale_dot, _) = primals, tangents
+    log_total, offset, logit = _sums(*primals)
+    return log_total, jnp.square(scale) * offset * mean_dot + 2.0 * logit / scale * scale_dot
 
 
 def bits_per_dim(nats: Array) -> Array:
