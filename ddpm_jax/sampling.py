@@ -1,7 +1,6 @@
 """From a network to a sampling function: one compiled program for the whole chain."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -109,7 +108,21 @@ def make_sample(
         collect=collect,
         num_frames=num_frames,
     )
-    return functools.partial(draw, process, grid)
+
+    def sample(
+        params: Params,
+        key: PRNGKey,
+        n: int,
+        cond: Conditioning | None = None,
+        *,
+        start: int = 0,
+        x_T: Array | None = None,
+        noise: Noise | None = None,
+    ) -> Any:
+        """Return n images: [n, *shape] float32 (`ddpm_jax.make_sample` explains the arguments)."""
+        return draw(process, grid, params, key, n, cond, start=start, x_T=x_T, noise=noise)
+
+    return sample
 
 
 def make_chain_sample(
