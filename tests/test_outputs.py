@@ -146,3 +146,14 @@ def test_a_write_that_fails_leaves_the_old_file(root, tmp_path, monkeypatch):
     assert "cannot be written (No space left on device)" in refused.stderr
     assert (tmp_path / "x.npz").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.npz", "x.png"]
+
+
+def test_a_grid_of_classes_in_turn_has_a_column_for_each(root, tmp_path):
+    run("sample", f"--workdir={root}", "--n=4", f"--out={tmp_path / 'turns'}")
+    run("sample", f"--workdir={root}", "--n=4", "--label=1", f"--out={tmp_path / 'one'}")
+    sizes = []
+    for name in ("turns", "one"):
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            sizes.append(picture.size)
+    assert sizes[0][0] == 3 * 34 + 2 and sizes[0][1] > 2 * 34 + 2  # three classes, and names above
+    assert sizes[1] == (2 * 34 + 2, 2 * 34 + 2)

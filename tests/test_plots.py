@@ -14,7 +14,7 @@ from PIL import Image
 from ddpm_jax import build, time_samplers
 from ddpm_jax.build.chain import make_chain
 from ddpm_jax.config import from_dict
-from ddpm_jax.figures import plots
+from ddpm_jax.figures import grids, plots
 from ddpm_jax.models.noise_schedule import make_gamma
 from ddpm_jax.pixels import to_uint8
 from ddpm_jax.runs import workdir
@@ -263,3 +263,23 @@ def _assert_shown(pictures: list, images: np.ndarray) -> None:
         shown = np.asarray(picture.get_array())
         expected = to_uint8(image)
         np.testing.assert_array_equal(shown.reshape(expected.shape), expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_labels_of_a_grid_are_in_a_margin_and_change_no_image(channels):
+    images = np.random.default_rng(0).integers(0, 256, (6, 4, 4, channels)).astype(np.uint8)
+    plain = grids.make_grid(images, columns=3, side=32)
+    labels = ["given", "a name that is far too long for its column", "t=8"]
+    whole = grids.make_grid(images, columns=3, side=32, column_labels=labels)
+    top = whole.shape[0] - plain.shape[0]
+    assert whole.shape[1:] == plain.shape[1:] and top > 0
+    np.testing.assert_array_equal(whole[top:], plain)
+    for column in np.split(whole[:top, 2:-2, 0], [32, 66], axis=1):
+        assert column.max() == 255 and column.min() < 100  # a dark text on white
+    both = grids.make_grid(images, 3, 32, column_labels=labels, row_labels=["one", "two"])
+    left = both.shape[1] - plain.shape[1]
+    np.testing.assert_array_equal(both[top:, left:], plain)
+    for row in np.split(both[top + 2 : -2, :left, 0], [33], axis=0):
+        assert row.max() == 255 and row.min() < 100
+    if channels == 4:
+        assert np.all(both[:top, :, 3] == 255)
