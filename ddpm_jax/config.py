@@ -173,7 +173,8 @@ class TrainConfig:
 
     num_steps: int = 800_000  # number of training steps (parameter updates)
     batch_size: int = 128  # images per step, over all devices and processes together
-    seed: int = 0  # seed of initialisation, data order, noise and samples
+    # seed of initialisation, data order, noise and samples, in 0..2^32-1
+    seed: int = 0
     # training steps per compiled call; 0 is 1 on CPU and 10 on other devices
     steps_per_call: int = 0
     # micro-batches per step: their gradients are averaged, so a large batch needs less memory

@@ -1,53 +1,143 @@
-"""What a config's values may be: types, counts, probabilities, and options that something uses."""
+"""What a config's values may be: types, ranges, and options that something uses."""
 
+import math
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ddpm_jax.errors import UserError, look_up
 
-AT_LEAST_1 = (
-    "process.num_timesteps",
-    "model.channels",
-    "model.num_res_blocks",
-    "model.num_heads",
-    "model.num_groups",
-    "optim.max_nonfinite",
-    "train.num_steps",
-    "train.batch_size",
-    "train.accumulate",
-    "train.num_samples",
-    "train.keep_last",
-    "sample.chunk_size",
-    "eval.num_examples",
-    "eval.num_samples",
-    "eval.num_seeds",
-    "eval.num_steps",
-)
-BELOW_1 = ("model.dropout", "data.holdout", "loss.p_uncond", "optim.ema_decay")
-SIGNED = ("mesh.data", "process.gamma_min", "process.gamma_max")  # may be negative
+INT32 = 2**31 - 1
+
+
+class Range(NamedTuple):
+    """The numbers from low to high; "(" leaves out the low end, ")" the high end."""
+
+    brackets: str
+    low: float
+    high: float = math.inf
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low if self.brackets[0] == "(" else value >= self.low
+        return above and (value < self.high if self.brackets[1] == ")" else value <= self.high)
+
+    def __str__(self) -> str:
+        if self.high < math.inf:
+            return f"in {self.brackets[0]}{self.low}, {self.high}{self.brackets[1]}"
+        if self.low == -math.inf:
+            return "a finite number"
+        return f"above {self.low}" if self.brackets[0] == "(" else f"at least {self.low}"
+
+
+ANY, NOT_NEGATIVE, POSITIVE = Range("()", -math.inf), Range("[)", 0), Range("()", 0)
+COUNT = Range("[)", 1)
+FRACTION, BELOW_1 = Range("[]", 0, 1), Range("[)", 0, 1)
+RANGES = {  # of every number in a config; a tuple's is that of its entries
+    "data.holdout": BELOW_1,
+    "data.image_size": NOT_NEGATIVE,
+    "data.channels": Range("[]", 0, 4),
+    "data.ram_limit_gb": NOT_NEGATIVE,
+    "data.timeout_s": NOT_NEGATIVE,
+    "process.num_timesteps": COUNT,
+    "process.beta_1": BELOW_1,
+    "process.beta_T": BELOW_1,
+    "process.gamma_min": ANY,
+    "process.gamma_max": ANY,
+    "model.channels": COUNT,
+    "model.channel_multipliers": COUNT,
+    "model.num_res_blocks": COUNT,
+    "model.attention_resolutions": COUNT,
+    "model.num_heads": COUNT,
+    "model.dropout": BELOW_1,
+    "model.num_groups": COUNT,
+    "model.embedding_dim": NOT_NEGATIVE,
+    "model.context_dim": NOT_NEGATIVE,
+    "model.super_resolution": NOT_NEGATIVE,
+    "model.fourier_features": Range("[]", 0, 20),  # float32 has 24 bits
+    "loss.vlb_lambda": NOT_NEGATIVE,
+    "loss.min_snr_gamma": POSITIVE,
+    "loss.p2_k": POSITIVE,
+    "loss.p2_gamma": NOT_NEGATIVE,
+    "loss.p_uncond": BELOW_1,
+    "optim.learning_rate": POSITIVE,
+    "optim.warmup_steps": Range("[]", 0, INT32),
+    "optim.clip_norm": NOT_NEGATIVE,
+    "optim.b1": BELOW_1,
+    "optim.b2": BELOW_1,
+    "optim.eps": POSITIVE,
+    "optim.weight_decay": NOT_NEGATIVE,
+    "optim.ema_decay": BELOW_1,
+    "optim.max_nonfinite": COUNT,
+    "train.num_steps": Range("[]", 1, INT32),  # the step is an int32
+    "train.batch_size": COUNT,
+    "train.seed": Range("[]", 0, 2**32 - 1),  # JAX takes a seed modulo 2^32
+    "train.steps_per_call": NOT_NEGATIVE,
+    "train.accumulate": COUNT,
+    "train.log_every": NOT_NEGATIVE,
+    "train.sample_every": NOT_NEGATIVE,
+    "train.num_samples": COUNT,
+    "train.checkpoint_every": NOT_NEGATIVE,
+    "train.keep_last": COUNT,
+    "train.keep_every": NOT_NEGATIVE,
+    "sample.eta": FRACTION,
+    "sample.order": Range("[]", 2, 3),
+    "sample.s_churn": NOT_NEGATIVE,
+    "sample.s_min": NOT_NEGATIVE,
+    "sample.s_max": NOT_NEGATIVE,
+    "sample.s_noise": POSITIVE,
+    "sample.corrector_snr": POSITIVE,
+    "sample.num_corrections": NOT_NEGATIVE,
+    "sample.num_steps": NOT_NEGATIVE,
+    "sample.rho": POSITIVE,
+    "sample.dynamic_threshold": FRACTION,
+    "sample.guidance": NOT_NEGATIVE,
+    "sample.guidance_interval": NOT_NEGATIVE,
+    "sample.guidance_rescale": FRACTION,
+    "sample.chunk_size": COUNT,
+    "eval.every": NOT_NEGATIVE,
+    "eval.num_examples": COUNT,
+    "eval.samples_every": NOT_NEGATIVE,
+    "eval.num_samples": COUNT,
+    "eval.num_seeds": COUNT,
+    "eval.num_steps": COUNT,
+    "eval.bound_images": NOT_NEGATIVE,
+    "eval.bound_terms": COUNT,
+    "eval.ode_tolerance": POSITIVE,
+    "mesh.data": Range("[)", -1),
+    "mesh.fsdp": COUNT,
+}
 NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "a string"}
 
 
 def check_ranges(flat: Mapping[str, Any]) -> None:
-    """Check that every number of a config is in its range.
+    """Check that every number of a config is in its range, also when rounded to float32.
 
     Args:
       flat: the config as `config.flatten` returns it, {"section.field": value}.
 
     Raises:
-      UserError: a count below 1, a probability outside [0, 1), or another number that must not be
-        negative.
+      UserError: a number is outside of its range; the message names the range.
     """
-    for key in AT_LEAST_1:
-        if flat[key] < 1:
-            raise UserError(f"config.{key} must be at least 1, found {flat[key]}")
-    for key in BELOW_1:
-        if not 0 <= flat[key] < 1:
-            raise UserError(f"config.{key} must be in [0, 1), found {flat[key]}")
-    for key, value in flat.items():
-        if type(value) in (int, float) and value < 0 and key not in SIGNED:
-            raise UserError(f"config.{key} must not be negative, found {value}")
+    for key, allowed in RANGES.items():
+        whole = flat[key]
+        for value in whole if isinstance(whole, tuple) else (whole,):
+            rounded = _as_float32(value) if isinstance(value, float) else value
+            if value in allowed and rounded in allowed and abs(rounded) < math.inf:
+                continue
+            entries = ", each entry" if isinstance(whole, tuple) else ""
+            where = f" in {whole}" if entries else ""
+            if value in allowed and rounded != value:
+                where = f", which is {rounded:g} in float32"
+            raise UserError(f"config.{key}{entries} must be {allowed}, found {value}{where}")
+
+
+def _as_float32(value: float) -> float:
+    """Return the value in float32, where numbers next to 0 are 0, as for XLA."""
+    with np.errstate(over="ignore"):
+        rounded = np.float32(value)
+    return 0.0 if abs(rounded) < np.finfo(np.float32).tiny else float(rounded)
 
 
 def check_type(key: str, value: Any, hint: Any) -> Any:
@@ -73,7 +163,7 @@ def check_type(key: str, value: Any, hint: Any) -> Any:
 
 
 class Choice(NamedTuple):
-    """A row of a table in `build/`: what a name in a config stands for.
+    """A row of a table in `build/`: the meaning of a name in a config.
 
     Attributes:
       build: builds it from the config.

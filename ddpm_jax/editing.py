@@ -1,4 +1,4 @@
-"""Editing: images into the chain part of the way down, and out of it by any sampler.
+"""Editing: add noise to images up to some t, and denoise them with any sampler.
 
   sdedit        x_t ~ q(x_t | x_0), and the reverse chain from t        (Meng et al. 2022, alg. 1)
   interpolate   (1-λ) x_t + λ x'_t, both noised by q with one ε, and the reverse chain from t
@@ -6,8 +6,9 @@
   inpaint       x_s = m q_sample(x_0, s) + (1-m) p_step(x_t), then up by q(x_t | x_s) and down
                 again, several times                              (Lugmayr et al. 2022, alg. 1)
 
-Pure functions of a sampler, a denoiser (guided or not) and one key per image; `key[i]` decides all
-of image i. The depth of sdedit and interpolate is where the grid begins: `from_depth`.
+The functions are pure. They take a sampler, a denoiser (guided or not) and one key per image. The
+noise of image i depends on `key[i]` only. The depth of sdedit and interpolate is the first timestep
+of the grid (`from_depth`).
 """
 
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.errors import UserError, unknown
+from ddpm_jax.pixels import check_x_0
 from ddpm_jax.process import GaussianProcess, expand, jump, q_sample
 from ddpm_jax.randomness import draw_x_T, fold_in
 from ddpm_jax.samplers.base import Noise, Sampler, on_process, sample_loop
@@ -26,11 +28,11 @@ from ddpm_jax.types import Array, DenoiseFn, Prediction, PRNGKey, Timesteps
 
 
 def from_depth(timesteps: Timesteps, depth: int) -> Timesteps:
-    """Return the part of a sampling grid below depth, with depth in front.
+    """Return a sampling grid from depth to 0: depth, then the timesteps below it, int32.
 
     Args:
       timesteps: [K+1] int, strictly descending from T to 0.
-      depth: t in 1..T: how much is forgotten, T is everything.
+      depth: t in 1..T. A larger depth keeps less of the image.
 
     Raises:
       UserError: depth is not in 1..T, or the grid does not descend.
@@ -50,22 +52,23 @@ def sdedit(
     x_0: Array,
     timesteps: Timesteps,
 ) -> Array:
-    """Return x_0 noised to timesteps[0] and denoised again (SDEdit).
+    """Return x_0 noised to timesteps[0] and denoised again: [B, ...] (SDEdit).
 
-    A small depth returns x_0 with its finest detail redrawn; the whole grid, where alpha_T = 0, is
-    a plain sample of the same key.
+    Limits: a small depth redraws only the finest detail of x_0. With the whole grid and alpha_T = 0
+    the result is a plain sample with the same key.
 
     Args:
       process: the chain.
-      sampler: any, built on the same process.
+      sampler: any sampler that is built on the same process.
       denoise_fn: the denoiser.
       key: [B] keys.
       x_0: [B, ...] float, the images.
       timesteps: [K+1] int, strictly descending from the depth to 0 (`from_depth`).
 
     Raises:
-      UserError: a sampler of another process, or a wrong grid.
+      UserError: x_0 is not float; the sampler was built on another process, or the grid is wrong.
     """
+    check_x_0(x_0)
     sampler = on_process(sampler, process)
     timesteps = check_grid(timesteps, process.num_timesteps)
     x_t = q_sample(process, x_0, jnp.int32(timesteps[0]), draw_x_T(key, x_0.shape[1:]))
@@ -83,25 +86,33 @@ def interpolate(
     timesteps: Timesteps,
     mix: str = "lerp",
 ) -> Array:
-    """Return images between x_0 and other, mixed at depth timesteps[0].
+    """Return images between x_0 and other, mixed at depth timesteps[0]: [B, ...].
 
-    Both get the same noise, so `lerp` leaves it whole at any weight. Weight 0 is `sdedit` of x_0,
-    weight 1 of other. Images of one series share their key, and then all their noise.
+    Both images get the same noise, so that `lerp` keeps the noise whole at any weight. Give all
+    images of one series the same key; they then share all noise.
+
+    Limits: weight 0 is `sdedit` of x_0, weight 1 is `sdedit` of other.
 
     Args:
       process, sampler, denoise_fn, key, timesteps: as in `sdedit`.
       x_0: [B, ...] float, the images at weight 0.
       other: [B, ...] float, the images at weight 1.
       weight: λ in [0, 1], scalar or [B].
-      mix: "lerp", (1-λ) x_t + λ x'_t, or "slerp", along the arc between them.
+      mix: "lerp" is (1-λ) x_t + λ x'_t; "slerp" follows the arc between x_t and x'_t.
 
     Raises:
-      UserError: unknown mix, images of two shapes, a sampler of another process, a wrong grid.
+      UserError: x_0 is not float; unknown mix; the images have two shapes; the sampler was built on
+        another process; the grid is wrong.
     """
+    check_x_0(x_0)
+    check_x_0(other)
     if mix not in MIXES:
         raise unknown("mix", mix, MIXES)
     if x_0.shape != other.shape:
-        raise UserError(f"the images to mix must have one shape, found {x_0.shape}, {other.shape}")
+        raise UserError(
+            f"x_0 and other must have the same shape, found {x_0.shape} and {other.shape}; "
+            "resize one of them"
+        )
     sampler = on_process(sampler, process)
     timesteps = check_grid(timesteps, process.num_timesteps)
     t = jnp.int32(timesteps[0])
@@ -117,9 +128,9 @@ def lerp(x: Array, y: Array, weight: Array) -> Array:
 
 
 def slerp(x: Array, y: Array, weight: Array) -> Array:
-    """Return (sin((1-λ)θ) x + sin(λθ) y) / sin θ, θ the angle between the images x and y.
+    """Return (sin((1-λ)θ) x + sin(λθ) y) / sin θ, where θ is the angle between the images x and y.
 
-    Where they are parallel it is `lerp`.
+    Limits: if x and y are parallel, it is `lerp`.
     """
     pixels = tuple(range(1, x.ndim))
     norms = [jnp.sqrt(jnp.square(v).sum(axis=pixels, keepdims=True)) for v in (x, y)]
@@ -146,35 +157,38 @@ def inpaint(
     num_resamples: int = 10,
     jump_length: int = 1,
 ) -> Array:
-    """Return x_0 with new pixels where the mask is 0 (RePaint).
+    """Return x_0 with new pixels where the mask is 0: [B, ...] (RePaint).
 
-    num_resamples = 1 only pastes the known pixels in at every step: the new pixels do not fit them
-    well. Resampling brings the two into agreement, at num_resamples network calls a step. For two
-    correlated pixels (T = 100, fixed_large) the mean of the hidden one should be 0.44. It is 0.151
-    at num_resamples = 1, 0.395 at 10 and 0.434 at 200. Resampling also repeats the error of a step:
-    fixed_small is a little narrow each time, and ends at variance 0.18 instead of 0.28 (at 200).
+    num_resamples = 1 only pastes the known pixels in at every step. The new pixels then do not fit
+    the known ones well. Resampling makes them fit, at num_resamples network calls a step.
+
+    An example with two correlated pixels (T = 100, fixed_large): the mean of the hidden pixel
+    should be 0.44. It is 0.151 at num_resamples = 1, 0.395 at 10 and 0.434 at 200. Resampling also
+    repeats the error of a step. fixed_small is a little too narrow each time: its variance ends at
+    0.18 instead of 0.28 (at 200).
 
     Args:
       process: the chain.
-      sampler: one without memory between steps, such as `samplers.ancestral(process)`.
+      sampler: a sampler without memory between steps, such as `samplers.ancestral(process)`.
       denoise_fn: the denoiser.
       key: [B] keys.
-      x_0: [B, ...] float, the images; hidden pixels are not read.
-      mask: broadcastable to x_0, e.g. [B, H, W, 1]: 1 is known and kept, 0 is hidden and drawn.
+      x_0: [B, ...] float, the images. Their hidden pixels do not affect the result.
+      mask: broadcastable to x_0, e.g. [B, H, W, 1]. 1 keeps the pixel; 0 hides it and draws it.
       timesteps: [K+1] int, strictly descending from T to 0.
-      num_resamples: U, how often each stretch of the grid is walked, at least 1.
-      jump_length: steps in a stretch, at least 1 (the paper's images take 10 of each).
+      num_resamples: U, at least 1, how often the walk goes down each stretch of the grid.
+      jump_length: number of steps in a stretch, at least 1. For images the paper uses 10 for both.
 
     Raises:
-      UserError: num_resamples or jump_length below 1, a mask of another shape, a sampler of
-        another process, or a wrong grid.
+      UserError: x_0 is not float; num_resamples or jump_length is below 1; the mask does not fit
+        x_0; the sampler was built on another process; the grid is wrong.
     """
+    check_x_0(x_0)
     try:
         mask = jnp.broadcast_to(jnp.asarray(mask), x_0.shape).astype(bool)
     except ValueError:
         raise UserError(
-            f"the mask of shape {np.shape(mask)} does not fit images of {x_0.shape}; it must have "
-            "their height and width, and one channel or theirs"
+            f"the mask of shape {np.shape(mask)} does not fit images of shape {x_0.shape}; give a "
+            f"mask that broadcasts to them, such as {(*x_0.shape[:-1], 1)}"
         ) from None
     sampler = on_process(sampler, process)
     timesteps = check_grid(timesteps, process.num_timesteps, whole=True)
@@ -184,13 +198,22 @@ def inpaint(
 
 
 def resampling_grid(timesteps: Timesteps, num_resamples: int, jump_length: int) -> np.ndarray:
-    """Return the walk of RePaint: each stretch of the grid down, and up again, num_resamples times.
+    """Return the walk of RePaint, which goes down each stretch of the grid num_resamples times.
 
-    The step to clean data is taken once (the t > 1 of algorithm 1); the stretches are counted from
-    there, and the first one, at T, may be shorter. jump_length = 1 on the full grid is algorithm 1.
+    Between two descents the walk goes up the stretch again. It takes the step to clean data once
+    (the t > 1 of algorithm 1). The stretches are counted from there; the first one, at T, may be
+    shorter.
+
+    Limits: jump_length = 1 on the full grid is algorithm 1. num_resamples = 1 is the grid itself.
+
+    Args:
+      timesteps, num_resamples, jump_length: as in `inpaint`.
+
+    Returns:
+      [M] int, a walk from T to 0 that goes up and down.
 
     Raises:
-      UserError: num_resamples or jump_length below 1.
+      UserError: num_resamples or jump_length is below 1, or the grid is wrong.
     """
     if num_resamples < 1 or jump_length < 1:
         raise UserError(
@@ -209,7 +232,10 @@ def resampling_grid(timesteps: Timesteps, num_resamples: int, jump_length: int) 
 
 
 class RepaintState(NamedTuple):
-    """The sample, the last prediction, and the number of moves, which makes every draw new."""
+    """The sample, the last prediction, and the number of steps taken.
+
+    `count` goes into every key, because the walk leaves the same timestep several times.
+    """
 
     x: Array
     prediction: Prediction
@@ -217,11 +243,11 @@ class RepaintState(NamedTuple):
 
 
 def repaint(sampler: Sampler, x_0: Array, mask: Array) -> Sampler:
-    """Build the sampler whose steps down keep x_0 where mask, and whose steps up add noise.
+    """Build the sampler of RePaint: a step down pastes in the known pixels, a step up adds noise.
 
     Args:
       sampler, x_0: as in `inpaint`.
-      mask: bool, of the shape of x_0; True is known.
+      mask: bool, with the shape of x_0; True is known.
     """
 
     def init(x_T: Array) -> RepaintState:

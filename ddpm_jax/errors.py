@@ -15,6 +15,10 @@ class UserError(ValueError):
     """A mistake that the user can fix; the message is one line and says how."""
 
 
+class NotFiniteError(UserError):
+    """Images with a NaN or an infinity."""
+
+
 class PassingError(UserError):
     """A failure that may be gone when the same command is started again."""
 

@@ -1,20 +1,22 @@
-"""Guidance: from denoiser to denoiser, towards a condition or away from a worse model.
+"""Guidance: functions from denoiser to denoiser, towards a condition or away from a worse model.
 
   classifier-free   eps = (1+w) eps_cond - w eps_uncond           (Ho & Salimans 2022, eq. 6)
   autoguidance      D = D_1 + w (D_1 - D_0)                       (Karras et al. 2024)
   classifier        eps = eps - σ_t γ ∇_{x_t} log p(y | x_t)      (Dhariwal & Nichol 2021, alg. 2)
 
 w = 0 is off. The other convention is scale = 1 + w (Imagen, Stable Diffusion, Karras's w): there
-scale = 1 is off, and scale = 7.5 is our w = 6.5. Weights that sum to 1 keep x_t = alpha_t x_0 +
-sigma_t eps, so the combinations are taken on x_0 and eps alike, whatever the network predicts.
+scale = 1 is off, and scale = 7.5 is our w = 6.5.
 
-They compose, and act on unclipped predictions; a threshold (`ddpm_jax.denoise`) comes last:
+The weights sum to 1, which keeps x_t = alpha_t x_0 + sigma_t eps. The same combination therefore
+applies to x_0 and to eps, whatever the network predicts.
+
+The functions compose. They need unclipped predictions; apply a threshold (`ddpm_jax.denoise`) last:
     pair = make_denoise_fn(process, apply_fn, params, with_null(cond), clip_x_0=False)
     denoise_fn = static_threshold(process, classifier_free(process, pair, w=1.5))
 
-`make_sample(..., guidance=1.5)` does just that. Its `guidance` may also be any `Guide`, a function
-(process, denoiser, params, cond) -> the guided DenoiseFn. There `denoiser(params, cond)` builds
-unguided, unclipped denoisers, and the process may be traced (an argument of `jax.jit`).
+`make_sample(..., guidance=1.5)` does exactly this. Its `guidance` may also be a `Guide`: a function
+(process, denoiser, params, cond) -> the guided DenoiseFn. The guide calls `denoiser(params, cond)`
+to build an unguided, unclipped denoiser. The process may be traced (an argument of `jax.jit`).
 """
 
 from collections.abc import Callable
@@ -47,23 +49,25 @@ def classifier_free(
     interval: Interval | None = None,
     rescale: float = 0.0,
 ) -> DenoiseFn:
-    """Guide by (1+w) D_cond - w D_uncond, both from one call of the network.
+    """Guide by (1+w) D_cond - w D_uncond; one call of the network predicts both.
 
-    w = 0 is the conditional model, w = -1 the unconditional one. Where t is outside the interval w
-    is 0, but the network is still called on both. Deviates from Lin et al. 2023 (section 3.4), who
-    rescale the network's output: here x_0 is rescaled, which is the same for every kind.
+    Limits: w = 0 is the conditional model, w = -1 the unconditional one. If t is outside the
+    interval, w is 0, but the network still predicts both.
+
+    Deviates from Lin et al. 2023 (section 3.4), who rescale the network's output. Here x_0 is
+    rescaled, so the result does not depend on what the network predicts.
 
     Args:
       process: the chain.
-      pair_fn: the denoiser, unclipped, of 2B images whose conditioning is `with_null(cond)`.
-      w: guidance weight, at least -1; the usual 0.5..6.
-      interval: (low, high), the timesteps at which to guide (Kynkaanniemi et al. 2024); None is
-        all.
-      rescale: φ in [0, 1]: how far the standard deviation of each guided x_0 is brought back to
-        that of the conditional one (Lin et al. 2023; they take 0.7).
+      pair_fn: the unclipped denoiser of 2B images, with `with_null(cond)` as its conditioning.
+      w: guidance weight, at least -1; usually 0.5..6.
+      interval: (low, high), the timesteps at which to guide, both included (Kynkaanniemi et al.
+        2024). None is all.
+      rescale: φ in [0, 1]. 1 gives each guided x_0 the standard deviation of the conditional x_0,
+        0 is off (Lin et al. 2023 use 0.7).
 
     Raises:
-      UserError: w, interval or rescale out of range.
+      UserError: w, interval or rescale is out of its range.
     """
     check(w, interval, rescale, process.num_timesteps)
 
@@ -91,13 +95,14 @@ def autoguidance(
     """Guide away from a worse model: D_1 + w (D_1 - D_0) (Karras et al. 2024).
 
     Args:
-      denoise_fn: D_1, the model, unclipped.
-      worse_fn: D_0, the same at an earlier step or of smaller size, with the same conditioning.
-      w: guidance weight, at least -1; w = 0 is D_1, w = -1 is D_0. Karras's w is 1 + ours.
-      interval: (low, high), the timesteps at which to guide; None is all.
+      denoise_fn: D_1, the unclipped denoiser of the model.
+      worse_fn: D_0, the unclipped denoiser of a worse model: an earlier checkpoint or a smaller
+        network, with the same conditioning.
+      w: guidance weight, at least -1. w = 0 is D_1, w = -1 is D_0. Karras's w is 1 + our w.
+      interval: (low, high), the timesteps at which to guide, both included. None is all.
 
     Raises:
-      UserError: w or interval out of range.
+      UserError: w or interval is out of its range.
     """
     check(w, interval)
 
@@ -117,18 +122,18 @@ def classifier(
 ) -> DenoiseFn:
     """Guide by the gradient of a classifier of noisy images (Dhariwal & Nichol 2021, alg. 2).
 
-    With the exact p(y | x_t) and scale 1 the unconditional Bayes-optimal denoiser becomes the
-    conditional one. Where alpha_t = 0, x_t says nothing of y and nothing is guided.
+    Limits: with the exact p(y | x_t) and scale 1 the unconditional Bayes-optimal denoiser becomes
+    the conditional one. If alpha_t = 0, x_t does not depend on y, and the guidance is off.
 
     Args:
       process: the chain.
-      denoise_fn: the denoiser, unclipped.
+      denoise_fn: the unclipped denoiser.
       log_prob: (x_t: [B, ...], t) -> [B], log p(y | x_t) of the wanted y, or any other reward.
       scale: γ, at least 0.
-      interval: (low, high), the timesteps at which to guide; None is all.
+      interval: (low, high), the timesteps at which to guide, both included. None is all.
 
     Raises:
-      UserError: scale is negative, or interval out of range.
+      UserError: scale is negative, or interval is out of its range.
     """
     check_scale(scale)
     check(0.0, interval, T=process.num_timesteps)
@@ -138,7 +143,7 @@ def classifier(
         gradient = jax.grad(lambda x: log_prob(x, t).sum())(x_t)
         alpha_t, sigma_t = alpha_sigma(process, jnp.asarray(t), x_t)
         on = _within(t, interval, x_t) & (alpha_t > 0.0)
-        shift = jnp.where(on, scale * sigma_t, 0.0) * gradient  # of eps, and of x_0 by -σ_t/alpha_t
+        shift = jnp.where(on, scale * sigma_t, 0.0) * gradient  # eps decreases by it
         ratio = sigma_t / jnp.where(alpha_t > 0.0, alpha_t, 1.0)
         return prediction._replace(x_0=prediction.x_0 + ratio * shift, eps=prediction.eps - shift)
 
@@ -156,16 +161,17 @@ def make_guided_denoise_fn(
     clip_x_0: bool = True,
     percentile: float = 0.0,
 ) -> DenoiseFn:
-    """Build the denoiser of a network, guided first and clipped last.
+    """Build the denoiser of a network: guide it first and clip x_0 last.
 
     Args:
       process, apply_fn, params, cond, kind: as in `make_denoise_fn`.
-      guidance: the weight w of classifier-free guidance, 0 is off; or a `Guide`.
-      clip_x_0: clip x_0 to [-1, 1].
-      percentile: of `dynamic_threshold`, in place of clipping; 0 is off.
+      guidance: the weight w of classifier-free guidance (0 is off), or a `Guide`.
+      clip_x_0: if True, clip x_0 to [-1, 1].
+      percentile: in [0, 1], the percentile of `dynamic_threshold`, which then replaces the
+        clipping. 0 is off.
 
     Raises:
-      UserError: guidance without a condition, or numbers out of range.
+      UserError: there is guidance but no condition, or a number is out of its range.
     """
     check_threshold(clip_x_0, percentile)
 
@@ -186,7 +192,7 @@ def make_guided_denoise_fn(
 def check(
     w: float, interval: Interval | None = None, rescale: float = 0.0, T: int | None = None
 ) -> None:
-    """Raise `UserError` where w < -1, rescale is outside [0, 1], or interval is not in 1..T."""
+    """Raise `UserError` if w < -1, rescale is not in [0, 1], or interval is not in 1..T."""
     if not w >= -1.0:
         raise UserError(f"guidance w must be at least -1 (0 is off), found {w}")
     if not 0.0 <= rescale <= 1.0:
@@ -201,7 +207,7 @@ def check(
 
 
 def check_scale(scale: float) -> None:
-    """Raise `UserError` where the scale of classifier guidance is negative."""
+    """Raise `UserError` if the scale of classifier guidance is negative."""
     if not scale >= 0.0:
         raise UserError(f"the scale of classifier guidance must be at least 0, found {scale}")
 
@@ -209,14 +215,14 @@ def check_scale(scale: float) -> None:
 def _away(
     better: Prediction, worse: Prediction, w: float, t: Array, interval: Interval | None
 ) -> Prediction:
-    """Return better + w (better - worse), inside the interval; the variance stays better's."""
+    """Return better + w (better - worse) if t is in the interval; keep the variance of `better`."""
     w_t = jnp.where(_within(t, interval, better.x_0), w, 0.0).astype(better.x_0.dtype)
     x_0, eps = (b + w_t * (b - o) for b, o in zip(better[:2], worse[:2], strict=True))
     return better._replace(x_0=x_0, eps=eps)
 
 
 def _within(t: Array, interval: Interval | None, like: Array) -> Array:
-    """Return whether t is in the interval, shaped to broadcast against like: [B, ...]."""
+    """Return whether t is in the interval: bool, in a shape that broadcasts to `like`."""
     t = expand(jnp.asarray(t), like)
     if interval is None:
         return jnp.ones_like(t, bool)

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from ddpm_jax.denoise import apply_network
 from ddpm_jax.errors import unknown
 from ddpm_jax.likelihood.terms import step_term
+from ddpm_jax.pixels import check_x_0
 from ddpm_jax.predictions import KINDS, split_output, to_prediction, training_target
 from ddpm_jax.process import GaussianProcess, q_sample, read, snr
 from ddpm_jax.types import ApplyFn, Array, Conditioning, Params, PRNGKey
@@ -144,9 +145,10 @@ def denoising_loss(
       key: key of that randomness; None if `train` is False.
 
     Raises:
-      UserError: unknown kind, objective or variance, or "learned_range" with a network that does
-        not predict the variance.
+      UserError: unknown kind, objective or variance, x_0 that is not float, or "learned_range" with
+        a network that does not predict the variance.
     """
+    check_x_0(x_0)
     if objective not in OBJECTIVES:
         raise unknown("objective", objective, OBJECTIVES)
     target = training_target(process, x_0, eps, t, kind)

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from ddpm_jax.errors import NotFiniteError, UserError
 from ddpm_jax.types import Array, PRNGKey
 
 SCALE = 127.5  # pixel values in one unit of x_0
 HALF_BIN = 0.5 / SCALE  # half the distance in x_0 between two neighbouring pixel values
+VALUES = np.arange(256, dtype=np.float32) / SCALE - 1.0  # x_0 of the pixel values 0..255
 
 
 def to_x_0(image: Any) -> Any:
@@ -21,9 +23,32 @@ def to_x_0(image: Any) -> Any:
     return image.astype(jnp.float32) / SCALE - 1.0
 
 
+def check_x_0(x_0: ArrayLike) -> None:
+    """Raise `UserError` if x_0 is not an array of floats, such as the pixels of a file."""
+    dtype = jnp.result_type(x_0)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise UserError(
+            f"x_0 must be float, in [-1, 1], found {dtype}; convert uint8 pixels with "
+            "ddpm_jax.pixels.to_x_0"
+        )
+
+
 def to_uint8(x_0: ArrayLike) -> np.ndarray:
-    """Return images in [-1, 1] as uint8 {0..255} on the host, rounded and clipped."""
-    return np.clip(np.round((np.asarray(x_0) + 1) * SCALE), 0, 255).astype(np.uint8)
+    """Return images in [-1, 1] as uint8 {0..255} on the host, rounded and clipped.
+
+    Raises:
+      NotFiniteError: a NaN or an infinity, which has no pixel value.
+    """
+    images = np.asarray(x_0)
+    if not (finite := np.isfinite(images)).all():
+        index = np.argwhere(~finite)[0]
+        bad = np.unique(np.argwhere(~finite)[:, 0]).size
+        raise NotFiniteError(
+            f"{bad} of {len(images)} images are not finite (NaN or infinity), the first at index "
+            f"{tuple(map(int, index))}; if the weights are finite, sample with clip_x_0, with "
+            "model.dtype=float32 or with another sampler"
+        )
+    return np.clip(np.round((images + 1) * SCALE), 0, 255).astype(np.uint8)
 
 
 def dequantise(key: PRNGKey, image: Array) -> Array:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.pixels import check_x_0
 from ddpm_jax.types import Array
 
 
@@ -152,7 +153,11 @@ def q_sample(process: GaussianProcess, x_0: Array, t: Array, eps: Array) -> Arra
       x_0: [B, ...] float, clean data.
       t: int32 in 0..T, scalar or [B]; t = 0 returns x_0.
       eps: [B, ...] float, standard normal.
+
+    Raises:
+      UserError: x_0 is not float.
     """
+    check_x_0(x_0)
     alpha_t, sigma_t = alpha_sigma(process, t, x_0)
     return alpha_t * x_0 + sigma_t * eps
 
@@ -181,7 +186,11 @@ def q_mean_variance(process: GaussianProcess, x_0: Array, t: Array) -> tuple[Arr
     Returns:
       mean: [B, ...]; variance and log variance broadcast against it. At t = 0 the log variance is
         -inf.
+
+    Raises:
+      UserError: x_0 is not float.
     """
+    check_x_0(x_0)
     alpha_t, sigma_t = alpha_sigma(process, t, x_0)
     return alpha_t * x_0, jnp.square(sigma_t), 2.0 * jnp.log(sigma_t)
 
@@ -203,7 +212,11 @@ def q_posterior(
 
     Returns:
       mean: [B, ...]; variance and log variance broadcast against it.
+
+    Raises:
+      UserError: x_0 is not float.
     """
+    check_x_0(x_0)
     if s is None:
         coef1, coef2 = read(process.posterior_mean_coef1, t), read(process.posterior_mean_coef2, t)
         variance = read(process.posterior_variance, t)

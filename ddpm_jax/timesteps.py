@@ -1,8 +1,8 @@
 """Grids of timesteps, which samplers walk down.
 
-A grid is a numpy int32 array of num_steps + 1 timesteps, strictly descending from T to 0;
-a sampler takes one step, one look at the network, from each entry to the next. The last entry is 0,
-clean data, and the first is always T, where the noise is.
+A grid is a numpy int32 array of num_steps + 1 timesteps, strictly descending from T to 0. A sampler
+takes one step from each entry to the next. The first entry is T, pure noise. The last entry is 0,
+clean data.
 """
 
 from typing import Any
@@ -14,14 +14,14 @@ from ddpm_jax.errors import UserError
 
 
 def uniform(T: int, num_steps: int) -> np.ndarray:
-    """Return num_steps timesteps evenly from T to 1, then 0 (improved DDPM's respacing).
+    """Return num_steps evenly spaced timesteps from T to 1, then 0 (improved DDPM's respacing).
 
-    The last step leaves t = 1, where almost no noise is left; `trailing` does not spend a step
-    there. num_steps = T is every timestep.
+    The last step leaves t = 1, where x_t has almost no noise. `trailing` does not spend a step
+    there. num_steps = T gives every timestep.
 
     Args:
       T: number of timesteps of the process.
-      num_steps: network evaluations, in 1..T.
+      num_steps: number of sampling steps, in 1..T.
 
     Returns:
       [num_steps + 1] int32, strictly descending from T to 0.
@@ -43,10 +43,10 @@ def trailing(T: int, num_steps: int) -> np.ndarray:
 
 
 def quadratic(T: int, num_steps: int) -> np.ndarray:
-    """Return timesteps whose square roots are even: denser towards 0 (Song et al. 2021, D.3).
+    """Return timesteps with evenly spaced square roots: denser towards 0 (Song et al. 2021, D.3).
 
-    Deviates from DDIM's code, which starts at 0.8 T and repeats timesteps where they are dense:
-    this starts at T, and timesteps that would fall together move up to the next free one.
+    Deviates from DDIM's code, which starts at 0.8 T and repeats timesteps where they are dense.
+    This grid starts at T. A timestep that is already taken moves up to the next free one.
     Arguments, result and errors as in `uniform`.
     """
     _check_num_steps(T, num_steps)
@@ -54,17 +54,18 @@ def quadratic(T: int, num_steps: int) -> np.ndarray:
 
 
 def karras(log_snr: np.ndarray, num_steps: int, rho: float = 7.0) -> np.ndarray:
-    """Return timesteps even in σ̄^(1/ρ), σ̄ = sigma_t/alpha_t (Karras et al. 2022, eq. 5).
+    """Return timesteps evenly spaced in σ̄^(1/ρ), σ̄ = sigma_t/alpha_t (Karras et al. 2022, eq. 5).
 
       σ̄_i = (σ̄_T^(1/ρ) + i/(num_steps-1) (σ̄_1^(1/ρ) - σ̄_T^(1/ρ)))^ρ
 
-    Each is the nearest of the table, on that scale; those that would fall together move up to the
-    next free one. With zero terminal SNR σ̄_T is infinite, and T takes the place of T - 1.
+    Each σ̄_i becomes the nearest timestep of the table, on that scale. A timestep that is already
+    taken moves up to the next free one. With zero terminal SNR σ̄_T is infinite. The grid is then
+    spaced from T - 1, and T replaces its first entry.
 
     Args:
       log_snr: [T+1] float, strictly falling, the table of a process (`process.log_snr`).
-      num_steps: steps, in 1..T.
-      rho: ρ > 0; 7 in the paper, larger is denser towards 0.
+      num_steps: number of sampling steps, in 1..T.
+      rho: ρ > 0; 7 in the paper. A larger ρ is denser towards 0.
 
     Returns:
       [num_steps + 1] int32, strictly descending from T to 0.
@@ -79,10 +80,10 @@ def karras(log_snr: np.ndarray, num_steps: int, rho: float = 7.0) -> np.ndarray:
 
 
 def log_snr_uniform(log_snr: np.ndarray, num_steps: int) -> np.ndarray:
-    """Return timesteps even in the log-SNR (Lu et al. 2022, DPM-Solver, section 3.3).
+    """Return timesteps evenly spaced in the log-SNR (Lu et al. 2022, DPM-Solver, section 3.3).
 
-    Each is the nearest of the table. Arguments, ties, zero terminal SNR, result and errors as in
-    `karras`, of which this is the limit rho -> inf.
+    This is the limit rho -> inf of `karras`. Arguments, result, errors, timesteps that are already
+    taken and zero terminal SNR as there.
     """
     return _even(-np.asarray(log_snr, np.float64), num_steps)
 
@@ -90,14 +91,14 @@ def log_snr_uniform(log_snr: np.ndarray, num_steps: int) -> np.ndarray:
 def check_grid(
     timesteps: Any, T: int | None = None, direction: str = "down", *, whole: bool = False
 ) -> Any:
-    """Return the grid as int32, or say what is wrong with it.
+    """Return the grid as an int32 array, if it keeps the rules.
 
     Args:
       timesteps: [K+1] whole numbers in 0..T, K >= 1. A traced array is returned unchecked.
       T: number of timesteps of the process; None allows any.
-      direction: "down" where it must strictly descend, "up" where it must strictly ascend, "both"
-        where neighbours must only differ.
-      whole: whether it must lead from T to 0.
+      direction: "down": the grid must descend strictly. "up": it must ascend strictly. "both":
+        neighbours must differ.
+      whole: if True, the grid must lead from T to 0. This needs T and "down".
 
     Raises:
       UserError: the grid breaks one of these rules.
@@ -124,19 +125,24 @@ def check_grid(
 
 
 def _first_wrong(grid: np.ndarray) -> str:
-    """Return the first entry that is not a whole number, or what the entries are instead."""
+    """Return the first entry that is not a whole number, or the type if it is not numeric."""
     if grid.dtype.kind != "f":
         return f"{grid.dtype}"
     return f"{grid[~(np.isfinite(grid) & (grid == np.round(grid)))][0]:g}"
 
 
 def _show(grid: np.ndarray) -> str:
-    """Return the grid in one line."""
+    """Return the grid as one line of text."""
     return np.array2string(grid, threshold=8, max_line_width=1000).replace("\n", "")
 
 
 def _even(scale: np.ndarray, num_steps: int) -> np.ndarray:
-    """Return the timesteps nearest to even steps on a scale: [T+1], rising with t from t = 1."""
+    """Return the timesteps nearest to even steps on `scale`.
+
+    Args:
+      scale: [T+1] float, rising with t from t = 1.
+      num_steps: number of sampling steps, in 1..T.
+    """
     T = scale.size - 1
     _check_num_steps(T, num_steps)
     if num_steps == 1:
@@ -149,9 +155,12 @@ def _even(scale: np.ndarray, num_steps: int) -> np.ndarray:
 
 
 def _distinct(descending: np.ndarray, T: int) -> np.ndarray:
-    """Return the grid of some timesteps in 1..T; equal ones move up to the next free, or down."""
+    """Return the grid of descending timesteps in 1..T.
+
+    Equal timesteps move up to the next free one. If none is free, they move down.
+    """
     index = np.arange(len(descending))
-    room = np.maximum.accumulate(descending[::-1] - index)  # t less what must lie below it
+    room = np.maximum.accumulate(descending[::-1] - index)  # t minus the number of entries below it
     return _grid((np.minimum(room, T - index[-1]) + index)[::-1])
 
 

@@ -13,7 +13,7 @@ import numpy as np
 Array = jax.Array
 PRNGKey = jax.Array  # one key, or an array of keys
 Params = Any  # any pytree of arrays
-# What the network receives besides x_t and t, for instance "label": [B]
+# What the network receives in addition to x_t and t, for instance "label": [B]
 Conditioning = Mapping[str, Array | np.ndarray]
 Timesteps = Array | np.ndarray  # [K+1] whole numbers, a grid that samplers walk
 

@@ -13,6 +13,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from ddpm_jax.errors import PassingError, PeerError, UserError
+from ddpm_jax.runtime.output import Output
 from experiments import config_flag
 
 
@@ -23,6 +24,7 @@ def run(main: Callable[[], int | None], before: Callable[[], None] = lambda: Non
 
     A `PassingError` exits with 75 (EX_TEMPFAIL of sysexits.h: try again later).
     """
+    sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
     app.run(lambda argv: sys.exit(_guarded(main, before)), flags_parser=_parse)
 
 
@@ -117,7 +119,14 @@ def _quiet_logs() -> None:
 def _use_compilation_cache() -> None:
     """Keep compiled programs in ~/.cache/ddpm_jax, or in JAX_COMPILATION_CACHE_DIR if it is set."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+        try:
+            cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+        except RuntimeError:  # no HOME, and a user without a name, as in a container
+            logging.getLogger("ddpm_jax").warning(
+                "there is no home directory, so compiled programs are not kept; "
+                "set JAX_COMPILATION_CACHE_DIR to keep them"
+            )
+            return
         jax.config.update("jax_compilation_cache_dir", str(cache / "ddpm_jax" / "compiled"))
 
 

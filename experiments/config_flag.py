@@ -197,8 +197,13 @@ def _check_variant(argument: str, get_config: Any, arguments: list[str]) -> None
     try:
         inspect.signature(get_config).bind(*arguments)
     except TypeError as error:
-        what = "has no variants" if arguments else "needs a variant: --config=FILE:VARIANT"
-        raise UserError(f"--config={argument}: get_config() of this file {what}") from error
+        name, _, variant = argument.partition(":")
+        what = (
+            f"{name} has no variants; leave out {':' + variant!r}"
+            if arguments
+            else f"{name} needs a variant: --config={name}:VARIANT"
+        )
+        raise UserError(f"--config={argument}: {what}") from error
 
 
 def _describe(error: Exception, path: pathlib.Path) -> str:

@@ -12,14 +12,12 @@ Measured: held-out bits/dim 4.785 ± 0.040 (simple, fixed_small), 4.621 ± 0.035
 
 import ml_collections
 
-from ddpm_jax.errors import unknown
-from experiments import digits
+from experiments import base, digits
 
 
 def get_config(variant: str = "hybrid") -> ml_collections.ConfigDict:
     """Return the config; `variant` is "simple", "hybrid" or "vlb"."""
-    if variant not in ("simple", "hybrid", "vlb"):
-        raise unknown("variant of digits_bpd.py", variant, ["simple", "hybrid", "vlb"])
+    base.check_variant(__file__, variant, ("simple", "hybrid", "vlb"))
     config = digits.get_config()
     config.process.schedule = "cosine"
     config.sample.variance = "fixed_small"

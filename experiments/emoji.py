@@ -17,12 +17,12 @@ memorisation.
 
 import ml_collections
 
-from ddpm_jax.errors import unknown
 from experiments import base
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """Return the config; `variant` is "" or "small"."""
+    base.check_variant(__file__, variant, ("", "small"))
     config = base.get_config()
     config.data.name = "emoji"
     config.process.schedule = "cosine"
@@ -34,7 +34,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.model.dtype = "bfloat16"
         config.optim.ema_decay = 0.999
         config.train.num_steps = 50_000
-    elif variant == "small":
+    else:
         config.data.image_size = 16
         config.model.channels = 32
         config.model.channel_multipliers = (1, 2, 4)
@@ -54,6 +54,4 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.eval.every = 500
         config.sample.variance = "fixed_small"
         config.sample.num_steps = 100
-    else:
-        raise unknown("variant of emoji.py", variant, ["small"])
     return config

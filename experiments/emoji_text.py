@@ -14,11 +14,12 @@ Measured: `:small` (16x16, without skin tones): `docs/text.md`. The full config:
 
 import ml_collections
 
-from experiments import emoji
+from experiments import base, emoji
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """Return the config; `variant` is "" or "small"."""
+    base.check_variant(__file__, variant, ("", "small"))
     config = emoji.get_config(variant)
     config.data.text = True
     config.data.flip = False  # a name may say left or right

@@ -27,7 +27,6 @@ Other flags:
 """
 
 import dataclasses
-import json
 import os
 import time
 from typing import Any
@@ -49,7 +48,7 @@ from ddpm_jax.figures.curves import rate_distortion
 from ddpm_jax.likelihood.bound import Part
 from ddpm_jax.runs import Run, open_run
 from ddpm_jax.runs.workdir import WorkDir, open_for_reading, read_config
-from ddpm_jax.runtime.files import replacing
+from ddpm_jax.runtime.files import replacing, to_json
 from ddpm_jax.runtime.progress import Progress
 from experiments import command, outputs
 from experiments.progress import ProgressLine, chunk_size
@@ -358,7 +357,7 @@ def _write(
     }
     try:
         with replacing(path) as part:
-            part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+            part.write_text(to_json(content, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror})") from error
 

@@ -24,7 +24,8 @@ def main() -> int:
     config = from_dict(CONFIG.value)
     if config.model.name == "unet":
         raise UserError(
-            "model.name is 'unet', but a classifier is wanted here (denoisers: experiments.train)"
+            "model.name is 'unet', but a classifier is needed here; "
+            "train denoisers by experiments.train"
         )
     result = train(config, WORKDIR.value or config_flag.default_workdir())
     return 0 if result.signal is None else 128 + result.signal

@@ -1,11 +1,12 @@
 """How the tests run: 8 CPU devices, strict types and ranks; pyproject.toml makes warnings errors.
 
-Strictness is for our own maths. A test module whose third-party code mixes types or ranks says so
-and why: `pytestmark = pytest.mark.loose_promotion(reason="Linen's ... adds int32 to float32")`.
+Our own maths must be strict. A test module with third-party code that mixes types or ranks needs
+this mark, with a reason:
+`pytestmark = pytest.mark.loose_promotion(reason="Linen's ... adds int32 to float32")`.
 
-Most of the time goes into compiling. What one test has compiled is loaded by those after it, and by
-the processes that they start; a module whose programs run for less time than it takes to optimise
-them says so: `pytestmark = pytest.mark.quick_to_compile`.
+Most of the time goes into compiling. Later tests, and the processes that they start, load what one
+test has compiled. If the programs of a module take less time to run than to optimise, the module
+has this mark: `pytestmark = pytest.mark.quick_to_compile`.
 
 `pytest` runs the quick tests; `pytest -m ""` also runs those marked `slow`. The mark is at the top
 of a module that trains or starts processes, or on the few tests of another module that do.

@@ -1,8 +1,8 @@
 """torch-fidelity's Inception with random weights, and its metrics, for tests to compare with.
 
-Its package imports torchvision, whose wheels do not load beside PyTorch's CPU build. What is
-compared with here does not need it: the modules are imported without their package's `__init__`,
-and for the metrics' sake without `utils`, which reads folders of images.
+Its package imports torchvision, which does not load with PyTorch's CPU build. The modules that the
+tests need do not use torchvision. They are imported without their package's `__init__`, and without
+its `utils`, which reads folders of images.
 """
 
 import importlib

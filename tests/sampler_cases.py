@@ -1,4 +1,4 @@
-"""Every sampler with every option that changes what it does; a new one joins by a line here."""
+"""Every sampler, with every option that changes its steps. A new sampler needs one line here."""
 
 from ddpm_jax import samplers
 

@@ -157,11 +157,11 @@ def test_an_image_has_its_own_noise_whatever_the_batch_and_the_devices(images, w
         np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
-def test_the_network_is_told_the_conditioning_of_each_image(images):
+def test_the_network_receives_the_conditioning_of_each_image(images):
     bound = make(num_terms=4)
     args = jnp.float32(VARIANCE), jax.random.key(0), images[:3]
-    nothing, told = bound(*args), bound(*args, {"label": np.array([0.0, 0.0, 5.0], np.float32)})
-    differs = np.any(nothing.terms != told.terms, axis=0)
+    nothing, labels = bound(*args), bound(*args, {"label": np.array([0.0, 0.0, 5.0], np.float32)})
+    differs = np.any(nothing.terms != labels.terms, axis=0)
     np.testing.assert_array_equal(differs, [False, False, True])
 
 

@@ -1,4 +1,4 @@
-"""Samplers and grids as the config names them: built, told their options, refused."""
+"""Samplers and grids that the config names: how they are built, get their options, are refused."""
 
 import dataclasses
 import re
@@ -82,7 +82,7 @@ OPTIONS = sorted({option for row in build.SAMPLERS.values() for option in row.op
 
 @pytest.mark.parametrize("name", build.SAMPLERS)
 def test_a_sampler_reads_the_options_of_its_row_and_no_others(name):
-    """A config with only those options is enough; without one of them it is not."""
+    """A config with only those options builds the sampler. Without one of them it does not."""
     used = dict.fromkeys(build.SAMPLERS[name].options) | {"num_steps": 3}
     build.SAMPLERS[name].build(PROCESS, types.SimpleNamespace(**only(used)))
     for option in build.SAMPLERS[name].options:

@@ -1,4 +1,4 @@
-"""Tables of names in a config: what a row says of its options, and options that nothing uses."""
+"""Tables of names in a config: the options of a row, and options that nothing uses."""
 
 import dataclasses
 

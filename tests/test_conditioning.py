@@ -180,5 +180,5 @@ def test_guidance_needs_something_that_has_a_null(changes, guided):
     if guided:
         assert callable(guides.from_config(config, process))
         return
-    with pytest.raises(UserError, match="no classes to guide to, nor text"):
+    with pytest.raises(UserError, match="no classes or texts to guide to"):
         guides.from_config(config, process)

@@ -6,6 +6,7 @@ That the network and the step of each can be traced is in test_configs_traced.py
 import importlib
 import pathlib
 
+import jax
 import pytest
 
 from ddpm_jax import build
@@ -13,6 +14,7 @@ from ddpm_jax.config import flatten, from_dict
 from ddpm_jax.errors import UserError
 
 VARIANTS = {
+    "folder": ("", "small"),
     "emoji": ("", "small"),
     "emoji_text": ("", "small"),
     "digits_bpd": ("simple", "hybrid", "vlb"),
@@ -156,5 +158,19 @@ def test_the_values_are_those_of_the_paper(name):
 
 @pytest.mark.parametrize("name", sorted(VARIANTS))
 def test_an_unknown_variant_is_refused(name):
-    with pytest.raises(UserError, match="unknown variant.*'tiny'"):
+    with pytest.raises(UserError) as error:
         load(name, "tiny")
+    allowed = sorted(filter(None, VARIANTS[name]))
+    others = ", or no variant" if "" in VARIANTS[name] else ""
+    assert str(error.value) == (
+        f"unknown variant of {name}.py 'tiny'; allowed: {', '.join(allowed)}{others}"
+    )
+
+
+def test_the_small_folder_is_32x32_a_million_parameters_and_a_warm_up_of_few_steps():
+    config = load("folder", "small")
+    assert (config.data.name, config.data.image_size, config.data.channels) == ("folder", 32, 3)
+    network = build.model(config.model, (32, 32, 3), None)
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    assert 0.9e6 < sum(leaf.size for leaf in jax.tree.leaves(params)) < 1.2e6
+    assert config.optim.warmup_steps <= config.train.num_steps / 10 <= 150

@@ -1,7 +1,7 @@
-"""Two real processes that train one run: the losses of one, and what happens when one of them ends.
+"""Two real processes train one run: the losses equal those of one process, and one of them may end.
 
-They talk over this machine's loopback. The run goes through every hand: two processes, one of them
-killed; the same two again, told to stop; one alone; two to its end.
+They talk over this machine's loopback. The same run is trained by two processes, one of which is
+killed; by two processes that get a signal to stop; by one process; and by two until the end.
 """
 
 import pathlib
@@ -39,7 +39,7 @@ OVERRIDES = {
 
 
 def start_two(workdir: pathlib.Path, cache: pathlib.Path, *of_second: str):
-    """Start two processes of one device each, whose state is cut in two; the second may differ."""
+    """Start two processes with one device each, which shard the state; `of_second` adds flags."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     settings = ["--config.mesh.fsdp=2", f"--heartbeat={HEARTBEAT}"]

@@ -1,5 +1,6 @@
-"""Editing with denoisers of Gaussian data: affine maps, so slopes and moments are known exactly."""
+"""Editing with denoisers of Gaussian data: affine maps with exactly known slopes and moments."""
 
+import dataclasses
 import functools
 
 import jax
@@ -117,7 +118,7 @@ def test_slerp_walks_the_arc_at_constant_speed():
 
 
 def algorithm_1(T, U):
-    """The times that algorithm 1 of RePaint visits, by its two loops."""
+    """The timesteps that algorithm 1 of RePaint visits, from its two loops."""
     visited = [T]
     for t in range(T, 0, -1):
         for u in range(1, U + 1):
@@ -179,6 +180,20 @@ def test_the_network_is_traced_once_and_evaluated_for_the_moves_down_alone():
     assert evaluations == [100, 80] * 3 + [60, 40] * 3 + [20]
 
 
+def test_known_pixels_are_noised_to_the_timestep_that_a_step_reaches():
+    def two(key, t, shape):
+        return jnp.full(shape, 2.0)
+
+    sampler = dataclasses.replace(samplers.ddim(PROCESS), noise=two)
+    walker = editing.repaint(sampler, X_0, jnp.ones(X_0.shape, bool))
+    state, _ = walker.step(normal_denoiser, KEYS, walker.init(jnp.asarray(OTHER)), 50, 30)
+    a = oracles.chain_moments("linear", T)[0]
+    np.testing.assert_allclose(state.x, a[30] * X_0 + 2 * np.sqrt(1 - a[30] ** 2), rtol=1e-5)
+    up, _ = walker.step(normal_denoiser, KEYS, state, 30, 50)
+    ratio = a[50] / a[30]
+    np.testing.assert_allclose(up.x, ratio * state.x + 2 * np.sqrt(1 - ratio**2), rtol=1e-5)
+
+
 MEAN, COVARIANCE, KNOWN = np.array([0.1, -0.2]), np.array([[0.5, 0.4], [0.4, 0.6]]), 0.9
 EXACT = (  # of the second pixel given that the first is KNOWN
     MEAN[1] + COVARIANCE[0, 1] / COVARIANCE[0, 0] * (KNOWN - MEAN[0]),
@@ -193,9 +208,9 @@ def gain(t):
 
 
 def repaint_moments(U, j):
-    """Mean and variance of the hidden pixel, by the algorithm's moves (fixed_large).
+    """Mean and variance of the hidden pixel, from the steps of the algorithm (fixed_large).
 
-    The known pixel is independent noise at every move, so its covariances are 0.
+    The known pixel gets independent noise at every step, so its covariances are 0.
     """
     a = oracles.chain_moments("linear", T)[0]
     mean, covariance = np.zeros(2), np.eye(2)
@@ -245,7 +260,7 @@ def hidden_pixels(U, j):
 
 
 def test_resampling_brings_a_correlated_pixel_to_its_conditional_distribution():
-    """N(0.44, 0.28) is exact; by the moves, the mean is 0.151 at U = 1 and 0.395 at U = 10."""
+    """N(0.44, 0.28) is exact; the algorithm gives the mean 0.151 at U = 1 and 0.395 at U = 10."""
     means, variances = zip(
         *[(x.mean(), x.var()) for x in (hidden_pixels(U, 1) for U in (1, 5, 10))], strict=True
     )
@@ -273,9 +288,9 @@ def test_inpainted_pixels_have_the_algorithms_moments(U, j):
 def test_what_cannot_be_is_refused():
     with pytest.raises(UserError, match="unknown mix 'sperp'; did you mean 'slerp'"):
         interpolate(0.5, "sperp")
-    with pytest.raises(UserError, match="the images to mix must have one shape"):
+    with pytest.raises(UserError, match="x_0 and other must have the same shape, found"):
         editing.interpolate(PROCESS, SAMPLER, normal_denoiser, KEYS, X_0, OTHER[:2], 0.5, [30, 0])
-    with pytest.raises(UserError, match=r"mask of shape \(3, 3, 1\) does not fit images of"):
+    with pytest.raises(UserError, match=r"mask of shape \(3, 3, 1\) does not fit images of shape"):
         inpaint(X_0, np.ones((3, 3, 1)))
     for options in (dict(num_resamples=0), dict(jump_length=0)):
         with pytest.raises(UserError, match="num_resamples and jump_length must be at least 1"):

@@ -164,7 +164,7 @@ def test_what_is_broken_ranks_below_what_is_not_and_does_not_pass_the_bar(digits
         assert broken[f"kd{N}_train"] > good[f"kd{N}_train"] + 0.2, name
         assert broken[f"fd{N}_train"] > good[f"fd{N}_train"], name
         assert broken[f"coverage{N}_train"] < good[f"coverage{N}_train"], name
-    bar.pop("half the T")  # the network hardly minds that its t is twice too late
+    bar.pop("half the T")  # a t that is twice too late does little harm to this network
     assert all(value > BAR for value in bar.values()), bar
 
 

@@ -70,7 +70,7 @@ def test_an_archive_of_cifar_writes_nowhere_and_its_links_lead_nowhere(secret, t
     builder.info.features["label"].names = NAMES_10
     read = list(builder._generate_examples(path, "train", ("data_batch_1.bin",)))
     assert [record["label"] for _, record in read] == [3, 4]
-    with pytest.raises(KeyError, match="linkname"):  # looked for in the archive alone
+    with pytest.raises(KeyError, match="linkname"):  # only the archive is searched
         list(builder._generate_examples(path, "test", ("test_batch.bin",)))
 
 

@@ -5,14 +5,17 @@ updates that are not finite in test_training.py.
 """
 
 import contextlib
+import io
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 
+import jax
 import numpy as np
 import pytest
 from rich.console import Console
@@ -23,9 +26,12 @@ from ddpm_jax.data.sources import ArraySource
 from ddpm_jax.errors import SourceError, UserError
 from ddpm_jax.runs import metrics, workdir
 from ddpm_jax.runtime import devices
-from ddpm_jax.training import progress
+from ddpm_jax.runtime.interrupt import StopRequest
+from ddpm_jax.runtime.output import Output
+from ddpm_jax.training import in_flight, progress
 from ddpm_jax.training.feed import feed, plan_calls
 from ddpm_jax.training.loop import train
+from ddpm_jax.training.pictures import Pictures
 from experiments import command
 
 pytestmark = pytest.mark.quick_to_compile
@@ -146,7 +152,7 @@ def test_a_source_that_hangs_is_named_in_time():
         for batch in feed(config.data, batches, mesh, list(plan_calls(0, 9, 2, [3]))):
             given.append(batch["image"].shape)
     released.set()
-    assert given == [(2, 2, 8, 8, 1), (2, 8, 8, 1)]  # steps 0 and 1 fused, 2 alone; 3 hangs
+    assert given == [(2, 2, 8, 8, 1), (2, 8, 8, 1)]  # steps 0 and 1 in one call, then 2; 3 hangs
 
 
 def test_the_end_of_a_process_however_it_comes_lets_its_lock_go(tmp_path):
@@ -229,6 +235,30 @@ def test_a_clock_that_stands_or_goes_back_changes_the_speed_alone(monkeypatch):
     assert speeds == [4, 4, 4, 2] and all(math.isfinite(speed) for speed in speeds)
 
 
+def test_one_slow_interval_moves_the_time_left_little(monkeypatch):
+    clock, said = [0.0], []
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: clock[0])
+    line = progress.ProgressLine(Console(file=io.StringIO()), 0, 1000, batch_size=8)
+    line.restart_clock(0)
+    for n, seconds in enumerate([1.0] * 9 + [7.0], start=1):
+        clock[0] += seconds
+        line.update(10 * n, 0.5)
+        shown = line._console.file.getvalue().split()[-2]
+        minutes, seconds = map(int, shown.split(":")[1:])
+        said.append(60 * minutes + seconds)
+    assert said[8] == 91 and said[9] == 144  # by the last interval only it would be 630
+
+
+def test_without_a_home_directory_programs_are_not_kept(monkeypatch, caplog):
+    for name in ("HOME", "XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2_000_000_000)  # as by docker run -u
+    before = jax.config.jax_compilation_cache_dir
+    command._use_compilation_cache()
+    assert "there is no home directory, so compiled programs are not kept" in caplog.text
+    assert jax.config.jax_compilation_cache_dir == before
+
+
 @pytest.mark.parametrize(("error", "code"), [(SourceError("gone"), 75), (UserError("typo"), 2)])
 def test_schedulers_can_tell_what_may_go_through_later(error, code, capsys):
     with pytest.raises(SystemExit) as exit_:
@@ -247,3 +277,114 @@ def test_what_hangs_does_not_keep_the_process_from_ending():
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
     )
     assert ended.returncode == 1 and "TimeoutError: nothing came within 0.1 seconds" in ended.stderr
+
+
+class Call:
+    """The result of a call on a device that takes `seconds` for each, on a clock of its own."""
+
+    clock = 0.0  # of the host
+    ends = 0.0  # when the device has done all that it was sent
+
+    def __init__(self, seconds):
+        Call.ends = self.ends = max(Call.ends, Call.clock) + seconds
+
+    def block_until_ready(self):
+        Call.clock = max(Call.clock, self.ends)
+
+
+@pytest.mark.parametrize("seconds", [1e-4, 0.02, 0.3, 0.9, 4.0, 60.0])
+def test_the_host_runs_ahead_by_a_second_or_by_one_call(seconds, monkeypatch):
+    monkeypatch.setattr(in_flight.time, "perf_counter", lambda: Call.clock)
+    monkeypatch.setattr(Call, "clock", 0.0)
+    monkeypatch.setattr(Call, "ends", 0.0)
+    flight, begun = in_flight.InFlight(), 0.0
+    for _ in range(40):
+        flight.add(Call(seconds))
+        assert Call.ends - Call.clock <= max(1.0, seconds) + 1e-9  # what a signal waits for
+        begun = begun or Call.clock
+        Call.clock += 0.9 * seconds  # the host's own work is hidden
+    assert Call.ends == pytest.approx(40 * seconds)  # the device was never idle
+
+
+def test_a_hangup_stops_a_run_once_and_nohup_keeps_it_ignored():
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.signal is None
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with StopRequest() as stop:
+            for _ in range(2):  # the shell's and the kernel's
+                os.kill(os.getpid(), signal.SIGHUP)
+                assert stop.signal == signal.SIGHUP
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.slow
+@pytest.mark.loose_promotion(reason="optax's schedules multiply floats with int32 counts")
+def test_a_hangup_and_a_lost_reader_leave_a_saved_state(run, tmp_path, monkeypatch, caplog):
+    """As when an ssh connection ends: the terminal is gone, then the signal comes."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    reader, writer = os.pipe()
+
+    def at(n):
+        if n == 12:
+            os.close(reader)
+        if n == 25:
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    try:
+        with os.fdopen(writer, "w") as lost, monkeypatch.context() as change:
+            change.setattr("sys.stdout", lost)
+            result = run(at)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    step = int(result.state.step)
+    assert result.signal == signal.SIGHUP and 20 <= step <= 26
+    assert (tmp_path / "run" / "checkpoints" / str(step)).is_dir()
+    assert "cannot be written any more (Broken pipe); the program goes on" in caplog.text
+
+
+def test_an_output_without_a_reader_is_given_up_once(caplog):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as lost:
+        output = Output(lost)
+        for _ in range(3):
+            print("a line", file=output, flush=True)
+        Console(file=output).print("another")
+    assert caplog.text.count("cannot be written any more (Broken pipe); the program goes on") == 1
+
+
+@pytest.mark.slow
+def test_a_signal_while_a_grid_is_drawn_is_obeyed_before_the_next(run, monkeypatch):
+    drawn = []
+
+    def draw(self, step, name, params):
+        drawn.append((step, name))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Pictures, "draw", draw)
+    with jax.numpy_dtype_promotion("standard"):
+        result = run(lambda n: None, train={"sample_every": 2})
+    assert drawn == [(2, "raw")] and int(result.state.step) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["figures", "--help"], ["train", "--helpfull"]])
+def test_a_command_without_a_reader_is_no_traceback(words):
+    """As `command | true`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", f"experiments.{words[0]}", *words[1:]],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
+    os.close(writer)
+    assert "Traceback" not in done.stderr and "Broken" in done.stderr, done.stderr

@@ -1,4 +1,4 @@
-"""Guidance of denoisers whose data distribution is known: closed forms, and exact identities."""
+"""Guidance of denoisers for known data distributions: closed forms, and exact identities."""
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,7 @@ def bayes(mean, t=TIMES):
 
 
 def close(prediction, expected, atol=2e-4):
-    """x_0 and eps agree; x_0 at t = T comes out of a division by alpha_T = 0.006."""
+    """x_0 and eps are equal; the tolerance allows for x_0 at t = T, divided by alpha_T = 0.006."""
     for found, wanted in zip(prediction[:2], expected[:2], strict=True):
         np.testing.assert_allclose(found, wanted, atol=atol)
 
@@ -70,7 +70,7 @@ def test_w_0_is_the_conditional_model_bit_for_bit_and_w_minus_1_the_unconditiona
 
 @pytest.mark.parametrize("t", [TIMES, jnp.int32(500)])
 def test_gaussian_classes_are_guided_to_the_closed_form(t):
-    """The tilted mean: m_y + w (m_y - m), where all classes have one variance."""
+    """The tilted mean is m_y + w (m_y - m), if all classes have one variance."""
     w, mean = 1.5, MEANS @ WEIGHTS
     wanted = (MEANS[LABELS] + w * (MEANS[LABELS] - mean))[:, None, None, None]
     guided = guidance.classifier_free(PROCESS, pair_fn(), w)(X, t)
@@ -95,7 +95,7 @@ def test_guidance_is_off_outside_the_interval():
         ]
     }
     on, off, part = (guide[name](X, TIMES) for name in ("on", "off", "part"))
-    for i, inside in enumerate([False, True, True, False]):  # both ends belong to it
+    for i, inside in enumerate([False, True, True, False]):  # the interval includes both ends
         expected = on if inside else off
         np.testing.assert_array_equal(part.x_0[i], expected.x_0[i])
         np.testing.assert_array_equal(part.eps[i], expected.eps[i])
@@ -103,7 +103,7 @@ def test_guidance_is_off_outside_the_interval():
 
 
 def test_rescale_brings_the_deviation_back():
-    """φ = 1: each image's x_0 deviates as the conditional one's does; φ between: in proportion."""
+    """φ = 1 gives each x_0 the deviation of the conditional x_0; a smaller φ does so in part."""
     shifted = np.linspace(-1, 1, 6, dtype=np.float32).reshape(1, *SHAPE)
 
     def pair(x_t, t):  # the null twin predicts something of another shape
@@ -279,7 +279,7 @@ def make(**options):
 
 
 def test_make_sample_guides_with_one_call_of_the_network_in_the_whole_chain():
-    """With fixed_large and N(m, τ²), the chain ends where that of the tilted mean does."""
+    """With fixed_large and N(m, τ²), the guided chain ends like the chain for the tilted mean."""
     key, cond = jax.random.key(0), {"label": LABELS}
     calls.clear()
     images = make(guidance=1.5)(None, key, 4, cond)

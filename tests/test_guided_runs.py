@@ -43,7 +43,7 @@ def config_of(**sections):
 
 
 def make_run(root, config, seed=0):
-    """Write the work directory of a run whose weights are random, the zero layers too."""
+    """Write the work directory of a run with random weights, also in the zero layers."""
     workdir = open_for_training(root, config)
     write_facts(workdir, FACTS)
     make = build.classifier if config.model.name == "classifier" else build.model
@@ -107,8 +107,11 @@ def test_override_is_checked_as_a_config_is():
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        (dict(sample=dict(guidance=1.0), model=dict(class_conditional=False)), "has no classes to"),
-        (dict(sample=dict(guidance=1.0), loss=dict(p_uncond=0.0)), "null class is never trained"),
+        (dict(sample=dict(guidance=1.0), model=dict(class_conditional=False)), "has no classes or"),
+        (
+            dict(sample=dict(guidance=1.0), loss=dict(p_uncond=0.0)),
+            "training never uses the null",
+        ),
         (dict(sample=dict(guidance_interval=(1, 2))), r"guidance_interval is \(1, 2\), but sample"),
         (dict(sample=dict(guidance_rescale=0.5)), "guidance_rescale is 0.5, but sample.guidance"),
         (dict(sample=dict(guidance=1.0, guidance_rescale=2.0)), r"rescale must be in \[0, 1\]"),

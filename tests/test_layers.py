@@ -13,8 +13,8 @@ import ddpm_jax
 ROOT = Path(__file__).parents[1]
 FOLDERS = (Path(ddpm_jax.__file__).parent, ROOT / "experiments")  # the first may be a wheel's
 
-# The rows, from the top. A name stands for a module or for a whole folder. Within a folder, and
-# within the mathematics, modules may import each other, but not in a circle.
+# The rows, from the top. A name is a module or a whole folder. Within a folder, and within the
+# mathematics, modules may import each other, but not in a circle.
 MATHEMATICS = {
     "ddpm_jax.conditioning",
     "ddpm_jax.denoise",

@@ -87,9 +87,9 @@ def test_a_loaded_run_has_the_chain_of_its_averaged_schedule(run):
     ends = state.ema_params["schedule"]["ends"]
     np.testing.assert_allclose(opened.process.log_snr[1], -ends["gamma_0"], rtol=1e-5)
     np.testing.assert_allclose(opened.process.log_snr[-1], -ends["gamma_1"], rtol=1e-5)
-    low, high = -13.3, 5.0  # what the network is told is the noise itself, on a fixed scale
-    told = 1 + 1000 * (-np.asarray(opened.process.log_snr[1:]) - low) / (high - low)
-    np.testing.assert_allclose(opened.process.timesteps[1:], told, rtol=1e-4, atol=1e-2)
+    low, high = -13.3, 5.0  # the network receives the noise itself, on a fixed scale
+    received = 1 + 1000 * (-np.asarray(opened.process.log_snr[1:]) - low) / (high - low)
+    np.testing.assert_allclose(opened.process.timesteps[1:], received, rtol=1e-4, atol=1e-2)
     sample, params = ddpm_jax.load(root)
     images = sample(params, jax.random.key(0), 8)
     assert images.shape == (8, 8, 8, 1) and np.all(np.isfinite(images))

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from scipy import integrate, stats
+from scipy import integrate, special, stats
 
 import ddpm_jax
 from ddpm_jax.errors import UserError
+from ddpm_jax.likelihood import continuous
 from ddpm_jax.likelihood import terms as likelihood
 from ddpm_jax.process import alpha_sigma
 from ddpm_jax.types import Prediction
@@ -167,6 +168,58 @@ def test_the_bins_share_all_of_the_mass_and_have_finite_gradients(mean, log_devi
     assert np.exp(values).sum() == pytest.approx(1.0, abs=2e-4)
     for slope in jax.jacobian(log_prob, (0, 1))(jnp.float32(mean), jnp.float32(log_deviation)):
         assert np.all(np.isfinite(slope))
+
+
+VALUES = np.arange(256) / 127.5 - 1.0
+
+
+def softmax_over_values(mean, deviation):
+    """Return ln p(x_k | z_0) of all 256 values, in float64: [..., 256]."""
+    logits = -0.5 * ((np.asarray(mean, np.float64)[..., None] - VALUES) / deviation) ** 2
+    return special.log_softmax(logits, axis=-1)
+
+
+@pytest.mark.parametrize("deviation", [1e-4, 0.0013, 0.004, 0.05, 2.0])
+def test_the_discrete_decoder_is_the_softmax_over_the_256_values(deviation):
+    mean = np.random.default_rng(0).uniform(-1.2, 1.2, (7, 1)).astype(np.float32)
+    wanted = softmax_over_values(mean[:, 0], deviation)
+    log_deviation = jnp.full((1, 1), np.log(deviation), jnp.float32)
+
+    def log_prob(log_deviation):
+        x = jnp.asarray(VALUES, jnp.float32)[None]
+        return likelihood.discrete_log_prob(x, jnp.asarray(mean), log_deviation)
+
+    found, slope = jax.jvp(log_prob, (log_deviation,), (jnp.ones_like(log_deviation),))
+    np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=1e-6)
+    assert np.all(found <= 0.0)
+    assert np.exp(np.asarray(found, np.float64)).sum(1) == pytest.approx(np.ones(7), abs=1e-4)
+    h = 1e-4
+    ends = (softmax_over_values(mean[:, 0], deviation * np.exp(side * h)) for side in (1, -1))
+    wanted_slope = np.subtract(*ends) / (2 * h)
+    np.testing.assert_allclose(slope, wanted_slope, rtol=1e-3, atol=1e-3)
+
+
+def test_the_discrete_decoder_is_tighter_than_the_integral_over_bins():
+    """At VDM's first noise level, γ_0 = -13.3, L_0 falls from 0.051 to 0.010 bits/dim."""
+    process = continuous.process_from_gamma(np.array([-13.3, 5.0]), (-13.3, 5.0))
+    nodes = np.linspace(-6, 6, 601)
+    weight = stats.norm.pdf(nodes) * (nodes[1] - nodes[0])
+    x_0, eps = jnp.float32(VALUES[100]), jnp.asarray(nodes[:, None], jnp.float32)
+    x_0 = jnp.full_like(eps, x_0)
+    one = np.ones(601, np.int32)
+    x_1 = ddpm_jax.q_sample(process, x_0, one, eps)
+    found = {
+        decoder: weight
+        @ np.asarray(
+            step_term(process, Prediction(x_0, x_0), x_0, x_1, one, decoder=decoder), np.float64
+        )
+        for decoder in ("flat", "discrete")
+    }
+    assert found["flat"] == pytest.approx(0.051, abs=5e-4)
+    assert found["discrete"] == pytest.approx(0.010, abs=5e-4)
+    s = np.exp(-13.3 / 2)
+    wanted = -softmax_over_values(VALUES[100] + s * nodes, s)[:, 100] @ weight * BITS
+    assert found["discrete"] == pytest.approx(wanted, rel=2e-3)
 
 
 def test_L_0_is_the_decoder_at_the_models_mean_or_of_a_flat_prior():

@@ -104,7 +104,7 @@ def test_a_mistake(cache):
 
 
 def test_a_full_disk_loses_no_checkpoint(tmp_path, cache):
-    """A limit on the size of files stands for the full disk: the write of a checkpoint fails."""
+    """A limit on the size of files replaces the full disk: the write of a checkpoint fails."""
     train = ["train", DIGITS, *FLAGS, f"--workdir={tmp_path / 'run'}"]
     first = command(*train, "--config.train.num_steps=2", cache=cache)
     assert first.returncode == 0, first.stderr
@@ -113,7 +113,7 @@ def test_a_full_disk_loses_no_checkpoint(tmp_path, cache):
     assert "resumed at step 2" in full.stdout
     errors = full.stderr.splitlines()
     assert len(errors) == 1 and errors[0].startswith("error: "), full.stderr
-    assert "could not be saved" in errors[0] and "last good one is of step 2" in errors[0]
+    assert "could not be saved" in errors[0] and "checkpoints/2; make room" in errors[0]
     again = command(*train, "--config.train.num_steps=4", cache=cache)
     assert again.returncode == 0, again.stderr
     assert "resumed at step 2" in again.stdout and "done: 4 steps" in again.stdout

@@ -1,4 +1,4 @@
-"""Training on the bound: what a config may ask for, and that its history is part of the state."""
+"""Training on the bound: the options of a config, and its history as part of the state."""
 
 import dataclasses
 
@@ -73,8 +73,8 @@ def test_the_network_says_its_variance_to_the_sampler():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(model__learn_variance=True), "simple never trains the variance; take hybrid or vlb"),
-        (dict(loss__objective="hybrid"), "model.learn_variance is False; set it to True"),
+        (dict(model__learn_variance=True), "simple never trains the variance; set loss.objective"),
+        (dict(loss__objective="hybrid"), "learn_variance is False; set model.learn_variance to"),
         (dict(loss__objective="vlb", loss__vlb_lambda=0.1), "vlb_lambda is 0.1, but .* not use it"),
         (dict(loss__objective="elbo"), "unknown loss.objective 'elbo'"),
         (dict(loss__p2_k=2.0), r"p2_k is 2.0, but loss.weighting=simple does .* \(p2: yes\)"),

@@ -1,7 +1,7 @@
 """Likelihoods by the probability-flow ODE, where the flow of the exact denoiser is known.
 
-For N(m, τ²) the flow is linear, x_T = alpha_T m + (s_T/s_1) (x_1 - alpha_1 m) with s_t² = alpha_t²
-τ² + sigma_t², so that the density which the model gives to x_1/alpha_1 has a closed form.
+For N(m, τ²) the flow is linear: x_T = alpha_T m + (s_T/s_1) (x_1 - alpha_1 m) with s_t² = alpha_t²
+τ² + sigma_t². The model's density of x_1/alpha_1 therefore has a closed form.
 """
 
 import itertools
@@ -34,14 +34,14 @@ calls = []
 
 
 def levels(t, like):
-    """alpha and sigma at the t that the network was told, inverting its interpolation."""
+    """alpha and sigma at the t that the network received, by inverting the interpolation."""
     u = jnp.interp(t + 1, jnp.arange(1, T + 1, dtype=jnp.float32), U)
     shape = (-1,) + (1,) * (like.ndim - 1)
     return tuple(jnp.sqrt(jax.nn.sigmoid(sign * 2 * u)).reshape(shape) for sign in (-1, 1))
 
 
 def gaussian(params, x, t, cond, *, train, key):
-    """Predicts eps of N(m, τ²), each pixel alone; m and τ by params, m by cond if given."""
+    """Predicts eps of N(m, τ²), pixel by pixel; params give m and τ, cond can replace m."""
     jax.debug.callback(lambda: calls.append(None))
     mean, tau = params
     mean = mean if cond is None else cond["mean"][:, None]
@@ -50,7 +50,7 @@ def gaussian(params, x, t, cond, *, train, key):
 
 
 def gaussian_v(params, x, t, cond, *, train, key):
-    """The same as v, and a second half of channels that is not to be read."""
+    """The same as v, with a second half of channels that the ODE must not use."""
     alpha, sigma = levels(t, x)
     eps = gaussian(params, x, t, cond, train=train, key=key)
     v = (eps - sigma * x) / alpha
@@ -80,7 +80,7 @@ def stretch(variance):
 
 
 def test_gaussian_data_have_their_closed_form_and_the_error_falls_with_the_tolerance():
-    """Within 100 tolerances per dimension, and falling faster than 3 times from one to the next."""
+    """Errors are below 100 tolerances per dimension, and fall by more than 3 at each tolerance."""
     alpha, slope = oracles.chain_moments("linear", T)[0], stretch(TAU**2)
     x_T = alpha[T] * M + slope * (X.astype(np.float64) - M)
     wanted = (scipy.stats.norm.logpdf(x_T) + np.log(slope)).sum(axis=1)
@@ -94,7 +94,7 @@ def test_gaussian_data_have_their_closed_form_and_the_error_falls_with_the_toler
     print("error per dimension:", errors, "evaluations:", evaluations)
     assert errors[0] > 3 * errors[1] > 9 * errors[2] and errors[2] < 1e-4
     assert np.all(evaluations[0] < evaluations[1]) and np.all(evaluations[1] < evaluations[2])
-    # With the true density of N(m, τ²) and the least noise there is no difference but the prior's
+    # The true density is N(m, τ²) plus the least noise, so only the prior makes a difference
     true = scipy.stats.norm.logpdf(X, M, np.sqrt(TAU**2 + (1 - alpha[1] ** 2) / alpha[1] ** 2))
     np.testing.assert_allclose(found, true.sum(axis=1), atol=0.01)
 
@@ -103,23 +103,23 @@ def test_an_image_does_not_depend_on_its_batch_and_every_evaluation_is_counted()
     log_prob = make_log_prob(PROCESS, gaussian_v, kind="v")
     key, means = jax.random.key(1), np.array([0.3, -0.5, 0.1], np.float32)
     found, counts = log_prob((M, TAU), key, X, {"mean": means})
-    assert len(set(counts)) > 1  # each takes its own steps
+    assert len(set(counts)) > 1  # each image takes its own steps
     calls.clear()
     moved, moved_counts = log_prob(
         (M, TAU), key, np.roll(X, -1, axis=0), {"mean": np.append(means[1:], 0.8)}, start=1
-    )  # images 1 and 2 again, and then another
+    )  # images 1 and 2 again, then another image
     jax.effects_barrier()
-    assert len(calls) == moved_counts.max()  # the batch goes on until its last is done
+    assert len(calls) == moved_counts.max()  # the batch runs until its last image is done
     np.testing.assert_array_equal(moved_counts[:2], counts[1:])
     np.testing.assert_allclose(moved[:2], found[1:], rtol=1e-6)
     assert abs(moved[2] - found[0]) > 0.1
     eps = make_log_prob(PROCESS, gaussian)((M, TAU), key, X)[0]
     same = log_prob((M, TAU), key, X, {"mean": np.full(3, M, np.float32)})[0]
-    np.testing.assert_allclose(same, eps, atol=1e-3)  # v and eps say the same
+    np.testing.assert_allclose(same, eps, atol=1e-3)  # v and eps agree
 
 
 def test_the_local_devices_share_the_images_and_change_nothing():
-    """Of 8 images each of the 8 devices solves one; the values are those of one device."""
+    """Each of the 8 devices solves one of 8 images; the values equal those of one device."""
     x = np.random.default_rng(5).normal(M, TAU, (8, 4)).astype(np.float32)
     tables = U.astype(np.float32), np.arange(1, T + 1, dtype=np.float32)
     shared = tables, dict(rtol=1e-4, atol=1e-4), (M, TAU)
@@ -129,16 +129,16 @@ def test_the_local_devices_share_the_images_and_change_nothing():
     for found in spread:
         assert [shard.data.shape for shard in found.addressable_shards] == [(1,)] * 8
         assert len(found.sharding.device_set) == 8
-    alone = jax.jit(solve)(shared, images)  # inside another program it is not spread
+    alone = jax.jit(solve)(shared, images)  # inside another program the rows stay on one device
     assert all(len(found.sharding.device_set) == 1 for found in alone)
     np.testing.assert_allclose(spread[0], alone[0], rtol=1e-5)
     np.testing.assert_array_equal(spread[1], alone[1])
 
 
 def test_the_trace_is_unbiased_where_pixels_are_correlated():
-    """Mean and deviation over 512 draws of two probes, against all sign patterns' in float64.
+    """Mean and deviation over 512 draws of two probes, against all sign patterns in float64.
 
-    The Jacobian keeps its axes a_i, so that a probe z gives Σ_i (z·a_i)² ln stretch_i.
+    The Jacobian keeps its axes a_i. A probe z therefore gives Σ_i (z·a_i)² ln stretch_i.
     """
     variances, axes = np.linalg.eigh(COVARIANCE)
     x = np.array([0.4, -0.6, 0.2])
@@ -153,7 +153,7 @@ def test_the_trace_is_unbiased_where_pixels_are_correlated():
 
 
 def test_uniform_pixels_cost_8_bits():
-    """All 256 values alike: log_2 256 bits, for pixels that are far from the edges."""
+    """All 256 values have equal probability: log_2 256 bits, for pixels far from the edges."""
     images = np.random.default_rng(3).integers(40, 216, (4, 2, 1)).astype(np.uint8)
     bits_per_dim = make_bits_per_dim(PROCESS, uniform)
     bits, _ = bits_per_dim(None, jax.random.key(0), images)
@@ -195,7 +195,7 @@ def test_dequantised_pixels_fill_their_bins_and_no_other():
         ),
         (
             lambda: make_log_prob(PROCESS, gaussian)((M, float("nan")), jax.random.key(0), X),
-            r"image 0 was not solved in max_steps = 1000: raise it, or the tolerances",
+            r"image 0 was not solved in max_steps = 1000; raise max_steps or the tolerances",
         ),
     ],
 )

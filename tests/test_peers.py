@@ -20,7 +20,7 @@ diffusers = pytest.importorskip("diffusers")
 
 pytestmark = pytest.mark.slow
 
-# Theirs by name; `constant` has no name there
+# The name in diffusers -> our schedule; diffusers has no name for `constant`
 OURS = {
     "linear": schedules.linear,
     "scaled_linear": schedules.quadratic,
@@ -64,7 +64,7 @@ def test_tables_agree(schedule, T, ends, zero_snr):
     np.testing.assert_allclose(process.betas[1:], theirs.betas, atol=1e-5)
     np.testing.assert_allclose(process.alphas_cumprod[1:], theirs.alphas_cumprod, atol=1e-5)
     if not zero_snr:
-        # Their rescaled alpha_bar is a float32 difference near T, good to 1e-5 absolute alone
+        # Their rescaled alpha_bar is a float32 difference near T, only accurate to 1e-5 absolute
         np.testing.assert_allclose(process.betas[1:], theirs.betas, rtol=1e-5)
         np.testing.assert_allclose(process.alphas_cumprod[1:], theirs.alphas_cumprod, rtol=1e-4)
 
@@ -96,11 +96,11 @@ def our_steps(process, x_t, output, key, t, s):
 
 
 def compare_steps(monkeypatch, schedule, spacing, grid, float64_tables=True):
-    """Hold steps of the grid against theirs: same x_t, same network output, same noise.
+    """Compare steps of the grid with diffusers: same x_t, same network output, same noise.
 
-    Their tables are float32 and they take 1 - alpha_bar from them, which near t = 1 cancels: of
-    alpha_bar_1 = 0.9999 only four digits of 1e-4 are left. Their formulas are held to 1e-5 on
-    float64 tables, and as they are only to what that cancellation leaves.
+    Their tables are float32. They compute 1 - alpha_bar from them, which cancels near t = 1: with
+    alpha_bar_1 = 0.9999 only four digits of 1e-4 are left. On float64 tables their formulas must
+    agree to 1e-5. On their own tables they must agree to what the cancellation leaves.
     """
     process = ddpm_jax.make_process(OURS[schedule](1000))
     key = jax.random.split(jax.random.key(0), SHAPE[0])

@@ -21,7 +21,7 @@ N, WIDTH = 32, 16
 
 @pytest.fixture(scope="module")
 def features(tmp_path_factory):
-    """(theirs, ours) of fakes and of reals: pool [N, 2048] and logits [N, 1008] of each."""
+    """(torch-fidelity's, ours) of fakes and reals: pool [N, 2048] and logits [N, 1008] of each."""
     path = tmp_path_factory.mktemp("fidelity") / "random.pth"
     extractor = fidelity.extractor(path)
     network = ddpm_jax.evaluation.inception.load(str(path.parent), str(path))

@@ -15,7 +15,7 @@ diffusers = pytest.importorskip("diffusers")
 
 pytestmark = [pytest.mark.slow, pytest.mark.quick_to_compile]
 
-PARTS = {  # theirs -> ours, inside a block
+PARTS = {  # the name in diffusers -> our name, inside a block
     "norm1": "norm_1",
     "conv1": "conv_1",
     "time_emb_proj": "dense",
@@ -38,7 +38,7 @@ ENDS = {
 
 
 def our_path(name: str, num_levels: int) -> tuple[str, ...]:
-    """Where a layer of theirs, such as "up_blocks.0.resnets.1.conv1", lies in our tree."""
+    """Where our tree has a layer of diffusers, such as "up_blocks.0.resnets.1.conv1"."""
     if name in ENDS:
         return (ENDS[name],)
     block, rest = name.split(".", 1)
@@ -48,7 +48,7 @@ def our_path(name: str, num_levels: int) -> tuple[str, ...]:
         return name, PARTS[part]
     level, kind, i, part = rest.split(".", 3)
     way = block.removesuffix("_blocks")
-    level = num_levels - 1 - int(level) if way == "up" else level  # theirs counts from the bottom
+    level = num_levels - 1 - int(level) if way == "up" else level  # counted from the bottom
     if kind in ("downsamplers", "upsamplers"):
         return (f"{way}_{level}_conv",)
     return f"{way}_{level}_{i}" + "_attention" * (kind == "attentions"), PARTS[part]
@@ -65,7 +65,7 @@ def our_params(state: dict, num_levels: int, num_heads: int) -> dict:
             kind = "scale"
         elif kind == "weight":
             kind = "kernel"
-            value = np.moveaxis(value, (0, 1), (-1, -2))  # theirs is [out, in, ...]
+            value = np.moveaxis(value, (0, 1), (-1, -2))  # torch has [out, in, ...]
             if path[-1] == "shortcut":
                 value = value[0, 0]  # a 1x1 convolution there, a dense layer here
         if path[-1] in ("query", "key", "value"):

@@ -223,9 +223,9 @@ def test_a_learned_schedule_is_drawn_beside_the_others_before_and_after_training
 def _save_run_of_zeros(
     root: pathlib.Path, process: dict | None = None, ends: tuple[float, float] | None = None
 ) -> None:
-    """Write the work directory of a class-conditional run whose weights are all 0.
+    """Write the work directory of a class-conditional run with weights that are all 0.
 
-    Of a learned schedule, the averaged parameters are the initial ones, with these ends.
+    If the schedule is learned, its averaged parameters are the initial ones, with these ends.
     """
     sections = {
         "process": process or {"schedule": "cosine", "num_timesteps": 30},

@@ -1,6 +1,7 @@
 """References kept on disk, and the evaluation of runs: in process, and by its command."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -177,12 +178,7 @@ def test_evaluation_takes_its_own_sampler_and_no_options_of_the_runs():
     build.sampler(sample, build.process(config.process))
 
 
-def test_what_cannot_be_evaluated_is_one_line(run_and_data):
-    _, _, root = run_and_data
-    flag = f"--workdir={root}"
-    for flags, words in (
-        ([flag, "--sampler=dimm"], "error: unknown sample.sampler 'dimm'; did you mean 'ddim'?"),
-        ([f"--workdir={root / 'checkpoints'}"], "is not the work directory of a run"),
-    ):
-        refused = run_main("evaluate", *flags)
-        assert refused.returncode == 2 and refused.stdout == "" and words in refused.stderr
+def test_what_is_no_run_cannot_be_evaluated():
+    refused = run_main("evaluate", f"--workdir={Path(__file__).parent}")
+    assert refused.returncode == 2 and refused.stdout == ""
+    assert "is not the work directory of a run" in refused.stderr

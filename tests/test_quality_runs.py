@@ -50,3 +50,10 @@ def test_the_odes_likelihood_is_a_row(run_and_data):  # noqa: F811
     row = coding.evaluate_by_ode(run, dataset, "test", num_images=2, tolerance=1e-2)
     assert row.name == "bits_per_dim_ode_test" and row.n == 2 and np.isfinite(row.value)
     assert "tolerance 0.01" in row.note
+
+
+def test_a_sampler_that_is_none_is_one_line(run_and_data):  # noqa: F811
+    _, _, root = run_and_data
+    refused = run_main("evaluate", f"--workdir={root}", "--sampler=dimm")
+    assert refused.returncode == 2
+    assert "error: unknown sample.sampler 'dimm'; did you mean 'ddim'?" in refused.stderr

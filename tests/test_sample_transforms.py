@@ -59,14 +59,14 @@ def test_jit_of_sample_is_sample():
     expected = SAMPLE(PARAMS, KEY, N, cond)
     np.testing.assert_allclose(jitted(PARAMS, KEY, N, cond), expected, atol=1e-6)
     assert np.abs(expected - SAMPLE(PARAMS, KEY, N)).max() > 0.05
-    # nothing is traced but the program around: all arguments are constants
+    # only the outer program is traced: all arguments are constants
     constant = jax.jit(lambda: SAMPLE(PARAMS, KEY, N, cond, start=2))()
     np.testing.assert_allclose(constant, SAMPLE(PARAMS, KEY, N, cond, start=2), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_gradients_through_the_chain_are_those_of_finite_differences(name):
-    """At zero terminal SNR, where the first step is infinitely long, as the last one is."""
+    """At zero terminal SNR: there the first step is infinitely long, like the last one."""
     process = ddpm_jax.make_process(oracles.betas("linear_zero_snr", T))
     sample = make(SAMPLERS[name](process), process, timesteps=timesteps.trailing(T, 6))
 
@@ -119,7 +119,7 @@ def test_chunks_are_one_call_for_any_implementation_of_the_key(implementation):
 
 
 def test_an_ancestral_chain_follows_the_noise_that_it_is_given():
-    """The same chain by hand, in float64, from the betas alone (Ho et al. 2020, algorithm 2)."""
+    """The same chain by hand, in float64, from only the betas (Ho et al. 2020, algorithm 2)."""
     rng = np.random.default_rng(0)
     x_T, recorded = rng.normal(size=(N, *SHAPE)), rng.normal(size=(T + 1, N, *SHAPE))
     table = jnp.asarray(recorded, jnp.float32)
@@ -253,7 +253,7 @@ GRID = np.arange(T, -1, -1)
 @pytest.mark.parametrize(
     ("sampler", "message"),
     [
-        (OTHER_T, "built on a process of T = 9, but is used with one of T = 8; build it on"),
+        (OTHER_T, "built on a process of T = 9, but is used with one of T = 8; build the "),
         (samplers.ancestral(COSINE), "another process: alphas_cumprod differs from t = 1 on"),
     ],
 )

@@ -1,5 +1,8 @@
-"""Exact moments through the real step: it is affine in x and in its noise, so a denoiser that is
-affine in x_t carries a Gaussian to a Gaussian, and no Monte Carlo is needed."""
+"""Exact moments through the real step, without Monte Carlo.
+
+The step is affine in x and in its noise. A denoiser that is affine in x_t therefore carries a
+Gaussian to a Gaussian.
+"""
 
 import functools
 from typing import NamedTuple
@@ -48,7 +51,7 @@ def point_denoiser(process):
 
 @functools.partial(jax.jit, static_argnames=("variance", "denoiser"))
 def affine_steps(process, t, s, variance, denoiser):
-    """(a, b, c) of each step t -> s, x_s = a x_t + b z + c, out of the sampler's own step."""
+    """(a, b, c) of each step t -> s, x_s = a x_t + b z + c, measured on the sampler's own step."""
     sampler = samplers.ancestral(process, variance)
     denoise_fn = denoiser(process)
     key = jax.random.split(jax.random.key(0), 2)
@@ -71,7 +74,7 @@ def steps_of(process, grids, variance, denoiser):
     """(a, b, c) of the steps of each grid, all grids in one compiled call."""
     t, s = (np.concatenate([grid[i : len(grid) - 1 + i] for grid in grids]) for i in (0, 1))
     a, b, c, residual = affine_steps(process, t, s, variance, denoiser)
-    assert np.all(residual < 1e-5)  # it is affine, with the one draw of its key
+    assert np.all(residual < 1e-5)  # x_s is affine in x_t and in one draw from the key
     np.testing.assert_allclose(a, a[:, :1, :1] + np.zeros_like(a), rtol=1e-6)
     columns = np.stack([a[:, 0, 0], b, c]).astype(np.float64)
     return np.split(columns, np.cumsum([len(grid) - 1 for grid in grids])[:-1], axis=1)
@@ -94,7 +97,7 @@ def test_fixed_large_keeps_n_0_1_data_exact(schedule, T):
     steps = steps_of(process_of(schedule, T), grids, "fixed_large", gaussian_denoiser)
     for grid, (a, b, c) in zip(grids, steps, strict=True):
         np.testing.assert_allclose(c, 0.0, atol=1e-6)
-        # not the marginal alone: cov(x_t, x_s) is that of the forward chain from x_0 ~ N(0, 1)
+        # not only the marginals: cov(x_t, x_s) is the forward chain's, with x_0 ~ N(0, 1)
         t, s = grid[:-1], grid[1:]
         forward = covariance[t, s] + alpha[t] * alpha[s]
         np.testing.assert_allclose(a, forward, rtol=2e-6, atol=1e-7)
@@ -122,7 +125,7 @@ def test_fixed_small_is_exact_for_a_point(schedule, T):
 
 
 def test_fixed_small_is_too_narrow_for_n_0_1_data():
-    """Guards the two tests above: they must be able to tell the variances apart."""
+    """Guard the two tests above: they must see a difference between the variances."""
     grid = timesteps.uniform(1000, 10)
     [(a, b, _)] = steps_of(process_of("linear", 1000), [grid], "fixed_small", gaussian_denoiser)
     assert (a**2 + b**2)[:-1].min() < 0.9
@@ -160,7 +163,7 @@ def test_an_unknown_variance_is_an_error_with_the_nearest_name():
         samplers.ancestral(process_of("linear", 10), "fixed-large")
 
 
-# The loop, driven by a sampler that writes down what it is given.
+# The loop, driven by a sampler that records its arguments.
 
 
 class Trail(NamedTuple):
@@ -245,7 +248,7 @@ def test_frames_take_memory_by_their_number_and_not_by_the_steps():
 
 def test_frames_that_cannot_be_kept_are_errors():
     grid = np.array([9, 4, 0])
-    with pytest.raises(UserError, match="num_frames is given but collect is not"):
+    with pytest.raises(UserError, match="num_frames is 2, but collect is not given; pass"):
         run_trail(grid, None, 2)
     for num_frames in (0, 3):
         with pytest.raises(UserError, match=r"num_frames must be in 1..2 \(steps\), found"):
@@ -277,7 +280,7 @@ def test_the_network_is_traced_once_however_long_the_chain(collect):
 
 
 def test_samples_of_a_mixture_have_its_moments():
-    """Monte Carlo, the whole way from noise: two narrow modes, Bayes-optimal denoiser."""
+    """Monte Carlo of the whole chain: two narrow modes, Bayes-optimal denoiser."""
     process, n = process_of("linear", 1000), 8192
     weight, modes, tau = 0.3, (-0.8, 0.5), 0.1
 
@@ -301,8 +304,8 @@ def test_samples_of_a_mixture_have_its_moments():
         clip_x_0=False,
     )
     x = np.asarray(sample(None, jax.random.key(0), n))[:, 0]
-    # Even with the optimal denoiser fixed_small leaves a mode a little narrow: to which variance
-    # is a recursion, x_s = (c_1 k + c_2) x_t + ... with k the slope of E[x_0 | x_t] within a mode.
+    # Even with the optimal denoiser fixed_small makes a mode a little too narrow. A recursion gives
+    # its variance: x_s = (c_1 k + c_2) x_t + ..., where k is the slope of E[x_0 | x_t] in a mode.
     expected = 1.0
     a = np.cumprod(np.append(1.0, 1.0 - oracles.betas("linear", 1000)))
     for t in range(1000, 0, -1):

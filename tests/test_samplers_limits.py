@@ -1,4 +1,4 @@
-"""What the samplers' docstrings promise: limits in which one is another, or exact."""
+"""The limits in the samplers' docstrings: a sampler equals another one, or is exact."""
 
 import functools
 
@@ -16,7 +16,7 @@ from ddpm_jax.types import Prediction
 
 T, SHAPE = 10, (4, 6)
 POINT = 0.6
-# All of five steps, so that each sampler compiles once
+# Every grid has five steps, so that each sampler compiles once
 JUMPS = np.array([10, 7, 3, 2, 1, 0])
 LAST = np.array([10, 9, 8, 6, 5, 0])
 FULL = np.array([5, 4, 3, 2, 1, 0])
@@ -30,7 +30,7 @@ def process_of(schedule, T=T):
 
 
 def half_point_half_wavy(process):
-    """A denoiser for data whose first half is one point; of the rest it tells a bounded tale."""
+    """A denoiser that predicts one point in the first half, and a bounded function in the rest."""
     point = oracles.point_denoiser(process, POINT)
 
     def denoise_fn(x_t, t):
@@ -90,7 +90,7 @@ def test_eta_1_is_ancestral_sampling_with_fixed_small_on_a_long_chain():
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_on_the_full_chain_dpm_solver_2s_is_ddim(schedule):
-    """No timestep lies in between; on a grid with room it is not."""
+    """On the full chain no timestep is between t and s. On a coarser grid 2S differs from DDIM."""
     for grid, same in ((FULL, True), (LAST, False)):
         names = "dpm_solver_pp_2s", "ddim"
         ours, theirs = (chain(name, process_of(schedule), grid)[0] for name in names)
@@ -151,7 +151,7 @@ def test_data_that_are_one_point_are_returned_exactly(name):
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_for_a_point_a_deterministic_path_keeps_its_noise(name):
-    """x_s = alpha_s point + sigma_s eps with one eps all the way: the flow is a straight line."""
+    """x_s = alpha_s point + sigma_s eps with one eps for all s: the flow is a straight line."""
     for schedule in SCHEDULES:
         process = process_of(schedule)
         x_s, _ = chain(name, process, JUMPS)
@@ -163,7 +163,7 @@ def test_for_a_point_a_deterministic_path_keeps_its_noise(name):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_number_of_evaluations_is_what_the_docstring_says(name):
-    """Counted as the chain runs: a branch that is not taken costs nothing."""
+    """Count the calls while the chain runs: a branch that is not taken makes no call."""
     for schedule, expected in (
         ("linear", {"heun": 9, "dpm_solver_pp_2s": 7, "predictor_corrector": 10}),
         ("cosine_zero_snr", {"heun": 8, "dpm_solver_pp_2s": 6, "predictor_corrector": 10}),

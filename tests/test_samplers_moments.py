@@ -1,8 +1,8 @@
 """Exact moments of whole chains of the stochastic samplers, without Monte Carlo.
 
-With a denoiser that is affine in x_t, x_s is affine in x_T and in every draw of the chain, and the
-draws are known: they belong to the keys. A least-squares fit over a few images gives the map to
-float32 rounding, and the map gives mean and variance.
+If the denoiser is affine in x_t, x_s is affine in x_T and in every draw of the chain. The keys give
+the draws. A least-squares fit over a few images gives the affine map to float32 rounding, and the
+map gives mean and variance.
 """
 
 import functools
@@ -26,7 +26,7 @@ SCHEDULES = ("linear", "cosine", "linear_zero_snr")
 
 @functools.partial(jax.jit, static_argnames=("name", "denoiser"))
 def run(process, keys, grid, name, denoiser):
-    """x_s of each step [K, B], and what it was made of, [K+1, B]: x_T and each step's draw."""
+    """x_s of each step: [K, B], and its inputs: [K+1, B], x_T and the draw of each step."""
     x_T = draw_x_T(keys, (1,))
     _, x_s = samplers.sample_loop(
         SAMPLERS[name](process),
@@ -47,14 +47,14 @@ def moments(process, grid, name, denoiser, mean_T=0.0, variance_T=1.0):
     x_s, draws = (np.float64(a) for a in run(process, keys, jnp.asarray(grid), name, denoiser))
     design = np.column_stack([np.ones(len(keys)), draws.T])
     coefficients, *_ = np.linalg.lstsq(design, x_s.T, rcond=None)
-    assert np.abs(design @ coefficients - x_s.T).max() < 2e-4  # affine indeed
+    assert np.abs(design @ coefficients - x_s.T).max() < 2e-4  # x_s is affine in the design
     mean = coefficients[0] + coefficients[1] * mean_T
     return mean, coefficients[1] ** 2 * variance_T + (coefficients[2:] ** 2).sum(axis=0)
 
 
 @pytest.mark.parametrize("name", [n for n in AFFINE if n != "ancestral fixed_large"])
 def test_for_a_point_every_x_s_is_distributed_as_q(name):
-    """Whatever the noise (Song et al. 2021, lemma 1; churn is a step of the forward chain)."""
+    """For any amount of noise (Song et al. 2021, lemma 1; churn is a forward step)."""
     grid = np.array([1000, 940, 700, 500, 300, 120, 30, 2, 0])
     for schedule in SCHEDULES:
         process = ddpm_jax.make_process(oracles.betas(schedule, T))
@@ -142,11 +142,11 @@ def test_where_no_timestep_is_near_enough_churn_adds_nothing():
     assert np.ptp(x_s[0]) == 0.0 and np.ptp(x_s[2]) > 0.1
 
 
-# The Langevin corrector: not affine, since its step size looks at the norms.
+# The Langevin corrector: not affine, because its step size depends on the norms.
 
 
 def corrected_x_t(process, snr, num_corrections, keys, x_t, t, s, eps):
-    """x_t after the Langevin steps: what the predictor's denoiser is shown."""
+    """x_t after the Langevin steps: the input of the predictor's denoiser."""
 
     @jax.jit
     def step(x_t):

@@ -1,7 +1,8 @@
-"""The order of every deterministic solver, by halving its steps, in float64 and against the exact
-flow: that of a Gaussian is a matrix, and in one dimension the flow carries quantiles to quantiles.
+"""The order of every deterministic solver: the steps are halved, in float64.
 
-The grids end at t = 1, before the step to clean data, which is of order 1 for every solver.
+The exact flow is the reference. For a Gaussian it is a matrix. In one dimension it carries
+quantiles to quantiles. The grids end at t = 1, because the step to clean data has order 1 for every
+solver.
 """
 
 import dataclasses
@@ -32,8 +33,8 @@ ORDERS = {
 T = 1025
 COVARIANCE = np.array([[0.9, 0.5], [0.5, 0.4]])
 MODES = ((0.3, -0.8, 0.2), (0.7, 0.5, 0.3))
-# An order p solver starts with lower orders, whose error ends as h^2; at lambda = -6 x_0-hat hardly
-# moves, so that it is e^-12 of that, and what is left to see is the solver's own.
+# A solver of order p starts with steps of lower order. Their error falls only as h^2. At lambda -6
+# x_0-hat is nearly constant, so this error shrinks by e^-12, and the solver's own error remains.
 LAMBDA = np.append(np.inf, np.linspace(2.0, -6.0, T))
 
 
@@ -56,7 +57,7 @@ def exact_process():
 
 
 def denoiser(process):
-    """Of data whose first two pixels are a Gaussian, and whose third is of a mixture."""
+    """Bayes-optimal for three pixels: two are a Gaussian, and the third is a mixture."""
     gaussian = oracles.gaussian_denoiser(process, COVARIANCE)
     mixture = oracles.mixture_denoiser(process, MODES)
 
@@ -113,7 +114,7 @@ def test_halving_the_steps_shows_the_order(setting, name):
             grid = np.linspace(T, 1, num_steps + 1).astype(np.int32)
             x = samplers.sample_loop(DETERMINISTIC[name](process), denoise_fn, keys, grid, x_T)
             errors.append(np.sqrt(np.mean((np.asarray(x) - expected) ** 2, axis=0)))
-    orders = np.log2(errors[0] / errors[1])  # of the Gaussian's pixels and of the mixture's
+    orders = np.log2(errors[0] / errors[1])  # of the Gaussian pixels, and of the mixture pixel
     np.testing.assert_allclose(orders, ORDERS[name], atol=0.35)
 
 

@@ -11,7 +11,7 @@ from ddpm_jax.process import make_process
 
 @functools.cache
 def log_snr(T, schedule="linear"):
-    """The table as the process has it."""
+    """The table of the process."""
     return np.asarray(make_process(oracles.betas(schedule, T)).log_snr)
 
 
@@ -63,7 +63,7 @@ def test_grids_of_every_process_descend_strictly_for_every_number_of_steps(sched
 
 
 def test_karras_and_log_snr_are_the_nearest_timesteps_to_the_papers_noise_levels():
-    """Karras et al. 2022, eq. 5, sigma_max and sigma_min being the chain's ends."""
+    """Karras et al. 2022, eq. 5; sigma_max and sigma_min are the ends of the chain."""
     T, table = 1000, np.float64(log_snr(1000))
     sigma = np.exp(-0.5 * table[1:])
     for num_steps in (5, 20):

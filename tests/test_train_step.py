@@ -8,6 +8,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from ddpm_jax import build, data
@@ -50,7 +51,7 @@ def noise_seen(params, x_0, t, eps, cond, train, key):
 
 
 def watched(weight=None):
-    """Uniform times whose state is what the sampler last learned: (t, loss), in batch order."""
+    """Uniform times; the state holds what the sampler last received: (t, loss), in batch order."""
     weight = jnp.ones(B) if weight is None else weight
     return TimeSampler(
         init=lambda: (jnp.zeros(B, jnp.int32), jnp.zeros(B)),
@@ -187,6 +188,67 @@ def test_the_optimizer_is_the_papers_with_every_option_of_the_config(changes):
     assert np.abs(found - plain).max() > 1e-3  # the option matters here
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(eps=0.0),  # `b` gets no gradient: 0 / 0
+        dict(b1=1.0),
+        dict(b2=1.0),
+        dict(learning_rate=np.nan),
+        dict(learning_rate=np.inf),
+        dict(learning_rate=3e38),  # the weights overflow, the update does not
+        dict(clip_norm=np.nan),
+        dict(name="adamw", weight_decay=np.inf),
+        dict(b1=np.nan, eps=np.inf),  # the moments are lost, the update is 0
+    ],
+    ids=str,
+)
+def test_a_finite_gradient_whose_update_is_not_finite_is_skipped(changes):
+    def slope(params, *args):
+        return params["a"] * jnp.full(B, 1e-3)
+
+    start, step = a_step(slope, optim=dataclasses.replace(OPTIM, **changes))
+    start = dataclasses.replace(start, params={"a": jnp.float32(-2e38), "b": START["b"]})
+    state = start
+    for n in (1, 2):
+        state, row = step(state, a_batch(n))
+        assert np.isfinite(row["grad_norm"])
+        assert int(row["skipped"]) == int(row["skipped_in_a_row"]) == n
+    kept = [state.params, state.ema_params, state.opt_state.inner_state]
+    before = [start.params, start.ema_params, start.opt_state.inner_state]
+    jax.tree.map(np.testing.assert_array_equal, kept, before)
+    assert int(state.step) == 2
+
+
+def test_a_gradient_whose_norm_overflows_is_skipped():
+    """Clipped by an infinite norm it would be 0, and only wear the moments down."""
+
+    def steep(params, *args):
+        return 1e25 * params["a"] * jnp.ones(B)
+
+    start, step = a_step(steep, optim=dataclasses.replace(OPTIM, clip_norm=1.0))
+    state, row = step(start, a_batch())
+    assert int(row["skipped"]) == 1 and float(state.params["a"]) == 2.0
+
+
+def test_the_counts_of_skipped_updates_are_stored_as_in_old_checkpoints():
+    optimizer = make_optimizer(OPTIM, 100)
+    old = optax.apply_if_finite(optax.adam(lambda step: 0.1), 5).init(START)
+    found = optimizer.update(START, optimizer.init(START), START)[1]
+    assert jax.tree.structure(found) == jax.tree.structure(old)
+    for new, leaf in zip(jax.tree.leaves(found), jax.tree.leaves(old), strict=True):
+        assert (new.shape, new.dtype) == (leaf.shape, leaf.dtype)
+
+
+def test_a_loss_that_is_not_finite_teaches_the_time_sampler_nothing():
+    def loss_fn(params, x_0, t, eps, cond, train, key):
+        return jnp.inf + 0.0 * params["a"] * jnp.ones(B)
+
+    start, step = a_step(loss_fn)
+    state, _ = step(start, a_batch())
+    jax.tree.map(np.testing.assert_array_equal, state.time_state, start.time_state)
+
+
 def test_every_held_out_batch_draws_its_own_t_and_eps_and_all_of_them_count_once():
     config = from_dict(
         {"train": {"batch_size": B}, "eval": {"num_examples": 12}, "mesh": {"data": 1}}
@@ -254,8 +316,8 @@ def test_a_learned_schedule_is_trained_on_its_prior_too(monkeypatch):
     low, high, pixel = -10.0, -1.0, 64
     x = pixel / 127.5 - 1
 
-    def knows_eps(params, z, told, cond, *, train, key):
-        gamma = (low + (high - low) / 1000 * told)[:, None, None, None]
+    def knows_eps(params, z, t, cond, *, train, key):
+        gamma = (low + (high - low) / 1000 * t)[:, None, None, None]
         return (z - jnp.sqrt(jax.nn.sigmoid(-gamma)) * x) / jnp.sqrt(jax.nn.sigmoid(gamma))
 
     monkeypatch.setattr(build, "model", lambda *_: Model(lambda key: {}, knows_eps))

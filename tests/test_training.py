@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import logging
 import pathlib
 import shutil
@@ -16,8 +17,9 @@ from tiny import make_config
 
 from ddpm_jax import config as config_lib
 from ddpm_jax.config import Config
-from ddpm_jax.errors import UserError
-from ddpm_jax.pixels import to_x_0
+from ddpm_jax.config_checks import RANGES
+from ddpm_jax.errors import NotFiniteError, UserError
+from ddpm_jax.pixels import to_uint8, to_x_0
 from ddpm_jax.runs import metrics, workdir
 from ddpm_jax.runs.checkpoint import Checkpoints, restore_ema
 from ddpm_jax.runs.checksums import check, checksums
@@ -25,6 +27,7 @@ from ddpm_jax.runtime import devices, sharding
 from ddpm_jax.training.loop import train
 from ddpm_jax.training.optimizer import learning_rate
 from ddpm_jax.training.parts import build_parts
+from ddpm_jax.training.pictures import Pictures
 from ddpm_jax.training.step import fuse_steps, loss_by_quartile
 
 pytestmark = [
@@ -66,6 +69,28 @@ def test_losses_are_summed_by_quarter_of_the_timesteps():
     sums, counts = loss_by_quartile(jnp.asarray(t, jnp.float32), ones, jnp.asarray(t), 1000)
     np.testing.assert_allclose(sums, t.reshape(4, 250).sum(1), rtol=1e-5)
     np.testing.assert_array_equal(counts, [250] * 4)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_images_that_are_not_finite_have_no_pixels(bad):
+    images = np.zeros((4, 2, 2, 1), np.float32)
+    images[2, 0, 1, 0] = images[3] = bad
+    with pytest.raises(NotFiniteError, match=r"2 of 4 images are not finite .*\(2, 0, 1, 0\)"):
+        to_uint8(images)
+
+
+def test_samples_that_are_not_finite_are_no_pictures(tmp_path, caplog):
+    """The run goes on: its weights may be good when the sampler is not."""
+    config = make_config()
+    parts = make_parts(config)[0]._replace(
+        sample=lambda params, key, n, cond, *, start: jnp.full((n, 8, 8, 1), jnp.nan)
+    )
+    paths = workdir.WorkDir(tmp_path)
+    pictures = Pictures(config, parts, None, paths, None)
+    with caplog.at_level(logging.WARNING, "ddpm_jax"):
+        assert pictures.draw(7, "ema", {}) is None
+    assert "no grid of the ema weights at step 7: 2 of 2 images are not finite" in caplog.text
+    assert not paths.samples.exists()
 
 
 def test_the_rate_warms_up_from_zero_and_decays_to_zero():
@@ -211,6 +236,59 @@ def test_a_checkpoint_gives_back_every_bit(three_checkpoints):
         restore_ema(directory, abstract(states[3].ema_params), step=7)
 
 
+def with_nan(params):
+    bad = params | {"conv_out": {**params["conv_out"]}}
+    return bad | {"conv_out": bad["conv_out"] | {"bias": jnp.full((1,), jnp.nan)}}
+
+
+def test_weights_that_are_not_finite_are_not_saved_over_good_ones(three_checkpoints, tmp_path):
+    directory, states = three_checkpoints
+    words = r"step 4 are not finite and are not saved: NaN or infinity in %s/conv_out/bias; %s"
+    four = dataclasses.replace(states[3], step=jnp.int32(4))
+    checkpoints = Checkpoints(directory, 1, 0)
+    last = f"the last good checkpoint is {directory}/3"
+    with pytest.raises(UserError, match=words % ("params", last)):
+        checkpoints.save(dataclasses.replace(four, params=with_nan(four.params)), wait=True)
+    with pytest.raises(UserError, match=words % ("ema", last)):
+        checkpoints.save(dataclasses.replace(four, ema_params=with_nan(four.params)), wait=True)
+    checkpoints.close()
+    assert (directory / "3").is_dir() and not (directory / "4").exists()
+    checkpoints = Checkpoints(tmp_path / "new", 1, 0)
+    with pytest.raises(UserError, match="no good checkpoint in"):
+        checkpoints.save(dataclasses.replace(four, params=with_nan(four.params)), wait=True)
+    checkpoints.close()
+
+
+def test_a_checkpoint_that_is_not_finite_is_refused_by_name_and_not_resumed(
+    three_checkpoints, caplog, monkeypatch
+):
+    """Older versions saved such weights."""
+    directory, states = three_checkpoints
+    four = dataclasses.replace(states[3], step=jnp.int32(4), ema_params=with_nan(states[3].params))
+    checkpoints = Checkpoints(directory, 4, 0)
+    with monkeypatch.context() as older:
+        older.setattr("ddpm_jax.runs.checkpoint.nonfinite", lambda tree: "")
+        checkpoints.save(four, wait=True)
+    for step in (None, 4):
+        with pytest.raises(UserError, match=r"4 are not finite: NaN or infinity in conv_out/bias; "
+                           r"choose an earlier step, of \[1, 2, 3\]") as error:  # fmt: skip
+            restore_ema(directory, abstract(four.ema_params), step)
+        assert "\n" not in str(error.value)
+    assert restore_ema(directory, abstract(four.ema_params), 3)[0] == 3
+    with caplog.at_level(logging.WARNING, "ddpm_jax"):
+        assert int(checkpoints.restore_latest(abstract(four)).step) == 3
+    assert "NaN or infinity in ema/conv_out/bias" in caplog.text
+    assert (directory.parent / "damaged" / "4-0").is_dir()
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("step", ["3", 3.0, True])
+def test_the_step_of_a_checkpoint_is_a_whole_number(three_checkpoints, step):
+    directory, states = three_checkpoints
+    with pytest.raises(UserError, match=f"step must be a whole number, .*found {step!r}"):
+        restore_ema(directory, abstract(states[3].ema_params), step)
+
+
 def damage(path: pathlib.Path) -> None:
     """Cut every file of data under a directory to half its length."""
     files = [f for f in path.rglob("*") if f.is_file() and f.stat().st_size > 1000]
@@ -337,6 +415,60 @@ def test_a_work_directory_of_another_config_is_refused(tmp_path):
         workdir.open_for_reading(tmp_path / "nothing")
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"class_names": ("cat", "puppy")}, "gone: class 'dog'; new: class 'puppy'"),
+        ({"class_names": ("dog", "cat")}, "the classes are in another order"),
+        (
+            {"class_names": ("cat", "dog", "eel"), "num_classes": 3},
+            "2 classes are now 3; new: class 'eel'",
+        ),
+        ({"image_shape": (8, 8, 3)}, r"images of \(8, 8, 1\) are now \(8, 8, 3\)"),
+        ({"text": "minilm"}, "the encoder of texts '' is now 'minilm'"),
+    ],
+)
+def test_what_differs_in_the_data_of_a_run_is_named(tmp_path, changes, words):
+    paths = workdir.open_for_training(tmp_path, make_config())
+    facts = workdir.DatasetFacts((8, 8, 1), 2, ("cat", "dog"))
+    workdir.write_facts(paths, facts)
+    workdir.check_same_run(tmp_path, make_config(), facts)
+    other = dataclasses.replace(facts, **changes)
+    for refuse in (
+        lambda: workdir.check_same_run(tmp_path, make_config(), other),
+        lambda: workdir.write_facts(paths, other),
+    ):
+        with pytest.raises(UserError, match=rf"was trained on other data \({words}\); bring"):
+            refuse()
+    assert workdir.read_facts(paths) == facts
+
+
+@pytest.mark.parametrize("other", ["config", "data"])
+def test_another_run_is_refused_before_anything_is_compiled(tmp_path, capsys, other):
+    paths = workdir.open_for_training(tmp_path, make_config(train__seed=int(other == "config")))
+    names = tuple("abcdefghij") if other == "data" else tuple("0123456789")
+    workdir.write_facts(paths, workdir.DatasetFacts((8, 8, 1), 10, names))
+    with pytest.raises(UserError, match="belongs to a run of another|was trained on other data"):
+        train(make_config(), tmp_path)
+    assert "compiled" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_run_beyond_its_steps_says_so_and_one_of_skipped_steps_too(tmp_path, capsys):
+    config = make_config(optim__warmup_steps=50, optim__max_nonfinite=9)
+    train(config, tmp_path)
+    said = capsys.readouterr().out
+    assert "done: 4 steps\n" in said and "only reaches 6.0e-05 of 1.0e-03" in said
+    result = train(make_config(optim__warmup_steps=50, optim__max_nonfinite=9, train__num_steps=3),
+                   tmp_path)  # fmt: skip
+    said = capsys.readouterr().out
+    assert "nothing to train: the run is at step 4, beyond train.num_steps=3" in said
+    assert "done" not in said and int(result.state.step) == 4
+    ruined = make_config(optim__learning_rate=1e38, optim__warmup_steps=0, optim__max_nonfinite=9)
+    train(ruined, tmp_path / "ruined")
+    assert "done: 4 steps, 3 of them skipped (not finite" in capsys.readouterr().out
+
+
 def test_the_metrics_of_an_interrupted_run_are_cut_at_the_resumed_step(tmp_path):
     paths = workdir.WorkDir(tmp_path)
     writer = metrics.MetricsWriter(paths, 0)
@@ -378,14 +510,21 @@ def test_a_config_that_cannot_work_is_one_line_and_leaves_nothing_behind(
 
 
 @pytest.mark.slow
+def test_a_run_without_a_checkpoint_does_not_name_one(tmp_path):
+    rate = {"optim__learning_rate": 1e38, "optim__warmup_steps": 0}  # step 1 ruins the weights
+    with pytest.raises(UserError, match="; there is no good checkpoint in ") as error:
+        train(make_config(**rate, train__num_steps=6, train__log_every=1), tmp_path / "run")
+    assert "the last 3 updates were not finite" in str(error.value)
+
+
+@pytest.mark.slow
 def test_a_run_stops_after_too_many_updates_that_are_not_finite(tmp_path):
     rate = {"optim__learning_rate": 1e38, "optim__warmup_steps": 4}  # step 1 ruins the weights
     steps = {"train__num_steps": 40, "train__log_every": 1, "train__checkpoint_every": 1}
     with pytest.raises(UserError, match="the last 3 updates were not finite") as error:
         train(make_config(**rate, **steps, train__keep_last=1), tmp_path / "run")
-    assert "\n" not in str(error.value) and str(tmp_path / "run" / "checkpoints") in str(
-        error.value
-    )
+    assert "\n" not in str(error.value)
+    assert f"the last good checkpoint is {tmp_path}/run/checkpoints/2; " in str(error.value)
     rows = metrics.read(tmp_path / "run" / "metrics.jsonl")
     skipped = [row["skipped_in_a_row"] for row in rows if "loss" in row]
     assert skipped == [0, 0, 1, 2, 3]
@@ -401,9 +540,64 @@ def test_a_run_stops_after_too_many_updates_that_are_not_finite(tmp_path):
         ({"trian": {}}, "unknown config section 'trian'; did you mean 'train'"),
         ({"train": {"num_steps": "ten"}}, "train.num_steps must be a whole number, found 'ten'"),
         ({"process": {"num_timesteps": 0}}, "process.num_timesteps must be at least 1, found 0"),
-        ({"loss": {"p_uncond": 1.5}}, r"loss.p_uncond must be in \[0, 1\)"),
+        ({"loss": {"p_uncond": 1.5}}, r"loss.p_uncond must be in \[0, 1\), found 1.5"),
+        ({"optim": {"eps": 0.0}}, "config.optim.eps must be above 0, found 0.0"),
+        ({"optim": {"eps": 1e-42}}, "above 0, found 1e-42, which is 0 in float32"),
+        ({"optim": {"b1": 1.0}}, r"optim.b1 must be in \[0, 1\), found 1.0"),
+        ({"optim": {"b2": 0.99999999999}}, r"found 0.99999999999, which is 1 in float32"),
+        ({"optim": {"learning_rate": 1e39}}, "above 0, found 1e\\+39, which is inf in float32"),
+        ({"loss": {"min_snr_gamma": 0.0}}, "loss.min_snr_gamma must be above 0, found 0.0"),
+        ({"model": {"channel_multipliers": (1, 0)}}, r"at least 1, found 0 in \(1, 0\)"),
+        ({"sample": {"eta": 1.5}}, r"sample.eta must be in \[0, 1\], found 1.5"),
+        ({"eval": {"ode_tolerance": 0.0}}, "eval.ode_tolerance must be above 0"),
+        ({"train": {"seed": -1}}, r"train.seed must be in \[0, 4294967295\], found -1"),
+        ({"train": {"seed": 2**32}}, r"in \[0, 4294967295\], found 4294967296"),
+        ({"train": {"seed": 2**63}}, "found 9223372036854775808"),
     ],
 )
 def test_a_config_is_checked_where_it_is_read(mapping, message):
     with pytest.raises(UserError, match=message):
         config_lib.from_dict(mapping)
+
+
+def test_the_metrics_are_json_with_one_row_for_a_step(tmp_path):
+    """Of a file of an older version too, when its run goes on."""
+    paths = workdir.WorkDir(tmp_path)
+    paths.metrics.write_text('{"step": 1, "loss": NaN}\n{"step": 1, "held_out_loss": Infinity}\n')
+    assert np.isnan(metrics.read(paths.metrics)[0]["loss"])
+    writer = metrics.MetricsWriter(paths, 1)
+    writer.scalars(2, {"loss": float("nan")})
+    writer.scalars(2, {"held_out_loss": 0.5})
+    writer.scalars(3, {"loss": 0.25})
+    writer.flush()
+    lines = paths.metrics.read_text().splitlines()
+    writer.close()
+
+    def refuse(word):
+        raise AssertionError(f"{word} is not JSON")
+
+    rows = [json.loads(line, parse_constant=refuse) for line in lines]
+    assert [(row["step"], row.get("loss")) for row in rows] == [(1, None), (1, None), (2, None),
+                                                               (3, 0.25)]  # fmt: skip
+    read = metrics.read(paths.metrics)
+    assert np.isnan(read[2]["loss"]) and read[2]["held_out_loss"] == 0.5
+
+
+NUMBERS = {
+    key: value
+    for key, value in config_lib.flatten(Config()).items()
+    if type(value) in (int, float, tuple)
+}
+
+
+def test_every_number_of_the_config_has_a_range():
+    assert RANGES.keys() == NUMBERS.keys()
+    config_lib.from_dict({"train": {"seed": 2**32 - 1}})
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_no_number_of_the_config_may_be_infinite_or_nan(bad):
+    for key in (key for key, value in NUMBERS.items() if type(value) is float):
+        section, field = key.split(".")
+        with pytest.raises(UserError, match=f"config.{key} must be .*, found -?(nan|inf)$"):
+            config_lib.from_dict({section: {field: float(bad)}})

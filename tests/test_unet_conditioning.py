@@ -93,8 +93,8 @@ def test_masked_positions_are_not_seen_and_the_order_says_nothing(run, cond):
         {"label": -1, "embedding": 0.0, "context_mask": False},
     ],
 )
-def test_null_rows_are_those_of_a_network_that_is_told_nothing(run, cond, nulls):
-    told = run(cond)
+def test_null_rows_are_those_of_a_network_that_receives_nothing(run, cond, nulls):
+    given = run(cond)
     rows = np.array([1, 3])
     null = cond | {name: cond[name].at[rows].set(value) for name, value in nulls.items()}
     absent = {n: v for n, v in cond.items() if n not in nulls}
@@ -102,8 +102,8 @@ def test_null_rows_are_those_of_a_network_that_is_told_nothing(run, cond, nulls)
         del absent["context"]
     found, wanted = run(null), run(absent)
     np.testing.assert_allclose(found[rows], wanted[rows], atol=1e-5)
-    np.testing.assert_allclose(found[[0, 2]], told[[0, 2]], atol=1e-5)
-    assert np.abs(found[rows] - told[rows]).max(axis=(1, 2, 3)).min() > 1e-3
+    np.testing.assert_allclose(found[[0, 2]], given[[0, 2]], atol=1e-5)
+    assert np.abs(found[rows] - given[rows]).max(axis=(1, 2, 3)).min() > 1e-3
 
 
 def test_the_null_forms_are_learned(network, cond):

@@ -15,6 +15,8 @@ import scipy.special
 import scipy.stats
 
 import ddpm_jax
+from ddpm_jax.build.chain import make_chain
+from ddpm_jax.config import Config, ProcessConfig
 from ddpm_jax.errors import UserError
 from ddpm_jax.likelihood import continuous as vdm
 from ddpm_jax.likelihood import terms as likelihood
@@ -23,6 +25,7 @@ from ddpm_jax.models.noise_schedule import make_gamma, table
 GAMMA_RANGE, TAU, D = (-13.3, 5.0), 0.5, 16
 GAMMA = make_gamma(*GAMMA_RANGE)
 PARAMS = GAMMA.init(jax.random.key(0))
+DECODER = make_chain(Config(process=ProcessConfig(schedule="learned"))).decoder  # in evaluation
 
 
 def moved(params, scale, seed=1):
@@ -288,7 +291,7 @@ def test_the_chains_terms_are_the_continuous_ones():
             atol=1e-5,
         )  # fmt: skip
         term = likelihood.step_term(
-            process, prediction, x_0, x_t, at, variance="fixed_small", decoder="flat"
+            process, prediction, x_0, x_t, at, variance="fixed_small", decoder=DECODER
         )
         error = np.square(eps - prediction.eps).mean(axis=1) / np.log(2.0)
         if t > 1:

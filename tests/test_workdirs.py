@@ -62,7 +62,7 @@ def read_only(root, name, *flags):
     except FileNotFoundError:
         pytest.skip("no unshare on this machine, so no read-only mounts")
     if probe.returncode:
-        pytest.skip(f"this machine lets nobody mount: {probe.stderr.strip()}")
+        pytest.skip(f"this machine does not allow mounts: {probe.stderr.strip()}")
     return subprocess.run(
         [*wrapped, sys.executable, "-m", f"experiments.{name}", *flags],
         cwd=ROOT,

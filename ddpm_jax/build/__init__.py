@@ -1,8 +1,8 @@
-"""From a config to functions: the only place where the names in a config meet code.
+"""From a config to functions: only this package maps the names in a config to code.
 
-One dict literal for each kind of name (schedules, grids, samplers, weightings, dtypes). A new
-sampler is its file and one row of the table in `build/sampling.py`. Whether the schedule is fixed
-or learned is decided in `build/chain.py`.
+Each kind of name (schedules, grids, samplers, weightings, dtypes) has one dict literal. A new
+sampler needs its own file and one row of the table in `build/sampling.py`. `build/chain.py` decides
+whether the schedule is fixed or learned.
 """
 
 from ddpm_jax.build.chain import Chain, make_chain

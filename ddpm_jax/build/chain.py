@@ -1,10 +1,10 @@
-"""The chain that a config asks for: its schedule is fixed, or learned together with the network.
+"""The chain of a config: its schedule is fixed, or learned together with the network.
 
-All that depends on this choice is in one value, a `Chain`, with two constructors: `fixed` and
-`learned`. Nothing else asks which one a run has.
+A `Chain` holds everything that depends on this choice. It has two constructors: `fixed` and
+`learned`. No other code asks which of them a run uses.
 
-A learned schedule (`likelihood.continuous`) has parameters of its own. Then the parameters of a run
-are {"model": the network's, "schedule": the schedule's}, trained together by one optimiser.
+A learned schedule (`likelihood.continuous`) has its own parameters. The parameters of the run are
+then {"model": the network's, "schedule": the schedule's}. One optimiser trains both.
 """
 
 from collections.abc import Callable
@@ -30,18 +30,20 @@ from ddpm_jax.types import ApplyFn, Array, Conditioning, Params, PRNGKey
 
 
 class Chain(NamedTuple):
-    """What depends on whether the schedule is fixed or learned.
+    """Everything that depends on whether the schedule is fixed or learned.
 
     Attributes:
-      joint: network -> a model with the parameters of the run; its `apply` takes the network's own.
+      joint: network -> a model. Its `init` returns the parameters of the run, its `apply` takes the
+        parameters of the network.
       time_sampler: draws the times of training.
-      held_out_times: draws the times of the held-out loss, comparable over the run.
-      loss: apply_fn -> the loss per example, (params, x_0, t, eps, cond, train, key) -> [B], of the
-        parameters of the run. It raises `UserError` for options that cannot be.
+      held_out_times: draws the times of the held-out loss. They follow the same distribution during
+        the whole run, so that its values can be compared.
+      loss: apply_fn -> the loss per example, (params, x_0, t, eps, cond, train, key) -> [B], where
+        params are the parameters of the run. It raises `UserError` for options that do not fit.
       initial: () -> the process before training.
-      split: parameters of the run -> (their process, the network's own parameters). They may be on
-        the host or on any devices.
-      decoder: of L_0 in the bound (`likelihood.step_term`).
+      split: parameters of the run -> (the process, the parameters of the network). The parameters
+        may be on the host or on any devices.
+      decoder: the decoder of L_0 in the bound (`likelihood.step_term`).
     """
 
     joint: Callable[[Model], Model]
@@ -57,14 +59,15 @@ def make_chain(config: Config) -> Chain:
     """Build the chain of a config.
 
     Raises:
-      UserError: a name or an option of the schedule or of the draw of times that cannot be.
+      UserError: an unknown schedule or time sampler, or an option that is out of its range or that
+        the schedule does not use.
     """
     processes.check(config.process)
     return {"learned": learned}.get(config.process.schedule, fixed)(config)
 
 
 def fixed(config: Config) -> Chain:
-    """Build the chain of a schedule that is a formula."""
+    """Build the chain of a fixed schedule, which a formula gives."""
     process, T = processes.process(config.process), config.process.num_timesteps
     return Chain(
         joint=lambda network: network,
@@ -80,7 +83,7 @@ def fixed(config: Config) -> Chain:
 def learned(config: Config) -> Chain:
     """Build the chain of a learned schedule, trained on the bound in continuous time."""
     c, T = config.process, config.process.num_timesteps
-    gamma, told = make_gamma(c.gamma_min, c.gamma_max), (c.gamma_min, c.gamma_max)
+    gamma, gamma_range = make_gamma(c.gamma_min, c.gamma_max), (c.gamma_min, c.gamma_max)
 
     def joint(network: Model) -> Model:
         def init(key: PRNGKey) -> Params:
@@ -91,7 +94,7 @@ def learned(config: Config) -> Chain:
 
     def process_of(schedule: Params) -> GaussianProcess:
         found = table(gamma, jax.device_get(schedule), T)
-        return continuous.process_from_gamma(np.asarray(found), told)
+        return continuous.process_from_gamma(np.asarray(found), gamma_range)
 
     def draw(state: tuple[()], key: PRNGKey, batch_size: int) -> tuple[Array, Array]:
         return continuous.sample_antithetic(key, batch_size, T), jnp.ones(batch_size)
@@ -114,7 +117,7 @@ def learned(config: Config) -> Chain:
                 eps,
                 cond,
                 kind=config.loss.kind,
-                told=told,
+                told=gamma_range,
                 train=train,
                 key=key,
             )
@@ -130,14 +133,22 @@ def learned(config: Config) -> Chain:
         loss=bound,
         initial=lambda: process_of(gamma.init(jax.random.key(0))),
         split=lambda params: (process_of(params["schedule"]), params["model"]),
-        decoder="flat",  # it is trained to decode from x_1 only
+        decoder="discrete",  # the training trains the decoder at x_1 only
     )
 
 
 def sample_fn(config: Config, network: Model, image_shape: tuple[int, int, int]) -> Callable:
-    """Build `sample(params, key, n, cond=None, *, start=0)` of the parameters of a run.
+    """Build `sample(params, key, n, cond=None, *, start=0)`, where params are those of a run.
 
-    The process is an argument of the compiled program: other parameters do not compile again.
+    The process is an argument of the compiled program. Other parameters do not compile it again.
+
+    Args:
+      config: the config.
+      network: the network, without the parameters of the schedule.
+      image_shape: (H, W, C).
+
+    Raises:
+      UserError: a name in the config is unknown, or an option does not fit.
     """
     chain = make_chain(config)
     draw = chain_sample_fn(config, chain.initial(), network, image_shape)

@@ -1,4 +1,4 @@
-"""The guidance that a config asks for, checked against what its model can do."""
+"""The guidance of a config; the model must be able to follow it."""
 
 from ddpm_jax import guidance
 from ddpm_jax.config import Config, ModelConfig
@@ -11,11 +11,11 @@ from ddpm_jax.process import GaussianProcess
 
 
 def from_config(config: Config, process: GaussianProcess) -> float | Guide:
-    """Build the classifier-free guidance of `config.sample`; 0 is none.
+    """Build the classifier-free guidance of `config.sample`. 0.0 means no guidance.
 
     Raises:
-      UserError: guidance of a model that is conditional on nothing or never learned the null class,
-        numbers out of range, or settings of a guidance that is off.
+      UserError: the model has no conditioning with a null value, or training never uses the null
+        value; a number is out of its range; an option is set although the guidance is off.
     """
     c = config.sample
     w, interval, rescale = c.guidance, c.guidance_interval, c.guidance_rescale
@@ -25,13 +25,13 @@ def from_config(config: Config, process: GaussianProcess) -> float | Guide:
         return 0.0
     if not guidable(config.model):
         raise UserError(
-            f"sample.guidance is {w}, but the model has no classes to guide to, nor text "
+            f"sample.guidance is {w}, but the model has no classes or texts to guide to "
             "(model.class_conditional is False, model.embedding_dim and model.context_dim are 0); "
             "set sample.guidance=0"
         )
     if not config.loss.p_uncond:
         raise UserError(
-            f"sample.guidance is {w}, but the null class is never trained (loss.p_uncond is 0); "
+            f"sample.guidance is {w}, but training never uses the null class (loss.p_uncond is 0); "
             "train with loss.p_uncond=0.1, or set sample.guidance=0"
         )
     if len(interval) not in (0, 2):
@@ -47,22 +47,36 @@ def from_config(config: Config, process: GaussianProcess) -> float | Guide:
 
 
 def guidable(config: ModelConfig) -> bool:
-    """Return whether the network is conditional on something that has a null value."""
+    """Return whether the network has a conditioning with a null value: classes or texts."""
     return config.class_conditional or config.embedding_dim > 0 or config.context_dim > 0
 
 
 def with_classifier(config: Config, process: GaussianProcess, judge: Model, scale: float) -> Guide:
-    """Build the guidance by a classifier, on top of `config.sample`'s own.
+    """Build the guidance by a classifier, in addition to the guidance of `config.sample`.
 
-    Its params are {"model": ..., "classifier": ...}; the wanted class is cond["label"], which a
-    model without classes does not see.
+    The guide takes params {"model": ..., "classifier": ...}. The wanted class is cond["label"]. A
+    model without classes does not receive it.
+
+    Args:
+      config: the config of the model.
+      process: the chain.
+      judge: the classifier of noisy images.
+      scale: γ, the weight of the classifier's gradient, at least 0.
+
+    Raises:
+      UserError: as in `from_config`, or scale is negative. The guide raises it if cond has no
+        "label".
     """
     own, conditional = from_config(config, process), config.model.class_conditional
     guidance.check_scale(scale)
 
     def guide(process, denoiser, params, cond):
         if not cond or "label" not in cond:
-            raise UserError("classifier guidance needs cond={'label': labels}: none was given")
+            found = sorted(cond) if cond else "none"
+            raise UserError(
+                "classifier guidance needs the wanted classes, but cond has no 'label' "
+                f"(found {found}); pass cond={{'label': labels}}"
+            )
         seen = {name: rows for name, rows in cond.items() if conditional or name != "label"}
         if callable(own):
             denoise_fn = own(process, denoiser, params["model"], seen)

@@ -1,6 +1,6 @@
-"""The training loss that a config asks for, and the draw of its timesteps.
+"""The training loss of a config, and the draw of the training timesteps.
 
-A new weighting is a function in `losses.py` and a row of `WEIGHTINGS`.
+A new weighting needs a function in `losses.py` and a row of `WEIGHTINGS`.
 """
 
 import functools
@@ -25,7 +25,7 @@ WEIGHTINGS = {
         lambda c: functools.partial(losses.p2, k=c.p2_k, gamma=c.p2_gamma), ("p2_k", "p2_gamma")
     ),
 }
-OBJECTIVES = {  # of `losses.denoising_loss`
+OBJECTIVES = {  # the argument `objective` of `losses.denoising_loss`
     "simple": Choice(lambda c: "simple"),
     "hybrid": Choice(lambda c: "hybrid", ("vlb_lambda",)),
     "vlb": Choice(lambda c: "vlb"),
@@ -38,7 +38,11 @@ TIME_SAMPLERS = {
 
 
 def time_sampler(config: LossConfig, num_timesteps: int) -> TimeSampler:
-    """Build the draw of training times."""
+    """Build the draw of the training timesteps in {1..num_timesteps}.
+
+    Raises:
+      UserError: loss.t_sampler is unknown.
+    """
     return look_up(TIME_SAMPLERS, "loss.t_sampler", config.t_sampler)(num_timesteps)
 
 
@@ -46,7 +50,8 @@ def loss_fn(config: Config, process: GaussianProcess, apply_fn: ApplyFn) -> Call
     """Build the loss per example: (params, x_0, t, eps, cond, train, key) -> [B] float32.
 
     Raises:
-      UserError: an unknown name, or an objective and a network that do not fit.
+      UserError: a name is unknown, an option is set that nothing uses, or the objective does not
+        fit the network.
     """
     c, learned = config.loss, config.model.learn_variance
     check_kind(process, c.kind)
@@ -55,12 +60,12 @@ def loss_fn(config: Config, process: GaussianProcess, apply_fn: ApplyFn) -> Call
     if c.objective == "simple" and learned:
         raise UserError(
             "model.learn_variance is True, but loss.objective=simple never trains the variance; "
-            "take hybrid or vlb"
+            "set loss.objective to hybrid or vlb"
         )
     if c.objective == "hybrid" and not learned:
         raise UserError(
-            "loss.objective is hybrid, whose bound trains the variance alone, but "
-            "model.learn_variance is False; set it to True"
+            "loss.objective is hybrid, which trains the variance by the bound, but "
+            "model.learn_variance is False; set model.learn_variance to True"
         )
 
     def loss(params, x_0, t, eps, cond, train, key):

@@ -1,4 +1,4 @@
-"""The network that a config asks for: the U-Net, or the classifier of noisy images."""
+"""The network of a config: the U-Net, or the classifier of noisy images."""
 
 import jax.numpy as jnp
 
@@ -10,12 +10,22 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def model(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: int) -> Model:
-    """Build the network of `config.model` for images (H, W, C) of `num_classes` classes."""
-    _check_name(config, "unet", "a denoiser is wanted here (classifiers: --classifier)")
+    """Build the denoiser of `config.model`.
+
+    Args:
+      config: the section `model`.
+      image_shape: (H, W, C).
+      num_classes: number of classes of the data; 0 is none.
+
+    Raises:
+      UserError: model.name or model.dtype is unknown or wrong; the model needs classes but the data
+        have none; the sizes do not fit the images.
+    """
+    _check_name(config, "unet", "a denoiser is needed here; pass a classifier as --classifier")
     if config.class_conditional and not num_classes:
         raise UserError(
             "model.class_conditional is True, but the data have no labels; put the images into one "
-            "sub-folder per class, or set it to False"
+            "sub-folder per class, or set model.class_conditional to False"
         )
     unet = UNet(
         out_channels=image_shape[-1] * (2 if config.learn_variance else 1),
@@ -31,18 +41,31 @@ def model(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: i
 
 
 def classifier(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: int) -> Model:
-    """Build the classifier of `config.model`: its `apply` returns logits [B, num_classes]."""
-    _check_name(config, "classifier", "a classifier is wanted here (denoisers: experiments.train)")
+    """Build the classifier of `config.model`: its `apply` returns logits [B, num_classes].
+
+    Args:
+      config: the section `model`.
+      image_shape: (H, W, C).
+      num_classes: number of classes of the data, at least 1.
+
+    Raises:
+      UserError: model.name or model.dtype is unknown or wrong; the data have no labels; the sizes
+        do not fit the images.
+    """
+    _check_name(
+        config, "classifier", "a classifier is needed here; train denoisers by experiments.train"
+    )
     if not num_classes:
         raise UserError(
-            "a classifier needs labels, but the data have none; one sub-folder per class gives them"
+            "a classifier needs labels, but the data have none; put the images into one sub-folder "
+            "per class"
         )
     UNet(**_sizes(config)).check_sizes(image_shape[:2])
     return as_model(Classifier(num_classes=num_classes, **_sizes(config)), image_shape)
 
 
 def _check_name(config: ModelConfig, wanted: str, why: str) -> None:
-    """Refuse a network of the other sort."""
+    """Raise `UserError` if model.name is not the wanted network."""
     if config.name not in ("unet", "classifier"):
         raise unknown("model.name", config.name, ["unet", "classifier"])
     if config.name != wanted:
@@ -50,7 +73,7 @@ def _check_name(config: ModelConfig, wanted: str, why: str) -> None:
 
 
 def _sizes(config: ModelConfig) -> dict:
-    """Return what the U-Net and the classifier have in common."""
+    """Return the options that the U-Net and the classifier share."""
     return dict(
         channels=config.channels,
         channel_multipliers=config.channel_multipliers,

@@ -1,4 +1,4 @@
-"""A config with other fields for sampling than the run's own."""
+"""Changes to the section `sample` of a config."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,15 @@ from ddpm_jax.config import Config, SampleConfig
 def override(config: Config, sample: Mapping[str, Any] | None) -> Config:
     """Return the config with some fields of its section `sample` replaced and checked.
 
-    Another sampler begins with its own defaults, not with the options of the run's sampler.
+    If the sampler changes, the options of all samplers start from their defaults. The options of
+    the run's sampler do not apply to another one.
+
+    Args:
+      config: the config of the run.
+      sample: {field: value}; None or {} changes nothing.
+
+    Raises:
+      UserError: a field does not exist, or a value has the wrong type or range.
     """
     sample = dict(sample or {})
     sections = config_lib.to_dict(config)
@@ -21,7 +29,10 @@ def override(config: Config, sample: Mapping[str, Any] | None) -> Config:
 
 
 def for_evaluation(config: Config) -> Config:
-    """Return the config with the sampler that `config.eval` names for judging quality."""
+    """Return the config with the sampler, grid and steps that `config.eval` names.
+
+    Quality is measured with this sampler. num_steps is at most T.
+    """
     return override(
         config,
         {

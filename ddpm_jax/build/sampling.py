@@ -1,4 +1,7 @@
-"""The sampler, the grid of timesteps and the sampling function that a config asks for."""
+"""The sampler, the grid of timesteps and the sampling function of a config.
+
+A new sampler needs its own file in `samplers/` and a row of `SAMPLERS`.
+"""
 
 import functools
 import math
@@ -32,7 +35,7 @@ GRIDS = {  # functions of the process, the number of steps and `config.sample`
     "log_snr": Choice(lambda process, n, c: timesteps.log_snr_uniform(process.log_snr, n)),
 }
 CHURN = ("s_churn", "s_min", "s_max", "s_noise")
-SAMPLERS = {  # functions of the process and of `config.sample`, and the options that they read
+SAMPLERS = {  # functions of the process and of `config.sample`, with the options that they read
     "ancestral": Choice(lambda process, c: ancestral(process, c.variance), ("variance",)),
     "ddim": Choice(lambda process, c: ddim(process, c.eta), ("eta",)),
     "euler": Choice(lambda process, c: euler(process, **_churn(process, c)), CHURN),
@@ -56,13 +59,14 @@ def sampler(config: SampleConfig, process: GaussianProcess) -> Sampler:
     """Build the sampler of `config.sample`.
 
     Raises:
-      UserError: no such sampler, or an option is set that it does not use or cannot take.
+      UserError: the sampler is unknown, or an option is out of its range or not used by this
+        sampler.
     """
     return choose(SAMPLERS, config, "sampler")(process, config)
 
 
 def without_sampler_options(config: SampleConfig) -> dict[str, Any]:
-    """Return the defaults of all options that belong to some sampler."""
+    """Return {option: default} of the options that only some samplers use."""
     names = {option for row in SAMPLERS.values() for option in row.options}
     return {name: getattr(type(config), name) for name in names}
 
@@ -70,15 +74,20 @@ def without_sampler_options(config: SampleConfig) -> dict[str, Any]:
 def grid(config: SampleConfig, process: GaussianProcess) -> np.ndarray:
     """Build the timesteps of `config.sample`: [K+1] int32, descending from T to 0.
 
+    num_steps = 0 is one step for every timestep.
+
     Raises:
-      UserError: no such grid, or an option is set that it does not use or cannot take.
+      UserError: the grid is unknown, or an option is out of its range or not used by this grid.
     """
     build_grid = choose(GRIDS, config, "timesteps")
     return build_grid(process, config.num_steps or process.num_timesteps, config)
 
 
 def _churn(process: GaussianProcess, config: SampleConfig) -> dict[str, float]:
-    """Return the churn of each step: S_churn / num_steps, capped (Karras et al. 2022, alg. 2)."""
+    """Return the options of churn: γ = S_churn / num_steps, capped at √2 - 1, and its limits.
+
+    (Karras et al. 2022, algorithm 2.) s_max = 0 is no upper limit.
+    """
     gamma = config.s_churn / (config.num_steps or process.num_timesteps)
     return dict(
         gamma=min(gamma, MAX_GAMMA),
@@ -89,7 +98,7 @@ def _churn(process: GaussianProcess, config: SampleConfig) -> dict[str, float]:
 
 
 def denoiser(config: Config, process: GaussianProcess, model: Model) -> Denoiser:
-    """Build (params, cond) -> DenoiseFn, guided and clipped as `config.sample` says."""
+    """Build (params, cond) -> DenoiseFn, with the guidance and clipping of `config.sample`."""
     return functools.partial(
         make_guided_denoise_fn,
         process,
@@ -108,9 +117,9 @@ def sample_fn(
     image_shape: tuple[int, int, int],
     **options: Any,
 ) -> Any:
-    """Build `sample(params, key, n, cond=None)` as `config.sample` says (`make_sample`).
+    """Build `sample(params, key, n, cond=None)` of `config.sample` (as in `make_sample`).
 
-    Arguments as in `chain_sample_fn`.
+    Arguments and errors as in `chain_sample_fn`.
     """
     draw = chain_sample_fn(config, process, model, image_shape, **options)
     return functools.partial(draw, process, grid(config.sample, process))
@@ -129,25 +138,25 @@ def chain_sample_fn(
 ) -> Any:
     """Build `draw(process, timesteps, params, key, n, cond=None)` (`make_chain_sample`).
 
-    It serves every process of the same T without compiling again.
+    One compiled program serves every process with the same T.
 
     Args:
       config: the config.
-      process: one of these processes, to check the config on.
+      process: one of these processes; the config is checked against it.
       model: the network.
       image_shape: (H, W, C).
-      classifier: a classifier whose guidance comes on top (`build.guidance.with_classifier`).
-      scale: weight of the classifier's guidance.
-      collect, num_frames: what to keep along the way, such as `samplers.predicted_x_0`.
+      classifier: a classifier that guides in addition (`build.guidance.with_classifier`), or None.
+      scale: weight of the classifier's guidance, at least 0.
+      collect, num_frames: as in `samplers.sample_loop`, for instance `samplers.predicted_x_0`.
 
     Raises:
-      UserError: a name or an option in the config that cannot be.
+      UserError: a name in the config is unknown, or an option does not fit.
     """
     c, guide = config.sample, from_config(config, process)
     if c.variance == "learned_range" and not config.model.learn_variance:
         raise UserError(
             "sample.variance is learned_range, but model.learn_variance is False: the network does "
-            "not say its variance; take fixed_small or fixed_large"
+            "not predict its variance; set sample.variance to fixed_small or fixed_large"
         )
     if classifier is not None:
         guide = with_classifier(config, process, classifier, scale)

@@ -15,7 +15,7 @@ from ddpm_jax.errors import UserError
 
 
 class Estimate(NamedTuple):
-    """A value and its standard error; NaN where one sample alone gives none."""
+    """A value and its standard error, which is NaN if there is only one sample."""
 
     value: float
     error: float
@@ -80,7 +80,7 @@ def inception_score(logits: np.ndarray, *, num_splits: int = 10) -> Estimate:
     """Return the mean of exp E KL(p(y|x) ‖ p(y)) over splits, in the given order.
 
     Limits: between 1 (every p(y|x) the same) and the number of classes (each x of one class, the
-    classes equally often). It grows with the size of a split: compare at one n alone.
+    classes equally often). It grows with the size of a split: compare only scores of the same n.
 
     Args:
       logits: [n, K] float, of a classifier; in an order that does not depend on the class.

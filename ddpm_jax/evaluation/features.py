@@ -19,7 +19,7 @@ from ddpm_jax.types import Array
 
 
 class FeatureNetwork(NamedTuple):
-    """A network whose features images are compared in.
+    """A network that gives the features in which images are compared.
 
     Attributes:
       name: what it is called in tables: "classifier", "inception".

@@ -1,13 +1,13 @@
-"""Two sets of features as unions of balls: how much of each lies in the other.
+"""Two sets of features as unions of balls: how much of each set is inside the other.
 
 The ball around x_i reaches to its k-th nearest neighbour in its own set, radius r_k(x_i).
 
   precision  part of the fakes inside some ball of a real          (Kynkäänniemi et al. 2019, eq. 2)
   recall     part of the reals inside some ball of a fake                                   (eq. 2)
-  density    how many balls of reals a fake lies in, on average, over k  (Naeem et al. 2020, eq. 4)
+  density    mean number of reals' balls around a fake, divided by k  (Naeem et al. 2020, eq. 4)
   coverage   part of the reals' balls with a fake inside                                    (eq. 6)
 
-All by exact search in blocks, so that memory stays bounded whatever the number of features.
+The search is exact and runs in blocks, so that memory does not grow with the number of features.
 """
 
 from collections.abc import Callable, Iterable
@@ -30,17 +30,17 @@ class Manifolds(NamedTuple):
 def compare(real: np.ndarray, fake: np.ndarray, *, k: int = 3, k_density: int = 5) -> Manifolds:
     """Return precision, recall, density and coverage of `fake` against `real`.
 
-    Limits: a set with itself has precision, recall and coverage of 1. All depend on the sizes of
-    the sets: take both of one size, and compare at this size alone.
+    Limits: a set with itself has precision, recall and coverage of 1. All four depend on the sizes
+    of the sets. Give both sets the same size, and compare only results of this size.
 
     Args:
       real: [n, D] float, features.
       fake: [m, D] float.
-      k: neighbours that make a radius of precision and recall (3 in the paper).
-      k_density: of density and coverage (5 in the paper).
+      k: number of neighbours that define a radius for precision and recall (3 in the paper).
+      k_density: the same for density and coverage (5 in the paper).
 
     Raises:
-      UserError: a set with no more than k features.
+      UserError: a set has at most k features.
     """
     real, fake = np.asarray(real, np.float64), np.asarray(fake, np.float64)
     r_real, wide_real = _radii(real, (k, k_density)).T

@@ -1,7 +1,8 @@
-"""Does a model draw its training images anew? Distances to the nearest one, against held-out ones'.
+"""Does a model copy its training images? Distances to the nearest training image.
 
-A held-out image is as near to a training image as chance and the data make it. Samples that are
-nearer than that are copies; a model of the data's distribution draws samples about as near.
+The distances of held-out images are the reference. A model of the data's distribution draws samples
+about as near to the training images as held-out images are. Samples that are much nearer are
+copies.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,16 +13,17 @@ import numpy as np
 from ddpm_jax.evaluation.manifolds import nearest
 from ddpm_jax.figures import grids
 
-NEAR = 0.01  # the part of held-out images that lies nearer than the bar
+NEAR = 0.01  # the part of held-out images that is nearer than the bar
 
 
 class Memorisation(NamedTuple):
-    """How near the samples lie to training images.
+    """How near the samples are to training images.
 
     Attributes:
       memorised: the part of the samples nearer than the nearest 1 % of held-out images: 0.01 for
         a model of the distribution, 1 for one that copies.
-      nearest_ratio: median distance of samples over that of held-out images: 1, and 0.
+      nearest_ratio: median distance of the samples, divided by that of held-out images: 1 for a
+        model of the distribution, 0 for one that copies.
     """
 
     memorised: float

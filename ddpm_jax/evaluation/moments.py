@@ -74,17 +74,19 @@ def check_enough(what: str, n: int, dim: int) -> None:
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """Return the squared Fréchet distance between two Gaussians; FID is it in Inception's features.
+    """Return the squared Fréchet distance between two Gaussians.
 
-    Limits: at least 0; a set with itself gives 0 to rounding; symmetric. Its estimate from n
-    images is biased upwards, by about 1/n: compare at one n alone.
+    In the features of Inception it is FID.
+
+    Limits: it is symmetric and at least 0. A set with itself gives 0 to rounding. The estimate from
+    n images is biased upwards, by about 1/n: compare only distances of the same n.
 
     Args:
-      a: of one set.
-      b: of the other, in the same features.
+      a: the moments of one set.
+      b: the moments of the other set, in the same features.
 
     Raises:
-      UserError: a set of no more than D features, or features of two widths.
+      UserError: a set has at most D images, or the features have two widths.
     """
     if a.mean.shape != b.mean.shape:
         raise UserError(

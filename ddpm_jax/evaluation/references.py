@@ -1,6 +1,6 @@
-"""What samples are compared with: a data set's features and moments, computed once and kept.
+"""The reference of samples: a data set's features and moments, computed once and kept.
 
-Everything lies in `<data_dir>/quality`, under a key of the data set, its split, resolution and
+The files are in `<data_dir>/quality`. Their key holds the data set, its split, resolution and
 preprocessing (with a hash of 64 of the images), and the weights of the feature network.
 """
 
@@ -21,8 +21,8 @@ from ddpm_jax.evaluation.moments import Moments, streamed
 from ddpm_jax.runtime.files import load_or_make
 
 CHUNK = 512  # images read at once
-MAX_FEATURES = 10_000  # images whose features are kept, for distances that need more than moments
-HASHED = 64  # images whose pixels are part of the key
+MAX_FEATURES = 10_000  # images with kept features, for distances that need more than moments
+HASHED = 64  # images with their pixels in the key
 
 
 class Reference(NamedTuple):

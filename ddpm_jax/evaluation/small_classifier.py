@@ -1,10 +1,11 @@
-"""A small classifier of the data set itself, whose hidden layer gives features with no download.
+"""A small classifier of the data set itself: its hidden layer gives features without a download.
 
   f = max(0, W₁ᵀ x + b₁) [64],   logits = W₂ᵀ f + b₂,   x: the pixels in [-1, 1]
 
 scikit-learn trains it (cross-entropy, Adam, an L2 penalty); JAX runs it. Images larger than 32
-pixels are made smaller first. It is blind to what does not help to tell the classes apart, so its
-distances rank models of one data set and cannot be compared with FID or across data sets.
+pixels are made smaller first. The classifier ignores what does not help to separate the classes.
+Its distances therefore rank models of one data set. They cannot be compared with FID or across data
+sets.
 """
 
 import warnings

@@ -2,6 +2,7 @@
 
   z_u = alpha x + sigma ε,  sigma² = sigmoid(γ(u)),  alpha² = sigmoid(-γ(u)),  u in [0, 1]  (eq. 4)
   -log p(x) <= KL(q(z_1|x) ‖ N(0, I)) - E[ln p(x|z_0)] + L_∞(x)                            (eq. 11)
+  p(x|z_0) ∝ q(z_0|x), normalised over the 256 values of a pixel                  (section 3.1)
   L_∞(x) = ½ E_{ε, u}[γ'(u) ‖ε - ε̂(z_u; γ(u))‖²]                                          (eq. 17)
 
 γ is minus the log-SNR. It rises from γ_0 to γ_1: γ(u) = (1 - r(u)) γ_0 + r(u) γ_1, with r(0) = 0
@@ -30,7 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.errors import UserError, unknown
-from ddpm_jax.likelihood.terms import bits_per_dim, discretized_gaussian_log_prob
+from ddpm_jax.likelihood.terms import bits_per_dim, discrete_log_prob
+from ddpm_jax.pixels import check_x_0
 from ddpm_jax.predictions import KINDS
 from ddpm_jax.process import GaussianProcess, expand, from_log_alphas_cumprod
 from ddpm_jax.types import ApplyFn, Array, Conditioning, Params, PRNGKey
@@ -99,8 +101,9 @@ def bound_terms(
       train, key: as in `ApplyFn`.
 
     Raises:
-      UserError: unknown kind.
+      UserError: unknown kind, or x_0 that is not float.
     """
+    check_x_0(x_0)
     gamma_0, gamma_1 = ends
     r, slope = jax.jvp(progress, (u,), (jnp.ones_like(u),))
 
@@ -115,8 +118,8 @@ def bound_terms(
 
     prior_mean, prior_variance = jnp.sqrt(jax.nn.sigmoid(-gamma_1)), jax.nn.sigmoid(gamma_1)
     prior = jnp.square(prior_mean * x_0) + prior_variance - 1.0 + jax.nn.softplus(-gamma_1)
-    deviation = jnp.exp(0.5 * gamma_0)  # of p(x|z_0) ∝ N(z_0/alpha_0, (sigma_0/alpha_0)²)
-    reconstruction = -discretized_gaussian_log_prob(x_0, x_0 + deviation * eps, 0.5 * gamma_0)
+    # z_0/alpha_0 = x + e^{γ_0/2} ε, and sigma_0/alpha_0 = e^{γ_0/2}
+    reconstruction = -discrete_log_prob(x_0, x_0 + jnp.exp(0.5 * gamma_0) * eps, 0.5 * gamma_0)
     return Terms(
         diffusion=_scaled(diffusion, params, ends, r, slope, (x_0, eps, cond, key)),
         prior=bits_per_dim(0.5 * prior),
@@ -127,7 +130,7 @@ def bound_terms(
 def process_from_gamma(gamma: np.ndarray, told: tuple[float, float]) -> GaussianProcess:
     """Build a chain of T timesteps from a learned schedule, for samplers and bounds.
 
-    Timestep 1 has γ_0, so L_0 of the chain (decoder "flat") is the reconstruction term of the
+    Timestep 1 has γ_0, so L_0 of the chain (decoder "discrete") is the reconstruction term of the
     bound. Runs on the host, not under `jit`.
 
     Args:

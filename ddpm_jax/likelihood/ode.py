@@ -7,11 +7,12 @@ The ODE runs in u = ln σ̄_t, σ̄_t = sigma_t/alpha_t, from t = 1 to t = T:
   ln p(x_1) = ln N(x_T; 0, I) + ∫ ∇·(dx/du) du       (Chen et al. 2018, eq. 8; Song et al., eq. 39)
   ∇·f = E_z zᵀ(∂f/∂x)z,  z of random signs           (Hutchinson; Grathwohl et al. 2019, 3.1)
 
-alpha and sigma are exact at every u; the t that the network is told is interpolated between the
-table's, linearly in u, so the network must take a float32 t. What is measured is the density of
-x_1/alpha_1, data with the chain's least noise, σ̄_1, on them. With zero terminal SNR, where u has no
-end, the way ends at T - 1. One probe for each image stays the same all the way, so that the solver
-sees a smooth function. Needs the extra `likelihood` (diffrax).
+alpha and sigma are exact at every u. The network receives a t that is interpolated in the table,
+linearly in u. It must therefore accept a float32 t.
+
+The density is that of x_1/alpha_1: data with the chain's least noise, σ̄_1. With zero terminal SNR u
+is infinite at T, so the ODE ends at T - 1. An image keeps its probes for the whole ODE, so that the
+solver sees a smooth function. This module needs the extra `likelihood` (diffrax).
 """
 
 import functools
@@ -31,7 +32,7 @@ from ddpm_jax.randomness import image_keys, threefry
 from ddpm_jax.runtime import rows
 from ddpm_jax.types import ApplyFn, Array, Conditioning, Params, PRNGKey
 
-EVALUATIONS_PER_STEP = 6  # of Dopri5, whose last stage is the next step's first
+EVALUATIONS_PER_STEP = 6  # of Dopri5: its last stage is the first stage of the next step
 
 
 def make_log_prob(
@@ -46,24 +47,29 @@ def make_log_prob(
 ) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
     """Build `log_prob(params, key, x_0, cond=None, *, start=0)`: nats of continuous data.
 
-    It takes x_0: [B, ...] float and returns ln p: [B] float32 and the evaluations of the network
-    that each image took, [B] int32 (each with its derivatives along the probes). Image i has its
-    own steps, and its probes are drawn from fold_in(key, start + i): what else is in the batch
-    changes nothing but rounding. Unbiased over the probes, up to the solver's tolerance; without
-    variance where the Jacobian is diagonal, as with independent pixels.
+    `log_prob` takes x_0: [B, ...] float. It returns ln p: [B] float32, and the number of network
+    evaluations of each image: [B] int32. An evaluation includes the derivatives along the probes.
+
+    Image i has its own steps, and draws its probes from fold_in(key, start + i). The rest of the
+    batch therefore changes the result by rounding only. Over the probes the estimate is unbiased,
+    up to the solver's tolerance. It has no variance if the Jacobian is diagonal, as with
+    independent pixels.
 
     Args:
       process: the chain.
-      apply_fn: the network; t comes to it as float32. Of 2C channels the first C are read.
+      apply_fn: the network; it receives t as float32. If it returns 2C channels, the first C are
+        the prediction.
       kind: what the network predicts: "eps", "x_0" or "v".
-      rtol, atol: the solver's (Dormand and Prince's 5(4)) bounds on the error of a step, of x and
-        of the log-density per dimension together (root mean square); Song et al. take 1e-5.
-      num_probes: probes of Hutchinson's estimator, at least 1.
-      max_steps: of the solver, for one image.
+      rtol, atol: > 0, the tolerances of the solver (Dormand and Prince's 5(4)). They bound the
+        error of a step: the root mean square over x and the log-density per dimension. Song et al.
+        use 1e-5.
+      num_probes: number of probes of Hutchinson's estimator, at least 1.
+      max_steps: largest number of solver steps for one image, at least 1.
 
     Raises:
-      UserError: unknown kind, eps at zero terminal SNR, T < 2, a number out of its range, diffrax
-        is not installed; from `log_prob`: the solver takes more than max_steps.
+      UserError: unknown kind; eps at zero terminal SNR; fewer than 2 timesteps with a finite
+        log-SNR; a number is out of its range; diffrax is not installed. `log_prob` raises it if
+        x_0 is not float, or if the solver does not finish in max_steps.
     """
     if kind not in KINDS:
         raise unknown("kind", kind, KINDS)
@@ -77,7 +83,10 @@ def make_log_prob(
     u = -0.5 * np.asarray(process.log_snr[1:], np.float64)
     u = u[np.isfinite(u)]
     if u.size < 2:
-        raise UserError("the ODE needs a chain of at least 2 timesteps with a finite log-SNR")
+        raise UserError(
+            "the ODE needs a chain of at least 2 timesteps with a finite log-SNR, "
+            f"found {u.size}; raise num_timesteps"
+        )
     times = np.asarray(process.timesteps)[1 : u.size + 1]
     tables = u.astype(np.float32), times.astype(np.float32)
     solve = make_solve(apply_fn, kind, num_probes, max_steps)
@@ -90,6 +99,7 @@ def make_log_prob(
         *,
         start: int = 0,
     ) -> tuple[np.ndarray, np.ndarray]:
+        pixels.check_x_0(x_0)
         keys = image_keys(key, np.arange(start, start + len(x_0)))
         shared = tables, dict(rtol=rtol, atol=atol), params
         solved = solve(shared, (keys, jnp.asarray(x_0, jnp.float32), cond))
@@ -97,8 +107,8 @@ def make_log_prob(
         if not np.all(found := np.isfinite(nats)):
             raise UserError(
                 f"the ODE of image {start + int(np.argmin(found))} was not solved in "
-                f"max_steps = {max_steps}: raise it, or the tolerances (rtol {rtol:g}, "
-                f"atol {atol:g}), unless the network returns what is not finite"
+                f"max_steps = {max_steps}; raise max_steps or the tolerances (rtol {rtol:g}, "
+                f"atol {atol:g}), or check that the network's output is finite"
             )
         return nats, EVALUATIONS_PER_STEP * steps + 1
 
@@ -117,14 +127,17 @@ def make_bits_per_dim(
 ) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
     """Build `bits_per_dim(params, key, images, cond=None, *, start=0)` of 8-bit images.
 
-    It takes images: uint8 [B, ...] and returns -log_2 p per dimension, [B] float32, and the
-    evaluations. Pixels are dequantised, x_0 = (k + u - 1/2) / 127.5 - 1 with u uniform in [0, 1),
-    so that a bin is centred on the value that stands for it in training; a density of x_0 is
-    smaller than one of k + u by 127.5, and
+    `bits_per_dim` takes images: uint8 [B, ...]. It returns the bound below per dimension: [B]
+    float32, and the number of network evaluations of each image: [B] int32.
+
+    Pixels are dequantised: x_0 = (k + u - 1/2) / 127.5 - 1, with u uniform in [0, 1). The centre of
+    each bin is then the x_0 that training uses for k. The density of k + u is the density of x_0
+    divided by 127.5, and
 
       -log_2 P(k) <= E_u[-log_2 p(x_0)] + log_2 127.5     per dimension   (Theis et al. 2016, 3.1)
 
-    Arguments and errors as in `make_log_prob`; from `bits_per_dim`: images that are not uint8.
+    Arguments and errors as in `make_log_prob`. `bits_per_dim` also raises `UserError` if the images
+    are not uint8.
     """
     log_prob = make_log_prob(
         process,
@@ -145,7 +158,9 @@ def make_bits_per_dim(
         start: int = 0,
     ) -> tuple[np.ndarray, np.ndarray]:
         if images.dtype != np.uint8:
-            raise UserError(f"images must be uint8, 0..255, found {images.dtype}")
+            raise UserError(
+                f"images must be uint8, 0..255, found {images.dtype}; convert them first"
+            )
         u_key, probe_key = jax.random.split(threefry(key))
         u_keys = image_keys(u_key, np.arange(start, start + len(images)))
         x_0 = pixels.dequantise(u_keys, images)
@@ -161,8 +176,8 @@ def make_solve(
 ) -> Callable[..., tuple[Array, Array]]:
     """Build ((tables, tolerances, params), (keys, x_0, cond)) -> ln p: [B] nats, steps: [B] int32.
 
-    All local devices share the images. ln p is NaN where max_steps did not suffice. One program
-    serves all chains and tolerances.
+    The images are spread over all local devices. ln p is NaN if the solver did not finish in
+    max_steps. One compiled program serves all chains and tolerances.
     """
     diffrax = _diffrax()
 
@@ -176,7 +191,7 @@ def make_solve(
 
         def slope(u: Array, x: Array) -> Array:
             alpha, sigma = _alpha_sigma(u)
-            t = (jnp.interp(u, u_table, times) - 1.0)[None]  # as `denoise.apply_network` tells it
+            t = (jnp.interp(u, u_table, times) - 1.0)[None]  # t - 1, as in `denoise.apply_network`
             output = apply_fn(params, x[None], t, cond, train=False, key=None)
             output = output[0, ..., : x.shape[-1]].astype(x.dtype)
             if kind == "eps":
@@ -214,16 +229,17 @@ def make_solve(
 
 
 def _alpha_sigma(u: Array) -> tuple[Array, Array]:
-    """Return alpha and sigma where σ̄ = e^u."""
+    """Return alpha and sigma at σ̄ = e^u."""
     return jnp.sqrt(jax.nn.sigmoid(-2.0 * u)), jnp.sqrt(jax.nn.sigmoid(2.0 * u))
 
 
 def _diffrax() -> types.ModuleType:
-    """Import diffrax when it is first needed: nothing else of the library does."""
+    """Import diffrax on first use: no other part of the library needs it."""
     try:
         import diffrax
     except ImportError as error:
         raise UserError(
-            "likelihoods by the ODE need diffrax: pip install 'ddpm_jax[likelihood]'"
+            "likelihoods by the ODE need diffrax, which is not installed; run "
+            "pip install 'ddpm_jax[likelihood]'"
         ) from error
     return diffrax

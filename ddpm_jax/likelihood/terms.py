@@ -5,6 +5,7 @@
   L_{t-1} = KL(q(x_{t-1} | x_t, x_0) ‖ p(x_{t-1} | x_t)),  both Gaussian
           = (e^d - 1 - d)/2 + c_1² (x_0 - x̂_0)² / (2 σ_t²),  d = ln β̃_t - ln σ_t²     (eqs. 7, 11)
   L_0     = -log p(x_0 | x_1), a Gaussian integrated over the bin of each pixel value   (eq. 13)
+            or q(x_1 | x_0), normalised over the 256 pixel values (Kingma et al. 2021, section 3.1)
 
 c_1 is the factor of x_0 in the posterior mean (`process`). A term is the mean over pixels and
 channels, in bits: nats / ln 2. Data are 8-bit pixels scaled to [-1, 1], so a bin is 2/255 wide. The
@@ -18,13 +19,13 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.errors import unknown
-from ddpm_jax.pixels import HALF_BIN
+from ddpm_jax.pixels import HALF_BIN, SCALE, VALUES, check_x_0
 from ddpm_jax.process import GaussianProcess, expand, jump, q_sample, read
 from ddpm_jax.randomness import draw_noise, fold_in
 from ddpm_jax.types import Array, DenoiseFn, Prediction, PRNGKey
 from ddpm_jax.variance import VARIANCES, fixed_small
 
-DECODERS = ("posterior", "flat")
+DECODERS = ("posterior", "flat", "discrete")
 
 
 def prior_term(process: GaussianProcess, x_0: Array) -> Array:
@@ -33,7 +34,11 @@ def prior_term(process: GaussianProcess, x_0: Array) -> Array:
     Args:
       process: the chain.
       x_0: [B, ...] float, in [-1, 1].
+
+    Raises:
+      UserError: x_0 is not float.
     """
+    check_x_0(x_0)
     alpha_bar = process.alphas_cumprod[-1]  # in float32, 1 - ᾱ_T would lose the digits of ᾱ_T
     return bits_per_dim(0.5 * (alpha_bar * jnp.square(x_0) - alpha_bar - jnp.log1p(-alpha_bar)))
 
@@ -57,14 +62,18 @@ def step_term(
       x_t: [B, ...] float, drawn from q(x_t | x_0).
       t: [B] int32 in 1..T.
       variance: σ_t² of p(x_{t-1} | x_t), "fixed_large", "fixed_small" or "learned_range".
-      decoder: p(x_0 | x_1). "posterior" is N(x̂_0, σ_1²), as in Ho et al. "flat" is N(x_1/alpha_1,
-        (sigma_1/alpha_1)²), the posterior of x_0 for a flat prior (Kingma et al. 2021, section
-        3.1). It does not use the network, and it fits any noise level at t = 1.
+      decoder: p(x_0 | x_1).
+        - "posterior": N(x̂_0, σ_1²), integrated over bins, as in Ho et al.
+        - "discrete": the posterior of x_0 if all 256 pixel values are equally likely (Kingma et al.
+          2021, section 3.1). It does not use the network, and it fits any noise level at t = 1.
+        - "flat": N(x_1/alpha_1, (sigma_1/alpha_1)²), integrated over bins: the same posterior for a
+          flat prior over all real numbers. Its bound is looser than that of "discrete".
 
     Raises:
-      UserError: unknown variance or decoder, or "learned_range" with a network that does not
-        predict the variance.
+      UserError: unknown variance or decoder, x_0 that is not float, or "learned_range" with a
+        network that does not predict the variance.
     """
+    check_x_0(x_0)
     if variance not in VARIANCES:
         raise unknown("variance", variance, VARIANCES)
     log_variance = expand(jnp.asarray(VARIANCES[variance](process, t, t - 1, prediction)), x_0)
@@ -72,8 +81,7 @@ def step_term(
     coef1 = expand(read(process.posterior_mean_coef1, t), x_0)
     error = jnp.square(coef1 * (x_0 - prediction.x_0)) * jnp.exp(-log_variance)
     divergence = 0.5 * (jnp.expm1(ratio) - ratio + error)
-    mean, log_deviation = _decoder(process, prediction, x_t, 0.5 * log_variance, decoder)
-    likelihood = discretized_gaussian_log_prob(x_0, mean, log_deviation)
+    likelihood = _decoder(process, prediction, x_0, x_t, 0.5 * log_variance, decoder)
     return bits_per_dim(jnp.where(expand(t == 1, x_0), -likelihood, divergence))
 
 
@@ -152,22 +160,61 @@ def discretized_gaussian_log_prob(x: Array, mean: Array, log_deviation: Array) -
     return log_high + jnp.where(open_below, 0.0, jnp.where(near, near_log, far_log))
 
 
+@jax.checkpoint  # otherwise the backward pass holds 256 numbers for each pixel
+def discrete_log_prob(x: Array, mean: Array, log_deviation: Array) -> Array:
+    """Return the log of p(x | z_0) ∝ q(z_0 | x), normalised over the 256 values x_k of a pixel.
+
+      ln p(x_k | z_0) = log softmax_k(-(z_0/alpha_0 - x_k)² / (2 s²)),  s = sigma_0/alpha_0
+                                                            (Kingma et al. 2021, section 3.1)
+
+    Args:
+      x: float in [-1, 1], a pixel value x_k = k/127.5 - 1 with k in {0..255}.
+      mean: float, z_0/alpha_0, broadcasts against x.
+      log_deviation: float, ln s, broadcasts against x.
+
+    Returns:
+      float of the shape of x, at most 0, in nats.
+    """
+    x, mean, scale = jnp.broadcast_arrays(x, mean, jnp.exp(-log_deviation))
+    values = jnp.asarray(VALUES)
+
+    def nearest_value(x: Array) -> Array:
+        return values[jnp.clip(jnp.round((x + 1.0) * SCALE), 0, 255).astype(jnp.int32)]
+
+    x, nearest = nearest_value(x), nearest_value(mean)  # x: without its rounding error
+
+    def difference(x: Array, mean: Array, scale: Array, nearest: Array) -> Array:
+        """Return the logit of x, less the largest one. As a product, no digits cancel."""
+        return -0.5 * ((x - nearest) * scale) * ((x + nearest - 2.0 * mean) * scale)
+
+    each = (a[..., None] for a in (mean, scale, nearest))
+    values = values.reshape((1,) * x.ndim + (256,))
+    total = jnp.exp(difference(values, *each)).sum(axis=-1)  # in 1..256
+    return difference(x, mean, scale, nearest) - jnp.log(total)
+
+
 def bits_per_dim(nats: Array) -> Array:
     """Return the mean of nats: [B, ...] over all axes but the first, in bits: [B]."""
     return _mean(nats) / math.log(2.0)
 
 
 def _decoder(
-    process: GaussianProcess, prediction: Prediction, x_1: Array, log_deviation: Array, name: str
-) -> tuple[Array, Array]:
-    """Return the mean and log deviation of p(x_0 | x_1)."""
+    process: GaussianProcess,
+    prediction: Prediction,
+    x_0: Array,
+    x_1: Array,
+    log_deviation: Array,
+    name: str,
+) -> Array:
+    """Return log p(x_0 | x_1), in nats."""
+    if name not in DECODERS:
+        raise unknown("decoder", name, DECODERS)
     if name == "posterior":
-        return prediction.x_0, log_deviation
-    if name == "flat":
-        alpha_1 = process.sqrt_alphas_cumprod[1]
-        _, beta = jump(process, 1, 0)
-        return x_1 / alpha_1, 0.5 * jnp.log(beta) - jnp.log(alpha_1)
-    raise unknown("decoder", name, DECODERS)
+        return discretized_gaussian_log_prob(x_0, prediction.x_0, log_deviation)
+    log_prob = {"flat": discretized_gaussian_log_prob, "discrete": discrete_log_prob}[name]
+    alpha_1 = process.sqrt_alphas_cumprod[1]
+    _, beta = jump(process, 1, 0)
+    return log_prob(x_0, x_1 / alpha_1, 0.5 * jnp.log(beta) - jnp.log(alpha_1))
 
 
 def _mean(x: Array) -> Array:

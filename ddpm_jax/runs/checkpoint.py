@@ -9,6 +9,9 @@ A checkpoint has these items:
 
 If a checkpoint is damaged, the newest undamaged one is restored, and the log names the damaged one.
 When training resumes, newer damaged checkpoints are moved to a directory `damaged`.
+
+Weights with a NaN or an infinity are never saved. Older versions could save them: training resumes
+as if such a checkpoint were damaged, and for sampling it is refused.
 """
 
 import json
@@ -21,11 +24,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.runs.checksums import check, checksums
+from ddpm_jax.runs.checksums import check, checksums, nonfinite
 from ddpm_jax.runs.state import TrainState
 from ddpm_jax.types import Params
 
@@ -87,10 +91,15 @@ class Checkpoints:
           wait: whether to return only after the checkpoint is written.
 
         Raises:
-          UserError: this save or an earlier one failed (for example, the disk is full). The
-            checkpoints before it stay.
+          UserError: the weights are not finite, or this save or an earlier one failed (for example,
+            the disk is full). The checkpoints before it stay.
         """
         step = int(state.step)
+        if bad := nonfinite({"params": state.params, "ema": state.ema_params}):
+            raise UserError(
+                f"the weights of step {step} are not finite and are not saved: {bad}; "
+                f"{self.last_good()}"
+            )
         items = {"train": _train_item(state), "ema": state.ema_params}
         try:
             if self._manager.latest_step() != step:
@@ -106,12 +115,25 @@ class Checkpoints:
             if wait:
                 self._manager.wait_until_finished()
         except (OSError, ValueError, RuntimeError) as error:
-            whole = [s for s in self._manager.all_steps(read=True) if s != step]
             raise UserError(
                 f"the checkpoint of step {step} could not be saved in {self.directory} "
-                f"({_first_line(error)}); the last good one is of step {max(whole, default=None)}; "
+                f"({_first_line(error)}); {self._last_good(step)}; "
                 "make room on the disk and start the same command again"
             ) from error
+
+    def last_good(self) -> str:
+        """Return where the newest whole checkpoint is, in words; this waits for a running save."""
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError, RuntimeError) as error:
+            logger.warning("a checkpoint could not be saved (%s)", _first_line(error))
+        return self._last_good()
+
+    def _last_good(self, other_than: int | None = None) -> str:
+        steps = [step for step in self._manager.all_steps(read=True) if step != other_than]
+        if not steps:
+            return f"there is no good checkpoint in {self.directory} yet"
+        return f"the last good checkpoint is {self.directory / str(max(steps))}"
 
     def restore_latest(self, abstract_state: TrainState) -> TrainState | None:
         """Return the newest undamaged state, or None if there is no checkpoint yet.
@@ -131,6 +153,9 @@ class Checkpoints:
 
         def restore(step: int) -> TrainState:
             items = _restore(self._manager, step, abstract)
+            weights = {"params": items["train"]["params"], "ema": items["ema"]}
+            if bad := nonfinite(weights):
+                raise UserError(bad)
             return TrainState(ema_params=items["ema"], **items["train"])
 
         step, state = _newest_whole(self.directory, list(steps), restore)
@@ -176,9 +201,13 @@ def restore_ema(directory: pathlib.Path, abstract_params: Params, step: int | No
       step: the step of the checkpoint; None is the newest undamaged checkpoint.
 
     Raises:
-      UserError: there is no such checkpoint, or it cannot be read.
+      UserError: there is no such checkpoint, it cannot be read, or its weights are not finite.
     """
     abstract = {"ema": abstract_params}
+    if step is not None and (isinstance(step, bool) or not isinstance(step, int | np.integer)):
+        raise UserError(
+            f"step must be a whole number, or None for the newest checkpoint; found {step!r}"
+        )
     if not directory.is_dir():
         raise UserError(f"there is no checkpoint in {directory}; train the run first")
     options = ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0, create=False)
@@ -191,8 +220,15 @@ def restore_ema(directory: pathlib.Path, abstract_params: Params, step: int | No
             )
         if not steps:
             raise UserError(f"there is no checkpoint in {directory}; train the run first")
-        steps = list(steps) if step is None else [step]
-        return _newest_whole(directory, steps, lambda s: _restore(manager, s, abstract)["ema"])
+        chosen = list(steps) if step is None else [step]
+        found, params = _newest_whole(
+            directory, chosen, lambda s: _restore(manager, s, abstract)["ema"]
+        )
+    before = sorted(s for s in steps if s < found)
+    if bad := nonfinite(params):
+        advice = f"choose an earlier step, of {before}" if before else "train the run again"
+        raise UserError(f"the weights of {directory / str(found)} are not finite: {bad}; {advice}")
+    return found, params
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, abstract: dict[str, Any]) -> dict[str, Any]:

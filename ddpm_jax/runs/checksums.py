@@ -1,4 +1,6 @@
-"""CRC-32 checksums of the leaves of a checkpoint, because Orbax does not detect a flipped bit.
+"""Checks of the leaves of a checkpoint: all numbers are finite, and no bit has flipped.
+
+Orbax does not detect a flipped bit, so each leaf has a CRC-32 checksum.
 
 One checksum is computed from the array in memory before it is written, another from the array that
 was read. So any damage in between is detected.
@@ -7,7 +9,8 @@ was read. So any damage in between is detected.
 import concurrent.futures
 import os
 import zlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -16,9 +19,30 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ddpm_jax.errors import UserError
 from ddpm_jax.types import Array
 
+T = TypeVar("T")
+
 
 def checksums(tree: Any) -> dict[str, int]:
     """Return {path of a leaf: CRC-32 of its bytes in C order} for a tree of arrays.
+
+    All processes must call this together, as in `_of_leaves`.
+    """
+    return _of_leaves(_crc, tree)
+
+
+def nonfinite(tree: Any) -> str:
+    """Return which leaves of a tree of arrays have a NaN or an infinity, in words; "" is none.
+
+    All processes must call this together, as in `_of_leaves`.
+    """
+    bad = [name for name, finite in _of_leaves(_is_finite, tree).items() if not finite]
+    if not bad:
+        return ""
+    return f"NaN or infinity in {bad[0]}" + (f" and in {len(bad) - 1} more" if bad[1:] else "")
+
+
+def _of_leaves(function: Callable[[Array], T], tree: Any) -> dict[str, T]:
+    """Return {path of a leaf: function(leaf)}, computed by several threads.
 
     This waits until the arrays are computed. Leaves that are sharded over several processes are
     gathered one at a time, so all processes must call this together.
@@ -32,10 +56,10 @@ def checksums(tree: Any) -> dict[str, int]:
         found = {}
         for name, leaf in leaves.items():
             whole = _whole(leaf)
-            found[name] = pool.submit(_crc, whole)
+            found[name] = pool.submit(function, whole)
             if whole is not leaf:
                 found[name].result()  # wait, so that only one gathered leaf is in memory
-    return {name: crc.result() for name, crc in found.items()}
+    return {name: result.result() for name, result in found.items()}
 
 
 def check(tree: Any, written: dict[str, int]) -> None:
@@ -69,8 +93,15 @@ def _whole(leaf: Array) -> Array:
 
 
 def _crc(leaf: Array) -> int:
+    return zlib.crc32(np.ascontiguousarray(_on_host(leaf)).reshape(-1).view(np.uint8).data)
+
+
+def _is_finite(leaf: Array) -> bool:
+    return bool(np.isfinite(_on_host(leaf)).all())
+
+
+def _on_host(leaf: Array) -> np.ndarray:
     # Through `addressable_data`: otherwise the leaf caches its copy on the host, and then the leaf
     # cannot be donated.
     on_device = isinstance(leaf, jax.Array) and leaf.is_fully_replicated
-    array = leaf.addressable_data(0) if on_device else leaf
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return np.asarray(leaf.addressable_data(0) if on_device else leaf)

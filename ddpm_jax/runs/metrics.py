@@ -1,9 +1,11 @@
 """Metrics of a run: collected on the device, fetched once per log line, written to files.
 
-The files are `metrics.jsonl` and TensorBoard's event files.
+The files are `metrics.jsonl` and TensorBoard's event files. A number that is not finite is null in
+`metrics.jsonl`, because JSON has no NaN; `read` returns NaN for it.
 """
 
 import json
+import math
 import pathlib
 import sys
 import time
@@ -13,7 +15,7 @@ import jax
 import numpy as np
 
 from ddpm_jax.runs.workdir import WorkDir
-from ddpm_jax.runtime.files import replacing
+from ddpm_jax.runtime.files import replacing, to_json
 
 
 class Interval:
@@ -62,7 +64,7 @@ class Interval:
 
 
 class MetricsWriter:
-    """Writes rows to `metrics.jsonl` and TensorBoard.
+    """Writes rows to `metrics.jsonl` and TensorBoard: one row for a step.
 
     A run that resumes at `step` may find rows of later steps, written before it was interrupted.
     These rows are deleted, so the file looks as if the run had never stopped.
@@ -77,16 +79,22 @@ class MetricsWriter:
         self._enabled = enabled
         if not enabled:
             return
+        self._row: dict[str, Any] = {}
         _cut(workdir.metrics, step)
         self._file = workdir.metrics.open("a")
         self._board = _summary_writer()(str(workdir.tensorboard), purge_step=step + 1)
 
     def scalars(self, step: int, row: dict[str, float]) -> None:
-        """Write one row of scalars; the file also gets the step and the time (Unix, seconds)."""
+        """Add scalars to the row of a step, with the time (Unix, seconds).
+
+        The row is written by `flush`, by `close` or before the first scalars of another step.
+        """
         if not self._enabled:
             return
-        self._file.write(json.dumps({"step": step, "time": time.time(), **row}) + "\n")
-        self._file.flush()
+        if self._row and self._row["step"] != step:
+            self.flush()
+        self._row = self._row or {"step": step, "time": time.time()}
+        self._row |= row
         for name, value in row.items():
             self._board.add_scalar(name, value, step)
 
@@ -95,15 +103,26 @@ class MetricsWriter:
         if self._enabled:
             self._board.add_image(name, image, step, dataformats="HWC")
 
+    def flush(self) -> None:
+        """Write the row, if there is one; no more scalars of its step may come."""
+        if self._enabled and self._row:
+            self._file.write(_line(self._row))
+            self._file.flush()
+            self._row = {}
+
     def close(self) -> None:
         """Flush and close both files."""
         if self._enabled:
+            self.flush()
             self._file.close()
             self._board.close()
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Read the rows of a `metrics.jsonl`; leave out lines damaged by a kill or by the disk."""
+    """Read the rows of a `metrics.jsonl`; leave out lines damaged by a kill or by the disk.
+
+    Older versions wrote NaN and Infinity, and could write two rows for a step; both are read.
+    """
     rows = []
     for line in path.read_text(errors="replace").splitlines():
         try:
@@ -111,8 +130,13 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
+            rows.append({k: math.nan if v is None else v for k, v in row.items()})
     return rows
+
+
+def _line(row: dict[str, Any]) -> str:
+    """Return a row as a line of JSON."""
+    return to_json(row) + "\n"
 
 
 def _summary_writer() -> type:
@@ -139,4 +163,4 @@ def _cut(path: pathlib.Path, step: int) -> None:
         return
     rows = [row for row in read(path) if row["step"] <= step]
     with replacing(path) as part:
-        part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        part.write_text("".join(map(_line, rows)))

@@ -1,4 +1,4 @@
-"""A trained run: from its work directory to a sampling function and weights."""
+"""Open a trained run: from its work directory to a sampling function and weights."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -29,30 +29,35 @@ def load(
 
     Args:
       root: the work directory of the training.
-      step: which checkpoint; None is the newest whole one.
-      sample: fields of `config.sample` in place of the run's own, e.g. {"guidance": 1.5}.
-      classifier: the work directory of `experiments.train_classifier`, to guide by it towards
-        cond["label"] (negative: no class), on top of any other guidance.
-      classifier_scale: its scale, at least 0.
+      step: the step of the checkpoint; None is the newest complete one.
+      sample: {field: value} to replace in `config.sample`, e.g. {"guidance": 1.5}.
+      classifier: the work directory of a run of `experiments.train_classifier`, or None. The
+        classifier guides towards cond["label"], in addition to any other guidance. A negative
+        label is no class.
+      classifier_scale: weight of the classifier's guidance, at least 0.
 
     Returns:
       sample: `sample(params, key, n, cond=None) -> [n, H, W, C]` float32 in [-1, 1], with the
-        process and sampler of the run's config (`ddpm_jax.make_sample`). A class-conditional model
-        takes cond={"label": [n] int32}; without it, it samples its null class, if not guided.
-        A model of texts takes `pretrained.text_encoder.conditioning(texts)`, one of
-        super-resolution {"image": [n, H, W, C] in [-1, 1]}, the small images repeated to the
-        model's size.
+        process and sampler of the run's config (`ddpm_jax.make_sample`). `cond` depends on the
+        model. Class-conditional: {"label": [n] int32}; without cond and without guidance the model
+        samples its null class. Text: `pretrained.text_encoder.conditioning(texts)`.
+        Super-resolution: {"image": [n, H, W, C] in [-1, 1]}, the small images with their pixels
+        repeated to the model's size.
       params: the EMA weights; with a classifier, {"model": ..., "classifier": ...}.
 
     Raises:
-      UserError: not a run, no readable checkpoint, a field that is not the config's, or a
-        classifier of another chain, image shape or number of classes.
+      UserError: the directory is not a run; no checkpoint can be read; `sample` names an unknown
+        field; or the classifier has another process, image shape or number of classes.
     """
     return sample_of(open_run(root, step, sample=sample), classifier, classifier_scale)
 
 
 class Run(NamedTuple):
-    """The parts of a trained run; `params` are the EMA weights of the checkpoint of `step`."""
+    """The parts of a trained run.
+
+    `params` are the EMA weights of the network at the checkpoint of `step`. The process is that of
+    the same checkpoint, if the schedule is learned.
+    """
 
     config: Config
     facts: DatasetFacts
@@ -94,22 +99,22 @@ def sample_of(
 
 
 def _check_fits(root: str | os.PathLike, workdir: WorkDir, run: Run) -> None:
-    """Refuse a classifier that judges other images, classes or noise than the model's."""
-    theirs, their_facts = read_config(workdir), read_facts(workdir)
+    """Raise `UserError` if the classifier has other images, classes or noise than the model."""
+    config, facts = read_config(workdir), read_facts(workdir)
     for what, found, wanted in (
-        ("data.num_classes", their_facts.num_classes, run.facts.num_classes),
-        ("image shape", their_facts.image_shape, run.facts.image_shape),
-        ("process", theirs.process, run.config.process),
+        ("data.num_classes", facts.num_classes, run.facts.num_classes),
+        ("image shape", facts.image_shape, run.facts.image_shape),
+        ("process", config.process, run.config.process),
     ):
         if found != wanted:
             raise UserError(
                 f"the classifier in {root} does not fit the model: its {what} is {found}, the "
-                f"model's is {wanted}; train one on the same data and process"
+                f"model's is {wanted}; train a classifier on the same data and process"
             )
 
 
 def _restore(workdir: WorkDir, model: Model, step: int | None) -> tuple[int, Params]:
-    """Return the step and the EMA weights of a checkpoint of a run."""
+    """Return the step of a checkpoint and its EMA weights, on one local device."""
     abstract = jax.eval_shape(model.init, jax.random.key(0))
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(

@@ -126,6 +126,19 @@ def locked(root: str | os.PathLike) -> Iterator[None]:
         yield
 
 
+def check_same_run(root: str | os.PathLike, config: Config, facts: DatasetFacts) -> None:
+    """Refuse a work directory of another config or of other data; nothing is written.
+
+    Raises:
+      UserError: it belongs to another run; the message names what differs.
+    """
+    workdir = WorkDir(pathlib.Path(root).absolute())
+    if workdir.config.exists():
+        _check_same(root, read_config(workdir), config)
+    if workdir.dataset.exists():
+        _check_facts(workdir, facts)
+
+
 def open_for_training(root: str | os.PathLike, config: Config) -> WorkDir:
     """Create the work directory, or open the one of an earlier start of the same run.
 
@@ -173,12 +186,8 @@ def write_facts(workdir: WorkDir, facts: DatasetFacts) -> None:
     Raises:
       UserError: the run was trained on data of another shape or of other classes.
     """
-    if workdir.dataset.exists() and (before := read_facts(workdir)) != facts:
-        raise UserError(
-            f"{workdir.root} was trained on images of {before.image_shape} in "
-            f"{before.num_classes} classes, but the data now have {facts.image_shape} in "
-            f"{facts.num_classes}; bring the old data back or choose another --workdir"
-        )
+    if workdir.dataset.exists():
+        _check_facts(workdir, facts)
     _write_json(workdir.dataset, dataclasses.asdict(facts))
 
 
@@ -229,6 +238,32 @@ def _check_same(root: str | os.PathLike, before: Config, now: Config) -> None:
             f"--workdir={root} belongs to a run of another config ({changes}); choose another "
             "directory, or set these back to resume it"
         )
+
+
+def _check_facts(workdir: WorkDir, now: DatasetFacts) -> None:
+    """Refuse to go on with data of another shape or of other classes."""
+    before = read_facts(workdir)
+    if before == now:
+        return
+    went = [name for name in before.class_names if name not in now.class_names]
+    came = [name for name in now.class_names if name not in before.class_names]
+    changes = []
+    if before.image_shape != now.image_shape:
+        changes.append(f"images of {before.image_shape} are now {now.image_shape}")
+    if before.num_classes != now.num_classes:
+        changes.append(f"{before.num_classes} classes are now {now.num_classes}")
+    if went:
+        changes.append(f"gone: class {', '.join(map(repr, went))}")
+    if came:
+        changes.append(f"new: class {', '.join(map(repr, came))}")
+    if before.class_names != now.class_names and not went and not came:
+        changes.append("the classes are in another order")
+    if before.text != now.text:
+        changes.append(f"the encoder of texts {before.text!r} is now {now.text!r}")
+    raise UserError(
+        f"{workdir.root} was trained on other data ({'; '.join(changes)}); bring the old data back "
+        "or choose another --workdir"
+    )
 
 
 def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 import os
 import pathlib
 import uuid
@@ -43,6 +44,24 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def to_json(content: Any, **options: Any) -> str:
+    """Return `json.dumps(content, **options)`, with null for NaN and infinities, which JSON lacks.
+
+    Args:
+      content: dicts, lists, tuples, numbers and so on.
+      **options: of `json.dumps`.
+    """
+
+    def finite(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {key: finite(value) for key, value in part.items()}
+        if isinstance(part, (list, tuple)):
+            return [finite(value) for value in part]
+        return None if isinstance(part, float) and not math.isfinite(part) else part
+
+    return json.dumps(finite(content), allow_nan=False, **options)
 
 
 def load_or_make(
@@ -141,8 +160,8 @@ def sha256(path: str | os.PathLike) -> str:
 
 
 def _download(archive: Archive, path: pathlib.Path, manual: pathlib.Path) -> None:
-    """Download and verify: what is at `path` is always whole."""
-    import requests  # here: whoever only writes files does not wait for these imports
+    """Download and verify an archive. The file at `path` is always complete."""
+    import requests  # here, so that only downloads wait for these imports
     from tqdm import tqdm
 
     logger.info("downloading %s (%d bytes)", archive.url, archive.size)

@@ -1,4 +1,4 @@
-"""Requests to stop: after Ctrl-C or SIGTERM the current step ends and a checkpoint is saved."""
+"""Requests to stop: after Ctrl-C, SIGTERM or SIGHUP a step ends and a checkpoint is saved."""
 
 import os
 import signal
@@ -8,15 +8,20 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
+
 
 class StopRequest:
-    """Inside `with StopRequest() as stop`, SIGINT and SIGTERM ask the run to stop.
+    """Inside `with StopRequest() as stop`, SIGINT, SIGTERM and SIGHUP ask the run to stop.
+
+    SIGHUP comes when a terminal or an ssh connection closes. Under nohup it is ignored, as before.
 
     In a run of one process, the first signal sets `stop.signal`. The next signal of the same kind
-    acts as usual: Ctrl-C raises KeyboardInterrupt, SIGTERM ends the process.
+    acts as usual: Ctrl-C raises KeyboardInterrupt, SIGTERM ends the process. A second SIGHUP does
+    nothing, because a shell and the kernel both send one.
 
-    In a run of several processes, JAX itself catches a SIGTERM to any of them, and a Ctrl-C is
-    converted to a SIGTERM. The processes then agree on the call after which all of them stop.
+    In a run of several processes, JAX itself catches a SIGTERM to any of them. Ctrl-C and SIGHUP
+    are converted to a SIGTERM. The processes then agree on the call after which all of them stop.
 
     The `with` block must be in the main thread.
 
@@ -30,7 +35,10 @@ class StopRequest:
         self._several = jax.process_count() > 1
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGINT,) if self._several else (signal.SIGINT, signal.SIGTERM):
+        numbers = [signal.SIGINT] if self._several else [signal.SIGINT, signal.SIGTERM]
+        if HANGUP is not None and signal.getsignal(HANGUP) != signal.SIG_IGN:  # else: nohup
+            numbers.append(HANGUP)
+        for number in numbers:
             self._before[number] = signal.signal(number, self._on_signal)
         return self
 
@@ -49,8 +57,9 @@ class StopRequest:
         return self.signal is not None
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        signal.signal(number, self._before[number])
+        if number != HANGUP:
+            signal.signal(number, self._before[number])
         if self._several:
             os.kill(os.getpid(), signal.SIGTERM)
-        else:
+        elif self.signal is None:
             self.signal = number

@@ -43,7 +43,7 @@ def over_local_devices(
 
     `call` takes:
       shared: a pytree of arrays that every row needs, such as the network's parameters.
-      rows: a pytree of arrays whose first axis is n.
+      rows: a pytree of arrays with a first axis of length n.
       static: hashable values that `run` needs while it is traced.
     """
 

@@ -2,8 +2,9 @@
 
   x_s = c_1 x̂_0 + c_2 x_t + σ z,  z ~ N(0, I)      the mean of q(x_s | x_t, x̂_0), eqs. 7 and 11
 
-for any s < t, so the same step walks the full chain and any sub-sequence of it. The mean goes
-through x̂_0, which may be clipped. The step to s = 0 adds no noise: it returns x̂_0.
+This holds for any s < t. The same step therefore walks the full chain or any sub-sequence of it.
+The mean is computed from x̂_0, which may be clipped. The step to s = 0 adds no noise: it returns
+x̂_0.
 """
 
 from typing import NamedTuple
@@ -26,13 +27,13 @@ class AncestralState(NamedTuple):
 def ancestral(process: GaussianProcess, variance: str = "fixed_large") -> Sampler:
     """Build the ancestral sampler.
 
-    With the Bayes-optimal denoiser fixed_large is exact for data N(0, I), and fixed_small for
-    data that are one point (Ho et al. 2020, section 3.2).
+    Limits, with the Bayes-optimal denoiser: fixed_large is exact if the data are N(0, I), and
+    fixed_small is exact if all data are one point (Ho et al. 2020, section 3.2).
 
     Args:
       process: the chain.
-      variance: σ² of the step, "fixed_large", "fixed_small" or "learned_range", of a network that
-        says it; use fixed_small or learned_range with few steps.
+      variance: σ² of the step: "fixed_large", "fixed_small" or "learned_range". learned_range needs
+        a network that predicts its variance. With few steps use fixed_small or learned_range.
 
     Raises:
       UserError: unknown variance.

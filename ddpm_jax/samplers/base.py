@@ -1,8 +1,8 @@
-"""What a sampler is, and the loop that walks it down a grid of timesteps.
+"""The `Sampler` type, and the loop that walks a sampler down a grid of timesteps.
 
 x_T --init--> state --step(t_0, t_1)--> state --step(t_1, t_2)--> ... --> state.x = x_0
-                      |  looks at x_t through denoise_fn: the network
-                      `--> collect(t, s, state, prediction): what is kept along the way
+                      |  each step calls denoise_fn, the network, on x_t
+                      `--> collect(t, s, state, prediction): what to keep of this step
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from ddpm_jax.types import Array, DenoiseFn, Prediction, PRNGKey, Timesteps
 
 
 class State(Protocol):
-    """A pytree of arrays, of the same structure before and after every step."""
+    """A sampler's state: a pytree of arrays that keeps its structure from step to step."""
 
     @property
     def x(self) -> Array:
@@ -32,25 +32,27 @@ class State(Protocol):
 
 
 class Noise(Protocol):
-    """Where the noise of a sampler's steps comes from.
+    """The source of the noise of a sampler's steps.
 
-    `normal` is the default. Give another function to follow an implementation that draws in its
-    own way, step by step, for instance `lambda key, t, shape: recorded[t]`.
+    The default is `normal`. Pass another function to follow another implementation step by step,
+    for instance `lambda key, t, shape: recorded[t]`.
     """
 
     def __call__(self, key: PRNGKey, t: Array, shape: tuple[int, ...]) -> Array:
-        """Return the noise that a step adds to a whole batch: float32 of this shape.
+        """Return the noise that one step adds to the whole batch: float32 of this shape.
 
         Args:
-          key: [B] keys, one for each image, which no other call gets. The function may ignore it.
-          t: int32 scalar, the timestep that the step leaves. It is traced: index arrays by it.
+          key: [B] keys, one for each image. No other call receives them. The function may ignore
+            them.
+          t: int32 scalar, the timestep that the step leaves. It is traced, so it can index arrays
+            but not Python lists.
           shape: (B, ...), the shape of the batch.
         """
         ...
 
 
 def normal(key: PRNGKey, t: Array, shape: tuple[int, ...]) -> Array:
-    """Draw from N(0, I), each image from its own key (`Noise`)."""
+    """Draw noise from N(0, I), each image from its own key. Arguments and result as in `Noise`."""
     return draw_noise(key, shape[1:])
 
 
@@ -59,19 +61,21 @@ def normal(key: PRNGKey, t: Array, shape: tuple[int, ...]) -> Array:
 class Sampler:
     """A way from noise to data, one step at a time.
 
-    It is a pytree: its process is data, all else is static. Two samplers with the same options
-    share the programs that take them as arguments, if their processes have the same T:
+    A sampler is a pytree: its process is data, its other fields are static. A compiled program can
+    take a sampler as an argument. Two samplers share this program if they have the same options
+    and the same T:
 
       other = dataclasses.replace(sampler, process=other_process)
 
     Attributes:
       process: the chain that the steps walk.
       init: x_T: [B, ...] -> the state at t = T.
-      advance: (process, denoise_fn, noise, key, state, t, s) -> (state at s, the prediction made at
-        t), the function behind `step`.
-      noise: where the steps' noise comes from. A step calls it once for each draw. A step that
-        draws nothing does not call it.
-      direction: "down" for a descending grid, "up" for an ascending one, "both" for any walk.
+      advance: (process, denoise_fn, noise, key, state, t, s) -> (state at s, prediction at t). The
+        method `step` calls it.
+      noise: the source of the steps' noise. A step calls it once for each draw. A step that draws
+        no noise does not call it.
+      direction: the grids that the sampler accepts: "down" is descending, "up" is ascending, "both"
+        is any.
     """
 
     process: GaussianProcess
@@ -89,7 +93,8 @@ class Sampler:
           denoise_fn: the denoiser.
           key: [B] keys, one for each image, for this step only.
           state: the state at t.
-          t, s: int32 scalars, s < t: one step for the whole batch.
+          t, s: int32 scalars, the same for the whole batch. s < t, unless the direction allows
+            steps up.
         """
         return self.advance(self.process, denoise_fn, self.noise, key, state, t, s)
 
@@ -99,9 +104,9 @@ Collect = Callable[[Array, Array, State, Prediction], Any]
 
 @functools.lru_cache(maxsize=None, typed=True)
 def with_options(advance: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """Return advance with its options bound: the same function again for the same options.
+    """Return `advance` with its options bound: the same object for the same options.
 
-    So `jax.jit` sees that two samplers take the same steps, and compiles them once.
+    `jax.jit` then recognises two samplers that take the same steps, and compiles them once.
     """
     return functools.partial(advance, **options)
 
@@ -117,30 +122,36 @@ def sample_loop(
 ) -> Any:
     """Walk x_T down the grid of timesteps to x_0.
 
-    The step that leaves t draws from fold_in(key[i], t) for image i, so an image depends on its
-    own key only, and fold_in(key[i], 0) is free for x_T (`randomness.draw_x_T`).
+    For image i the step that leaves t draws from fold_in(key[i], t). An image therefore depends on
+    its own key only. fold_in(key[i], 0) is free for x_T (`randomness.draw_x_T`).
 
     Args:
       sampler: the sampler, which carries its process.
       denoise_fn: the denoiser of the same process.
       key: [B] keys, one for each image.
       timesteps: [K+1] int, strictly descending within 0..T, usually from T to 0. For
-        `ddim_inversion` it ascends. A traced array is not checked.
+        `ddim_inversion` they must ascend. A traced array is not checked.
       x_T: [B, ...] float, the sample at timesteps[0].
-      collect: what to keep: a function (t, s, state at s, prediction at t) -> pytree of arrays.
-      num_frames: how many of the K steps to keep, in 1..K: the last of each of num_frames equal
-        parts, so that memory grows with num_frames and not with K. None is every step.
+      collect: (t, s, state at s, prediction at t) -> the pytree of arrays to keep of a step. None
+        keeps nothing.
+      num_frames: number of steps to keep, in 1..K. The loop divides the K steps into num_frames
+        equal parts and keeps the last step of each. Memory then grows with num_frames, not with K.
+        None keeps every step.
 
     Returns:
-      x_0: [B, ...]; with collect a pair of x_0 and what was kept, with a leading axis of frames.
+      x_0: [B, ...]. With `collect`: a pair of x_0 and the kept arrays, which have a leading axis of
+      num_frames.
 
     Raises:
-      UserError: a wrong grid; num_frames is not in 1..K, or given without collect.
+      UserError: the grid is wrong; num_frames is not in 1..K, or is given without `collect`.
     """
     timesteps = check_grid(timesteps, sampler.process.num_timesteps, sampler.direction)
     num_steps = len(timesteps) - 1
     if num_frames is not None and collect is None:
-        raise UserError("num_frames is given but collect is not: say what to keep")
+        raise UserError(
+            f"num_frames is {num_frames}, but collect is not given; pass what to keep, "
+            "such as collect=samplers.predicted_x_0"
+        )
     num_frames = num_steps if num_frames is None else num_frames
     if not 1 <= num_frames <= num_steps:
         raise UserError(f"num_frames must be in 1..{num_steps} (steps), found {num_frames}")
@@ -156,7 +167,7 @@ def sample_loop(
         (state, frames), (i, t, s) = carry, xs
         state, prediction = sampler.step(denoise_fn, fold_in(key, t), state, t, s)
         if collect is not None:
-            slot = i * num_frames // num_steps  # later steps of a part overwrite earlier ones
+            slot = i * num_frames // num_steps  # the last step of a part overwrites the others
             kept = collect(t, s, state, prediction)
             frames = jax.tree.map(lambda f, k: f.at[slot].set(k), frames, kept)
         return (state, frames), None
@@ -167,23 +178,25 @@ def sample_loop(
 
 
 def predicted_x_0(t: Array, s: Array, state: State, prediction: Prediction) -> Array:
-    """Return x_0-hat at t: a `collect` that keeps the progressive predictions (Ho et al. 2020,
-    section 4.3), [num_frames, B, ...] in memory and not one for each t."""
+    """Return x̂_0 at t: [B, ...]. A `collect` for `sample_loop`.
+
+    It keeps the progressive predictions (Ho et al. 2020, section 4.3): [num_frames, B, ...].
+    """
     return prediction.x_0
 
 
 def on_process(sampler: Sampler, process: GaussianProcess) -> Sampler:
-    """Return the sampler with its process replaced by an equal one, which may be traced.
+    """Return the sampler on `process`, which must equal the sampler's own and may be traced.
 
     Raises:
-      UserError: the sampler was built on another process. Only T is compared where tables are
-        traced.
+      UserError: the sampler was built on another process. If the tables are traced, only T is
+        compared.
     """
     own = sampler.process
     if own.num_timesteps != process.num_timesteps:
         raise UserError(
             f"the sampler was built on a process of T = {own.num_timesteps}, but is used with one "
-            f"of T = {process.num_timesteps}; build it on the same process"
+            f"of T = {process.num_timesteps}; build the sampler on the process that you pass"
         )
     tables = own.log_alphas_cumprod, process.log_alphas_cumprod
     if own is not process and not any(isinstance(table, Tracer) for table in tables):
@@ -191,6 +204,6 @@ def on_process(sampler: Sampler, process: GaussianProcess) -> Sampler:
         if differ.size:
             raise UserError(
                 "the sampler was built on another process: alphas_cumprod differs from "
-                f"t = {differ[0]} on; build it on the same process"
+                f"t = {differ[0]} on; build the sampler on the process that you pass"
             )
     return dataclasses.replace(sampler, process=process)

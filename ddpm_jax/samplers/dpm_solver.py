@@ -1,15 +1,16 @@
-"""DPM-Solver++: exponential integrators of the probability-flow ODE for the prediction of x_0.
+"""DPM-Solver++: exponential integrators of the probability-flow ODE, from predictions of x_0.
 
   x_s = (sigma_s/sigma_t) x_t + alpha_s (1 - e^{-h}) D,  h = λ_s - λ_t,  λ = ln(alpha/sigma)
-  2M:  D = x̂_0(t) + h/(2 h_1) (x̂_0(t) - x̂_0(t_1))         t_1 the timestep before, h_1 = λ_t - λ_t1
+  2M:  D = x̂_0(t) + h/(2 h_1) (x̂_0(t) - x̂_0(t_1)),       t_1 before t, h_1 = λ_t - λ_t1
   2S:  D = x̂_0(t) + 1/(2r) (x̂_0(u) - x̂_0(t)),            λ_u = λ_t + r h
                                 (Lu et al. 2022, DPM-Solver++, algorithms 2 and 1)
   SDE 2M:  x_s = (sigma_s/sigma_t) e^{-h} x_t + alpha_s (1 - e^{-2h}) D + sigma_s √(1 - e^{-2h}) z
                                 (the same paper's SDE-DPM-Solver++(2M), D as in 2M)
   3M:  D such that the integral is exact for the parabola through the last three x̂_0
 
-Multi-step methods begin at order 1 and rise as the past fills up. The step to s = 0 has order 1
-and returns x_0-hat, since h is infinite there, and so has the step from t = T at zero terminal SNR.
+A multi-step method begins at order 1. Its order rises as it collects past predictions. The step to
+s = 0 has order 1 and returns x̂_0, because h is infinite there. At zero terminal SNR the step from
+t = T has order 1 too.
 """
 
 from typing import NamedTuple
@@ -24,12 +25,13 @@ from ddpm_jax.types import Array, DenoiseFn, Prediction, PRNGKey
 
 
 class MultistepState(NamedTuple):
-    """The sample and the past, latest first.
+    """The sample and the past predictions, latest first.
 
     Attributes:
-      x: [B, ...] float32.
+      x: [B, ...] float32, the sample.
       x_0: predictions at the timesteps before this one, each [B, ...].
-      h: the steps in λ that led from each of them to the next, scalars; inf where there is none.
+      h: length in λ of the step that followed each prediction, scalars; inf if there is no
+        prediction.
     """
 
     x: Array
@@ -46,13 +48,14 @@ class SinglestepState(NamedTuple):
 def dpm_solver_pp_2m(process: GaussianProcess, stochastic: bool = False) -> Sampler:
     """Build DPM-Solver++(2M), or SDE-DPM-Solver++(2M) (Lu et al. 2022, algorithm 2).
 
-    One evaluation a step. Order 2 as an ODE solver. Limits: the first step is `ddim`'s, of eta = 0
-    or, if stochastic, of eta = 1; the last step returns x_0-hat; data that are one point are
-    returned exactly.
+    One evaluation a step. As an ODE solver it has order 2.
+
+    Limits: the first step is a step of `ddim`, with eta = 1 if stochastic and eta = 0 otherwise.
+    The last step returns x̂_0. If all data are one point, the sampler returns it exactly.
 
     Args:
       process: the chain.
-      stochastic: solve the reverse SDE instead of the ODE.
+      stochastic: if True, solve the reverse SDE instead of the ODE.
     """
     advance = with_options(_advance_2m, stochastic=bool(stochastic))
     return Sampler(process, with_options(_start, length=1), advance)
@@ -71,7 +74,7 @@ def _advance_2m(
 ) -> tuple[MultistepState, Prediction]:
     prediction = denoise_fn(state.x, t)
     way = interval(process, t, s)
-    # 0 at the first step, whose past is infinitely far, and at the last, which has none
+    # 0 at the first step, where state.h is inf, and at the last step, where way.h is inf
     ratio = jnp.where(jnp.isfinite(way.h), way.h / state.h[0], 0.0)
     x_0 = prediction.x_0 + 0.5 * ratio * (prediction.x_0 - state.x_0[0])
     if stochastic:
@@ -87,11 +90,13 @@ def _advance_2m(
 def dpm_solver_pp_3m(process: GaussianProcess) -> Sampler:
     """Build DPM-Solver++(3M): three predictions, one evaluation a step, order 3.
 
-    The second step is 2M's. Limits: the first step is `ddim`'s at eta = 0; the last step returns
-    x_0-hat; data that are one point are returned exactly.
+    The second step is a step of 2M.
 
-    Deviates from the authors' code: there the second-derivative term enters with half its weight,
-    which leaves order 2; here the parabola is integrated exactly.
+    Limits: the first step is a step of `ddim` at eta = 0. The last step returns x̂_0. If all data
+    are one point, the sampler returns it exactly.
+
+    Deviates from the authors' code: their second-derivative term has half its weight, so their
+    order is 2. Here the parabola is integrated exactly.
     """
     return Sampler(process, with_options(_start, length=2), _advance_3m)
 
@@ -115,14 +120,15 @@ def _advance_3m(
 def dpm_solver_pp_2s(process: GaussianProcess) -> Sampler:
     """Build DPM-Solver++(2S): a single-step method of order 2 (Lu et al. 2022, algorithm 1).
 
-    Two evaluations a step, one in steps of order 1: those with t - s = 1, which have no timestep
-    in between, the one to s = 0 and the one from t = T at zero terminal SNR.
+    Two evaluations a step, but one evaluation in a step of order 1. Such steps are: those with
+    t - s = 1, because no timestep is between t and s; the step to s = 0; and the step from t = T at
+    zero terminal SNR.
 
-    Limits: on the full chain it is `ddim` at eta = 0; the last step returns x_0-hat; data that are
-    one point are returned exactly.
+    Limits: on the full chain it is `ddim` at eta = 0. The last step returns x̂_0. If all data are
+    one point, the sampler returns it exactly.
 
-    Deviates from algorithm 1: u is the timestep nearest in log-SNR to the middle (r = 1/2), and r
-    is then what it really is.
+    Deviates from algorithm 1: u is the timestep nearest in log-SNR to the middle (r = 1/2). The
+    formula then uses the r of this timestep.
     """
     return Sampler(process, SinglestepState, _advance_2s)
 
@@ -152,22 +158,23 @@ def _advance_2s(
 
 
 def combine(h: Array, x_0: Array, past: tuple[Array, ...], past_h: tuple[Array, ...]) -> Array:
-    """Return the constant x_0 that stands for the polynomial through x_0 and the past.
+    """Return the constant x_0 that gives the same step as the polynomial through x_0 and the past.
 
-    The order is as high as the past has finite steps; at order 2 the slope counts half, as in 2M.
+    The order is 1 plus the number of past steps of finite length. At order 2 the slope has the
+    weight 1/2, as in 2M.
 
     Args:
-      h: the step ahead in λ; where it is inf, the result is x_0.
+      h: scalar, the length of the step in λ. If it is inf, the result is x_0.
       x_0: [B, ...] float, the prediction at t.
-      past: one or two earlier predictions, latest first.
-      past_h: the steps in λ from each of them to the next.
+      past: one or two earlier predictions, each [B, ...], latest first.
+      past_h: length in λ of the step that followed each earlier prediction, scalars.
     """
     ratio = jnp.where(jnp.isfinite(h), h / past_h[0], 0.0)
     second = x_0 + 0.5 * ratio * (x_0 - past[0])
     if len(past) == 1:
         return second
     is_third = jnp.isfinite(h) & jnp.isfinite(past_h[1])
-    # 1 in place of inf: the weights of the branch that is not taken must not make gradients NaN
+    # 1 instead of inf: otherwise the weights of the unused branch would make gradients NaN
     h, h_1, h_2 = (jnp.where(is_third, step, 1.0) for step in (h, *past_h))
     w = weights(h, [jnp.zeros_like(h), -h_1 / h, -h_1 / h - h_2 / h])
     third = w[0] * x_0 + w[1] * past[0] + w[2] * past[1]
@@ -175,7 +182,7 @@ def combine(h: Array, x_0: Array, past: tuple[Array, ...], past_h: tuple[Array, 
 
 
 def _start(x_T: Array, *, length: int) -> MultistepState:
-    """Return the state at T, whose past is empty."""
+    """Return the state at T, which has no past predictions."""
     return MultistepState(
         x_T, (jnp.zeros_like(x_T),) * length, (jnp.full((), jnp.inf, x_T.dtype),) * length
     )

@@ -6,9 +6,9 @@
   Heun:   x̄_s = x̄_t̂ + (σ̄_s - σ̄_t̂) (ε̂_t̂ + ε̂_s) / 2,  ε̂_s at Euler's x_s
                                         (Karras et al. 2022, algorithms 1 and 2, eq. 5's σ)
 
-Deviates from algorithm 2: the network exists at the table's timesteps only, so churn goes to the
-timestep nearest in ln σ̄ to (1+γ) σ̄_t; where the next one is further than that, nothing is added.
-With S_noise = 1 churn is a step of the forward chain, x_t̂ ~ q(x_t̂ | x_t).
+Deviates from algorithm 2: the network knows the table's timesteps only. Churn therefore goes to the
+timestep nearest in ln σ̄ to (1+γ) σ̄_t. If t is the nearest itself, no noise is added. With
+S_noise = 1 churn is a step of the forward chain, x_t̂ ~ q(x_t̂ | x_t).
 """
 
 import math
@@ -41,15 +41,18 @@ def euler(
 ) -> Sampler:
     """Build Euler's method (Karras et al. 2022, algorithm 2 without its second half).
 
-    One evaluation a step; order 1. Limits: gamma = 0 is `ddim` at eta = 0; the last step returns
-    x_0-hat; data that are one point are returned exactly.
+    One evaluation a step; order 1.
+
+    Limits: gamma = 0 is `ddim` at eta = 0. The last step returns x̂_0. If all data are one point,
+    the sampler returns it exactly.
 
     Args:
       process: the chain.
-      gamma: churn, S_churn / num_steps in the paper's terms, in [0, √2 - 1]; 0 draws nothing.
-      s_min: no churn where σ̄ = sigma_t/alpha_t is below (S_tmin).
-      s_max: no churn where σ̄ is above (S_tmax).
-      s_noise: scale of churn's noise, > 0; about 1 (S_noise).
+      gamma: γ in [0, √2 - 1], the churn of a step: S_churn / num_steps in the paper. 0 draws no
+        noise.
+      s_min: S_tmin >= 0. There is no churn if σ̄ = sigma_t/alpha_t is below it.
+      s_max: S_tmax >= s_min. There is no churn if σ̄ is above it.
+      s_noise: S_noise > 0, the scale of the churn's noise; about 1.
 
     Raises:
       UserError: an argument is out of its range.
@@ -67,9 +70,11 @@ def heun(
     """Build Heun's method (Karras et al. 2022, algorithm 1; with churn algorithm 2).
 
     Two evaluations a step and one in the last, 2 num_steps - 1 in all; order 2. The step to s = 0
-    is Euler's, as in the paper, and so is the one from t = T with zero terminal SNR, which is
-    infinitely long in σ̄. Limits: the last step returns x_0-hat; data that are one point are
-    returned exactly. Arguments and errors as in `euler`.
+    is Euler's, as in the paper. With zero terminal SNR the step from t = T is Euler's too, because
+    it is infinitely long in σ̄.
+
+    Limits: the last step returns x̂_0. If all data are one point, the sampler returns it exactly.
+    Arguments and errors as in `euler`.
     """
     return _edm(process, gamma, s_min, s_max, s_noise, second_order=True)
 
@@ -85,7 +90,9 @@ def _edm(
     if not 0.0 <= gamma <= MAX_GAMMA:
         raise UserError(f"gamma must be in [0, {MAX_GAMMA:.4f}] (√2 - 1), found {gamma}")
     if not 0.0 <= s_min <= s_max:
-        raise UserError(f"s_min and s_max must be 0 <= s_min <= s_max, found {s_min} and {s_max}")
+        raise UserError(
+            f"s_min and s_max must satisfy 0 <= s_min <= s_max, found {s_min} and {s_max}"
+        )
     if not s_noise > 0.0:
         raise UserError(f"s_noise must be > 0, found {s_noise}")
 
@@ -119,7 +126,7 @@ def _advance(
         x = jnp.where(t == t_start, x, ratio * x + added)
     prediction = denoise_fn(x, t)
     alpha_s, sigma_s = alpha_sigma(process, s, x)
-    x_s = alpha_s * prediction.x_0 + sigma_s * prediction.eps  # Euler, x̄_t̂ written out
+    x_s = alpha_s * prediction.x_0 + sigma_s * prediction.eps  # Euler's step, in x
     if not second_order:
         return EDMState(x_s), prediction
     alpha_t, sigma_t = alpha_sigma(process, t, x)
@@ -134,7 +141,7 @@ def _advance(
 
 
 def _churned(process: GaussianProcess, t: Array, gamma: float, s_min: float, s_max: float) -> Array:
-    """Return t̂, the timestep that churn goes up to; t where there is no churn."""
+    """Return t̂, the timestep to which churn raises t; int32 scalar, equal to t without churn."""
     log_snr = read(process.log_snr, t)
     T = jnp.int32(process.num_timesteps)
     t_hat = nearest(process, log_snr - 2.0 * math.log1p(gamma), t, T)

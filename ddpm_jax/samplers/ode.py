@@ -4,8 +4,9 @@
   x_s = (sigma_s/sigma_t) x_t + alpha_s ∫_0^h e^{τ-h} x̂_0(λ_t + τ) dτ
                                                     (Lu et al. 2022, DPM-Solver++, prop. 4.1)
 
-A solver puts a polynomial for x̂_0(λ) under the integral; a constant one is DDIM. All of it stays
-finite where λ does not: at s = 0, where only x̂_0 is left, and at t = T with zero terminal SNR.
+A solver replaces x̂_0(λ) in the integral by a polynomial. A constant gives DDIM. Every quantity here
+but h stays finite where λ is infinite: at s = 0, where x_s = x̂_0, and at t = T with zero terminal
+SNR.
 """
 
 import math
@@ -18,11 +19,11 @@ from ddpm_jax.types import Array
 
 
 class Interval(NamedTuple):
-    """What the way from t to s < t takes; scalars, exact to float32 rounding.
+    """The coefficients of a step from t to s < t; scalars, exact to float32 rounding.
 
     Attributes:
       h: λ_s - λ_t > 0; inf at s = 0 and where alpha_t = 0.
-      decay: sigma_s / sigma_t, the part of x_t that is left; 0 at s = 0.
+      decay: sigma_s / sigma_t, the weight of x_t; 0 at s = 0.
       gain: alpha_s (1 - e^{-h}), the weight of a constant x̂_0; 1 at s = 0.
       fraction: 1 - e^{-2h}; 1 at s = 0.
     """
@@ -33,14 +34,14 @@ class Interval(NamedTuple):
     fraction: Array
 
     def flow(self, x_t: Array, x_0: Array) -> Array:
-        """Return x_s for a prediction x_0 that holds all the way."""
+        """Return x_s: [B, ...], if the prediction x_0 is constant from t to s."""
         return self.decay * x_t + self.gain * x_0
 
 
 def interval(process: GaussianProcess, t: Array, s: Array) -> Interval:
-    """Return the way from t to s < t, both int32 scalars."""
+    """Return the coefficients of the step from t to s < t, both int32 scalars."""
     ratio, beta = jump(process, t, s)
-    # From β_{t|s}, which is exact, not from a difference of λ: two timesteps can be very near
+    # From β_{t|s}, which is exact. A difference of λ would cancel if t and s are near.
     fraction = beta / jump(process, t, 0)[1]
     sigma_t = read(process.sqrt_one_minus_alphas_cumprod, t)
     decay = read(process.sqrt_one_minus_alphas_cumprod, s) / sigma_t
@@ -53,18 +54,18 @@ def interval(process: GaussianProcess, t: Array, s: Array) -> Interval:
 def weights(h: Array, nodes: list[Array]) -> list[Array]:
     """Return the weights of x̂_0 at some nodes, relative to the gain of the interval.
 
-    gain Σ_j w_j x̂_0(λ_t + h nodes_j) is alpha_s ∫ e^{τ-h} p(τ) dτ of the polynomial p through
-    these values, so that n nodes make a step of order n. The weights sum to 1.
+    gain Σ_j w_j x̂_0(λ_t + h nodes_j) equals alpha_s ∫ e^{τ-h} p(τ) dτ, where the polynomial p goes
+    through these values. A step with n nodes has order n. The weights sum to 1.
 
     Args:
       h: scalar > 0, finite.
-      nodes: n different scalars; 0 is t, 1 is s, and below 0 are timesteps before t.
+      nodes: n different scalars. 0 is t, 1 is s, and a negative node is a timestep before t.
     """
-    # ∫ e^{τ-h} (τ/h)^i dτ / h = i! φ_{i+1}(-h), by which the monomials count
+    # The integral of a monomial: ∫ e^{τ-h} (τ/h)^i dτ / h = i! φ_{i+1}(-h)
     monomials = [math.factorial(i) * phi(i + 1, h) / phi(1, h) for i in range(len(nodes))]
     result = []
     for j, node in enumerate(nodes):
-        basis = [jnp.ones_like(h)]  # Lagrange's polynomial of node j, by rising powers
+        basis = [jnp.ones_like(h)]  # coefficients of Lagrange's polynomial of node j, ascending
         for other in nodes[:j] + nodes[j + 1 :]:
             scale = 1.0 / (node - other)
             rise, stay = [0.0 * scale, *basis], [*basis, 0.0 * scale]
@@ -76,7 +77,8 @@ def weights(h: Array, nodes: list[Array]) -> list[Array]:
 def phi(k: int, h: Array) -> Array:
     """Return φ_k(-h) = ∫_0^1 e^{-h(1-u)} u^{k-1}/(k-1)! du for k >= 1, h > 0.
 
-    By its power series where the recursion φ_{k+1}(z) = (φ_k(z) - 1/k!)/z would cancel.
+    The recursion is φ_{k+1}(z) = (φ_k(z) - 1/k!)/z. Below h = 1 it would cancel, so there the
+    power series is used.
     """
     series = jnp.ones_like(h)
     for j in range(18, 0, -1):
@@ -89,7 +91,7 @@ def phi(k: int, h: Array) -> Array:
 
 
 def nearest(process: GaussianProcess, log_snr: Array, low: Array, high: Array) -> Array:
-    """Return the timestep in low..high whose log-SNR is nearest to a given one, int32 scalar."""
+    """Return the timestep in low..high with the log-SNR nearest to `log_snr`: int32 scalar."""
     t = jnp.arange(process.num_timesteps + 1, dtype=jnp.int32)
     distance = jnp.where((low <= t) & (t <= high), jnp.abs(process.log_snr - log_snr), jnp.inf)
     return jnp.argmin(distance).astype(jnp.int32)

@@ -1,13 +1,15 @@
-"""Predictor-corrector sampling: ancestral steps, and Langevin steps at a fixed noise level.
+"""Predictor-corrector sampling: each ancestral step follows Langevin steps at the same t.
 
   g = -ε̂(x, t)/sigma_t                                the score of x_t
   x <- x + ε g + √(2ε) z,  ε = 2 α (r ‖z‖/‖g‖)²,  α = ᾱ_t/ᾱ_s       corrector, n times at t
   x_s = ancestral step from t                          predictor
                                         (Song et al. 2021, score SDE, algorithms 3 and 5)
 
-Deviates from algorithm 3, which corrects after it has predicted: correcting at t before, as the
-authors' code does, never asks for a score of clean data. Deviates from that code, which takes the
-norms' mean over the batch: here each image has its own step size, and so depends on no neighbour.
+Deviates from algorithm 3, which predicts first and then corrects. Here the corrector runs first, at
+t, as in the authors' code. It then never needs the score of clean data.
+
+Deviates from the authors' code, which averages the norms over the batch. Here each image has its
+own step size, so an image does not depend on the rest of the batch.
 """
 
 from collections.abc import Callable
@@ -31,17 +33,17 @@ def predictor_corrector(
 ) -> Sampler:
     """Build the predictor-corrector sampler; num_corrections + 1 evaluations a step.
 
-    Limits: without corrections it is ancestral sampling; the last step returns x_0-hat of the
-    corrected x_t; data that are one point are returned exactly.
+    Limits: num_corrections = 0 is ancestral sampling. The last step returns x̂_0 of the corrected
+    x_t. If all data are one point, the sampler returns it exactly.
 
     Args:
       process: the chain.
-      variance: of the predictor, as in `ancestral`.
-      snr: r > 0, the size of Langevin steps relative to the noise; 0.16 in the paper.
-      num_corrections: n >= 0, Langevin steps before each ancestral one.
+      variance: the variance of the ancestral step, as in `ancestral`.
+      snr: r > 0, the size of the Langevin steps relative to the noise; 0.16 in the paper.
+      num_corrections: n >= 0, the number of Langevin steps before each ancestral step.
 
     Raises:
-      UserError: unknown variance; snr or num_corrections out of range.
+      UserError: unknown variance; snr or num_corrections is out of its range.
     """
     if not snr > 0.0:
         raise UserError(f"snr must be > 0, found {snr}")
@@ -73,7 +75,7 @@ def _advance(
     def correct(i: Array, x: Array) -> Array:
         score = -denoise_fn(x, t).eps / sigma_t
         z = noise(fold_in(key, i + 1), t, x.shape)
-        ratio = _norm(z) / _norm(score)  # not finite where there is nothing to follow
+        ratio = _norm(z) / _norm(score)  # inf or NaN where the score is 0
         size = 2.0 * alpha * jnp.square(snr * jnp.where(jnp.isfinite(ratio), ratio, 0.0))
         size = expand(size, x)
         return x + size * score + _root(2.0 * size) * z

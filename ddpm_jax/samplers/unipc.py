@@ -1,14 +1,16 @@
-"""UniPC: a predictor of order p and a corrector that raises it to p + 1, at one evaluation a step.
+"""UniPC: a predictor of order p, and a corrector that raises the order to p + 1.
 
   UniP-p:  x̃_s = (sigma_s/sigma_t) x_t + alpha_s ∫_0^h e^{τ-h} P(τ) dτ
            P the polynomial through x̂_0 at t and the p - 1 timesteps before it
   UniC-p:  x_s, the same with P through x̂_0(x̃_s, s) as well
                                         (Zhao et al. 2023, algorithms 1 and 2, data prediction)
 
-The paper writes the integral as sums of differences divided by B(h), with coefficients that solve
-a Vandermonde system; B cancels, except where the one coefficient is set to 1/2 (UniP-2 and UniC-1):
-there B is B_2(h) = e^h - 1, which makes 1/2 of the gain alpha_s (1 - e^{-h}).
-The evaluation at x̃_s corrects the step to s and then predicts the step from s.
+A step needs one evaluation: x̂_0(x̃_s, s) corrects the step to s and then predicts the step from s.
+
+The paper writes the integral as sums of differences divided by B(h). Their coefficients solve a
+Vandermonde system, and B cancels. B matters only in UniP-2 and UniC-1, where the paper sets the one
+coefficient to 1/2. There B is B_2(h) = e^h - 1, so that the difference gets half of the gain
+alpha_s (1 - e^{-h}).
 """
 
 from typing import NamedTuple
@@ -24,14 +26,15 @@ from ddpm_jax.types import Array, DenoiseFn, Prediction, PRNGKey
 
 
 class UniPCState(NamedTuple):
-    """The predicted sample, and what corrects it; the past is latest first.
+    """The predicted sample at t, and what the corrector needs; past predictions latest first.
 
     Attributes:
-      x: [B, ...] float32, predicted for the timestep t that the sampler has reached.
-      x_before: [B, ...], the corrected sample at the timestep before.
+      x: [B, ...] float32, the predicted sample at the timestep t that the sampler has reached.
+      x_before: [B, ...], the corrected sample at the timestep before t.
       x_0: p predictions at the timesteps before t, each [B, ...].
-      h: the p steps in λ that led from each of them to the next, scalars; inf where there is none.
-      way: the step that led to t.
+      h: length in λ of the step that followed each prediction, p scalars; inf if there is no
+        prediction.
+      way: the coefficients of the step that led to t.
     """
 
     x: Array
@@ -44,15 +47,15 @@ class UniPCState(NamedTuple):
 def unipc(process: GaussianProcess, order: int = 2) -> Sampler:
     """Build UniPC-p with B_2 (Zhao et al. 2023); one evaluation a step, order p + 1.
 
-    The first steps have lower orders, while the past fills up. The step to s = 0 has order 1, and
-    so has the one from t = T at zero terminal SNR; neither is corrected.
+    The first steps have lower orders, because they have few past predictions. The step to s = 0
+    has order 1 and is not corrected. At zero terminal SNR the same holds for the step from t = T.
 
-    Limits: a chain of one step is `ddim`'s at eta = 0; the last step returns x_0-hat; data that
-    are one point are returned exactly.
+    Limits: a chain of one step is `ddim` at eta = 0. The last step returns x̂_0. If all data are
+    one point, the sampler returns it exactly.
 
     Args:
       process: the chain.
-      order: p of the predictor, 2 or 3.
+      order: p, the order of the predictor: 2 or 3.
 
     Raises:
       UserError: order is not 2 or 3.
@@ -91,13 +94,13 @@ def _advance(
 
 
 def _corrected_x_0(x_0: tuple[Array, ...], past_h: tuple[Array, ...]) -> Array:
-    """Return the constant that stands for the polynomial through x_0 at t and before.
+    """Return the constant x_0 that gives the same step as the polynomial through all of x_0.
 
     Args:
-      x_0: p + 1 predictions, at t and the p timesteps before it, latest first.
-      past_h: p steps in λ between them; the first of them is the step that is corrected.
+      x_0: p + 1 predictions, at t and at the p timesteps before t, each [B, ...], latest first.
+      past_h: lengths in λ of the p steps between them, scalars. The first is the step to correct.
     """
-    # 1 in place of inf: the weights of what is not used must not make gradients NaN
+    # 1 instead of inf: otherwise the weights of unused predictions would make gradients NaN
     h = jnp.where(jnp.isfinite(past_h[0]), past_h[0], 1.0)
     nodes = [jnp.ones_like(h), jnp.zeros_like(h)]
     result = 0.5 * (x_0[0] + x_0[1])

@@ -1,6 +1,5 @@
 """The metrics of the steps, written an interval late: the host never waits for the newest step."""
 
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,7 @@ class Log:
       progress: the line on the terminal.
       rate: step -> learning rate.
       max_nonfinite: updates that may be skipped in a row.
-      checkpoints: the directory that the message of a stopped run names.
+      last_good: () -> where the last good checkpoint is, in words.
     """
 
     def __init__(
@@ -27,10 +26,10 @@ class Log:
         progress: ProgressLine,
         rate: Callable[[Any], Any],
         max_nonfinite: int,
-        checkpoints: pathlib.Path,
+        last_good: Callable[[], str],
     ):
         self._writer, self._progress, self._rate = writer, progress, rate
-        self._max_nonfinite, self._checkpoints = max_nonfinite, checkpoints
+        self._max_nonfinite, self._last_good = max_nonfinite, last_good
         self._current = Interval()
         self._late: tuple[int, Interval] | None = None
 
@@ -41,11 +40,12 @@ class Log:
     def end_interval(self, step: int) -> None:
         """Write the interval before this one; this one ends after `step` steps of the run."""
         self.flush()
+        self._writer.flush()
         if self._current:
             self._late, self._current = (step, self._current), Interval()
 
     def flush(self) -> int:
-        """Write the interval that has ended; return the updates skipped in a row up to its end.
+        """Give the ended interval to the writer; return the updates skipped in a row at its end.
 
         Raises:
           UserError: as many as `max_nonfinite` were skipped.
@@ -61,8 +61,7 @@ class Log:
         if row["skipped_in_a_row"] >= self._max_nonfinite:
             raise UserError(
                 f"stopped at step {step}: the last {row['skipped_in_a_row']} updates were not "
-                "finite (NaN or infinity) and were skipped; the last good checkpoint is in "
-                f"{self._checkpoints}; try a lower optim.learning_rate, optim.clip_norm=1.0 or "
-                "model.dtype=float32"
+                f"finite (NaN or infinity) and were skipped; {self._last_good()}; try a lower "
+                "optim.learning_rate, optim.clip_norm=1.0 or model.dtype=float32"
             )
         return int(row["skipped_in_a_row"])

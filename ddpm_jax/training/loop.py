@@ -1,13 +1,15 @@
 """A training run from config to pictures: `train`, to be read from top to bottom.
 
 What is trained comes from `training.parts`; the loop is the same for every kind of network. The
-host only deals batches and looks at metrics an interval late. It waits for the step in progress
-only to save a checkpoint, draw a grid or look at held-out images. Everything random follows from
-(seed, step), so an interrupted run goes on from its newest checkpoint as if it had never stopped.
+host deals batches a few calls ahead of the devices and looks at metrics an interval late. It waits
+for the step in progress only to save a checkpoint, draw a grid or look at held-out images.
+Everything random follows from (seed, step), so an interrupted run goes on from its newest
+checkpoint as if it had never stopped.
 """
 
 import contextlib
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -23,11 +25,19 @@ from ddpm_jax.pretrained import text_encoder
 from ddpm_jax.runs.checkpoint import Checkpoints
 from ddpm_jax.runs.metrics import MetricsWriter
 from ddpm_jax.runs.state import TrainState
-from ddpm_jax.runs.workdir import DatasetFacts, locked, open_for_training, write_facts
+from ddpm_jax.runs.workdir import (
+    DatasetFacts,
+    check_same_run,
+    locked,
+    open_for_training,
+    write_facts,
+)
 from ddpm_jax.runtime import devices, distributed, sharding
 from ddpm_jax.runtime.interrupt import StopRequest
+from ddpm_jax.runtime.output import Output
 from ddpm_jax.training.feed import feed, plan_calls
 from ddpm_jax.training.held_out import make_held_out
+from ddpm_jax.training.in_flight import InFlight
 from ddpm_jax.training.log import Log
 from ddpm_jax.training.monitor import make_monitor
 from ddpm_jax.training.parts import Parts, build_parts
@@ -60,7 +70,9 @@ def train(config: Config | Mapping[str, Any], root: str | os.PathLike) -> Result
         ddpm_jax.train(config, "runs/digits")
         sample, params = ddpm_jax.load("runs/digits")
 
-    SIGTERM and Ctrl-C save the state and end the run early. So it must run in the main thread.
+    SIGTERM, Ctrl-C and a closed terminal (SIGHUP) save the state and end the run early. The devices
+    first end the calls that they hold: a second of work, or two calls if one takes longer. So it
+    must run in the main thread.
 
     Args:
       config: a `Config`, or a mapping of sections to mappings of fields, such as the
@@ -81,7 +93,9 @@ def train(config: Config | Mapping[str, Any], root: str | os.PathLike) -> Result
 def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack) -> Result:
     """Do `train`; `at_end` is closed after it, however it ends."""
     leader = distributed.is_leader()
-    console = Console(soft_wrap=True, markup=False, highlight=False, quiet=not leader)
+    console = Console(
+        file=Output(sys.stdout), soft_wrap=True, markup=False, highlight=False, quiet=not leader
+    )
     console.print(devices.describe_devices())
     if warning := devices.cpu_fallback_warning():
         console.print(warning, style="bold red")
@@ -118,14 +132,15 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
     }
     if leader:
         at_end.enter_context(locked(root))
+    encoder = text_encoder.NAME if config.data.text else ""
+    facts = DatasetFacts(dataset.image_shape, dataset.num_classes, dataset.class_names, encoder)
+    distributed.leader_first(lambda: check_same_run(root, config, facts))
     _describe(console, config, dataset, parts, count_parameters(programs.state.params), root)
     _, n = next(plan_calls(0, last, steps_per_call, list(every.values())))
     memory = programs.fitting(n)
     console.print(f"train step: compiled in {programs.seconds:.1f} s; memory {memory}")
 
     # The state: new, or the newest whole checkpoint of this directory.
-    encoder = text_encoder.NAME if config.data.text else ""
-    facts = DatasetFacts(dataset.image_shape, dataset.num_classes, dataset.class_names, encoder)
     workdir = distributed.leader_first(lambda: open_for_training(root, config))
     distributed.leader_first(lambda: write_facts(workdir, facts))
     checkpoints = Checkpoints(
@@ -149,37 +164,54 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
         cond = grid_cond(config, dataset, train_rows, test_rows)
         pictures = Pictures(config, parts, cond, workdir, writer, enabled=leader)
     progress = ProgressLine(console, start, last, config.train.batch_size)
-    log = Log(writer, progress, parts.rate, config.optim.max_nonfinite, workdir.checkpoints)
+    log = Log(writer, progress, parts.rate, config.optim.max_nonfinite, checkpoints.last_good)
 
     due, figures = set(), {}
-    stop = StopRequest()
-    fed = feed(config.data, batches, mesh, calls, hurry=lambda: stop.signal is not None)
+    stop, in_flight = StopRequest(), InFlight()
+
+    def hurry() -> bool:
+        """Return whether to leave out what takes long, because a signal asks to stop."""
+        return stop.signal is not None and step < last
+
+    fed = feed(config.data, batches, mesh, calls, hurry)
     try:
+        if start > last:
+            console.print(
+                f"nothing to train: the run is at step {start}, beyond train.num_steps={last}"
+            )
+            return Result(state, None, {})
         with stop, progress:
             progress.restart_clock(start)
             for i, ((step, n), batch) in enumerate(zip(calls, fed, strict=True)):
                 state, metrics = steps[n](state, batch)
                 step += n or 1
                 log.add(metrics)
+                in_flight.add(metrics)
                 stopping = stop.now(i)  # asked once: a signal can come at any line
                 ending = stopping or step == last
                 due = {name for name, n in every.items() if n and step % n == 0}
+                if step == last and held_out and not pictures:
+                    due.add("held_out")
                 if due or ending:
                     log.end_interval(step)
                 if due - {"log"} or ending:
                     skipped = log.flush()
-                    if held_out and "held_out" in due:
+                    if held_out and "held_out" in due and not hurry():
                         figures = held_out(state.ema_params)
                         writer.scalars(step, figures)
-                    if pictures and "sample" in due:
+                    if pictures and "sample" in due and not hurry():
                         pictures.draw(step, "raw", sharding.on_this_process(mesh, state.params))
-                    if due & {"sample", "score"}:
+                    if due & {"sample", "score"} and not hurry():
                         ema = sharding.on_this_process(mesh, state.ema_params)
-                    if pictures and "sample" in due:
+                    if pictures and "sample" in due and not hurry():
                         pictures.draw(step, "ema", ema)
-                    score = monitor(ema) if monitor and "score" in due else None
+                    judged = monitor and "score" in due and not hurry()
+                    score = monitor(ema) if judged else None
                     if score:
                         writer.scalars(step, score)
+                    writer.flush()  # before the checkpoint: a run that resumes there has this row
+                    stopping = stopping or hurry()  # a signal came meanwhile
+                    ending = ending or stopping
                     good = due & {"checkpoint", "score"} and not skipped  # else the last one stays
                     if ending or good:
                         checkpoints.save(state, score=score, wait=ending)
@@ -194,12 +226,15 @@ def _train(config: Config, root: str | os.PathLike, at_end: contextlib.ExitStack
             return Result(state, stop.signal, {})
         if pictures:
             grid = pictures.draw(step, "ema", sharding.on_this_process(mesh, state.ema_params))
-        elif held_out and "held_out" not in due:
+        elif held_out and start == last:
             figures = held_out(state.ema_params)
-            writer.scalars(step, figures)
-        console.print(f"done: {last} steps")
+        skipped = int(state.opt_state.total_notfinite)
+        console.print(
+            f"done: {last} steps"
+            + (f", {skipped} of them skipped (not finite: NaN or infinity)" if skipped else "")
+        )
         if pictures:
-            console.print(f"samples: {grid} (EMA weights)")
+            console.print(f"samples: {grid or 'none, they are not finite'} (EMA weights)")
         else:
             for name, value in figures.items():
                 console.print(f"held-out {name}: {value:.3f}")
@@ -239,5 +274,12 @@ def _describe(
         console.print(
             f"note: on fewer than {SMALL_SET:,} images a network tends to copy its training set; "
             "watch held_out_loss in the metrics"
+        )
+    steps, warmup = config.train.num_steps, config.optim.warmup_steps
+    if steps <= warmup:
+        console.print(
+            f"note: optim.warmup_steps={warmup} is not less than train.num_steps={steps}: the "
+            f"learning rate only reaches {parts.rate(steps - 1):.1e} of "
+            f"{config.optim.learning_rate:.1e}; take fewer warm-up steps"
         )
     console.print(f"{parts.name}: {num_parameters:,} parameters; work directory: {root}")

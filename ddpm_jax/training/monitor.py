@@ -1,5 +1,6 @@
 """The quality of few and fast samples while training: a Fréchet distance, from the EMA weights."""
 
+import logging
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -9,7 +10,7 @@ from ddpm_jax.build.chain import sample_fn
 from ddpm_jax.build.overrides import for_evaluation
 from ddpm_jax.config import Config
 from ddpm_jax.data.cond import drawn_cond
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import NotFiniteError, UserError
 from ddpm_jax.evaluation import references
 from ddpm_jax.evaluation.features import make_features
 from ddpm_jax.evaluation.moments import check_enough, frechet_distance, streamed
@@ -19,14 +20,17 @@ from ddpm_jax.sampling import sample_in_chunks
 from ddpm_jax.training.parts import Parts
 from ddpm_jax.types import Params
 
+logger = logging.getLogger(__name__)
+
 
 def make_monitor(
     config: Config, dataset: data.Dataset, rows: Mapping[str, np.ndarray], parts: Parts
-) -> Callable[[Params], dict[str, float]] | None:
+) -> Callable[[Params], dict[str, float] | None] | None:
     """Return params -> {name: distance to the training images}, or None where it is off.
 
     `config.eval` says how many samples, by which sampler. Noise and conditioning are the same each
     time, so two steps can be compared; the features are those of the small classifier of the data.
+    Samples that are not finite have no distance: a warning says so, and the figures are None.
     It only looks: a run with a monitor has the same weights as one without.
 
     Args:
@@ -62,11 +66,15 @@ def make_monitor(
     features = make_features(network)
     cond = drawn_cond(config, dataset.train, rows, n, config.train.seed)
 
-    def monitor(params: Params) -> dict[str, float]:
+    def monitor(params: Params) -> dict[str, float] | None:
         chunks = sample_in_chunks(
             sample, params, parts.sample_key, n, config.sample.chunk_size, cond
         )
-        found = streamed(features(to_uint8(chunk)) for chunk in chunks)
+        try:
+            found = streamed(features(to_uint8(chunk)) for chunk in chunks)
+        except NotFiniteError as error:
+            logger.warning("the samples cannot be judged: %s", error)
+            return None
         name = frechet_name(network.name, n, reference.split)
         return {name: frechet_distance(found, reference.moments)}
 

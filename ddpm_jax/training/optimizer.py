@@ -2,12 +2,12 @@
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from ddpm_jax.config import OptimConfig
 from ddpm_jax.errors import UserError, unknown
-
-NEVER = 2**31 - 2  # more non-finite updates in a row than any run survives
 
 
 def learning_rate(config: OptimConfig, num_steps: int) -> optax.Schedule:
@@ -39,8 +39,7 @@ def learning_rate(config: OptimConfig, num_steps: int) -> optax.Schedule:
 def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransformation:
     """Return the optimiser: clip, Adam or AdamW, scheduled rate; non-finite updates are skipped.
 
-    A gradient with a NaN or an infinity changes neither parameters nor moments; it is counted in
-    the state (`optax.ApplyIfFiniteState`), from which the loop decides when to stop.
+    The skipped updates are counted in the state, from which the loop decides when to stop.
     """
     rate = learning_rate(config, num_steps)
     betas: dict[str, Any] = dict(b1=config.b1, b2=config.b2, eps=config.eps)
@@ -57,4 +56,42 @@ def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransfo
         )
     if config.clip_norm:
         update = optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
-    return optax.apply_if_finite(update, max_consecutive_errors=NEVER)
+    return skip_nonfinite(update)
+
+
+def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Wrap an optimiser: an update that is not finite changes neither parameters nor moments.
+
+    An update is finite if the norm of the gradient, the new parameters and the new state of `inner`
+    are. `optax.apply_if_finite` asks only for a finite gradient, and so applies the NaN that a
+    finite gradient gives with, for instance, eps = 0. The state is the same as there,
+    `optax.ApplyIfFiniteState`, so that old checkpoints can be resumed.
+    """
+    init = optax.apply_if_finite(inner, max_consecutive_errors=0).init
+
+    def update(
+        gradient: optax.Updates, state: Any, params: Any = None
+    ) -> tuple[optax.Updates, optax.ApplyIfFiniteState]:
+        updates, inner_state = inner.update(gradient, state.inner_state, params)
+        applied = optax.apply_updates(params, updates)
+        finite = all_finite((optax.tree.norm(gradient), applied, inner_state))
+
+        def keep(new: jax.Array, old: jax.Array) -> jax.Array:
+            return jnp.where(finite, new, old)  # a select: 0 * NaN is NaN
+
+        skipped = jnp.where(finite, 0, 1)
+        return jax.tree.map(lambda u: keep(u, jnp.zeros_like(u)), updates), (
+            optax.ApplyIfFiniteState(
+                notfinite_count=jnp.where(finite, 0, state.notfinite_count + 1),
+                last_finite=finite,
+                total_notfinite=state.total_notfinite + skipped,
+                inner_state=jax.tree.map(keep, inner_state, state.inner_state),
+            )
+        )
+
+    return optax.GradientTransformation(init, update)
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Return whether no leaf of a tree has a NaN or an infinity: a bool scalar."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

@@ -7,6 +7,7 @@ import time
 import numpy as np
 
 from ddpm_jax.config import Config
+from ddpm_jax.errors import NotFiniteError
 from ddpm_jax.figures import grids
 from ddpm_jax.pixels import to_uint8
 from ddpm_jax.runs.metrics import MetricsWriter
@@ -43,8 +44,11 @@ class Pictures:
         self._cond = cond
         self._enabled = enabled
 
-    def draw(self, step: int, name: str, params: Params) -> pathlib.Path:
-        """Draw a grid of the samples of one set of weights; return the path of the PNG."""
+    def draw(self, step: int, name: str, params: Params) -> pathlib.Path | None:
+        """Draw a grid of the samples of one set of weights; return the path of the PNG.
+
+        Samples that are not finite are no pictures: a warning says so, and the path is None.
+        """
         start = time.perf_counter()
         chunks = sample_in_chunks(
             self._sample,
@@ -54,7 +58,11 @@ class Pictures:
             self._chunk_size,
             self._cond,
         )
-        images = to_uint8(np.concatenate(list(chunks)))
+        try:
+            images = to_uint8(np.concatenate(list(chunks)))
+        except NotFiniteError as error:
+            logger.warning("no grid of the %s weights at step %d: %s", name, step, error)
+            return None
         grid = grids.make_grid(images, side=32)
         path = self._workdir.samples / f"step_{step:07d}_{name}.png"
         if not self._enabled:

@@ -1,10 +1,13 @@
 """The progress of a run on the terminal: a live line where there is one, plain lines elsewhere."""
 
+import collections
 import datetime
 import time
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+
+REMEMBERED = 10  # intervals whose mean speed gives the time left
 
 
 class ProgressLine:
@@ -23,6 +26,7 @@ class ProgressLine:
         self._batch_size = batch_size
         self._since: tuple[int, float] | None = None
         self._rate = 0.0
+        self._past: collections.deque[tuple[int, float]] = collections.deque(maxlen=REMEMBERED)
         self._live = Progress(
             TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
             BarColumn(),
@@ -48,12 +52,14 @@ class ProgressLine:
         if self._since is not None and step > self._since[0]:
             seconds = time.perf_counter() - self._since[1]
             if seconds > 0:  # a clock may stand, or go back; then the speed is the last one's
-                self._rate = (step - self._since[0]) * self._batch_size / seconds
+                steps = step - self._since[0]
+                self._rate = steps * self._batch_size / seconds
+                self._past.append((steps, seconds))
         self.restart_clock(step)
         left = "--"
-        if self._rate:
-            seconds = (self._stop - step) * self._batch_size / self._rate
-            left = str(datetime.timedelta(seconds=round(seconds)))
+        if self._past:
+            steps, seconds = map(sum, zip(*self._past, strict=True))
+            left = str(datetime.timedelta(seconds=round((self._stop - step) * seconds / steps)))
         text = f"loss {loss:.4f}  {self._rate:,.0f} images/s  {left} left"
         self._live.update(self._task, completed=step, description=text)
         if not self._console.is_terminal:

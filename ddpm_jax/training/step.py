@@ -1,7 +1,7 @@
 """The train step and the figures of held-out images, as pure functions to be jitted.
 
 One step draws t and ε from `fold_in(key, step)`, takes the gradient of the mean weighted loss,
-updates the parameters unless the gradient is not finite, and moves the average
+updates the parameters unless the update is not finite, and moves the average
 
     ema ← d ema + (1 - d) params,   d = min(ema_decay, (1 + n) / (10 + n))
 
@@ -140,7 +140,8 @@ def make_train_step(
         keep = functools.partial(jnp.where, opt_state.last_finite)  # a select: 0 * NaN is NaN
         ema_params = jax.tree.map(keep, moved, state.ema_params)
         learned = time_sampler.update(state.time_state, t, loss)
-        time_state = jax.tree.map(keep, learned, state.time_state)
+        known = opt_state.last_finite & jnp.isfinite(loss).all()
+        time_state = jax.tree.map(functools.partial(jnp.where, known), learned, state.time_state)
 
         sums, counts = loss_by_quartile(loss, weight, t, num_timesteps)
         metrics = dict(
