@@ -180,6 +180,17 @@ def test_the_command_draws_every_figure_and_says_where(data_dir, tmp_path):
         assert grey[0, 0] == 255 and len(np.unique(grey)) > 50  # drawn on white
 
 
+@pytest.mark.slow
+@pytest.mark.loose_promotion(reason="Linen's initialisers mix types")
+def test_the_figures_of_a_run_are_written_into_its_directory(data_dir, tmp_path):
+    _save_run_of_zeros(tmp_path / "run")
+    result = _run(data_dir, f"--workdir={tmp_path / 'run'}")
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stdout.splitlines() if ": " in line]
+    assert lines[0] == f"schedules: {tmp_path / 'run' / 'figures' / 'schedules.png'}"
+    assert (tmp_path / "run" / "figures" / "reverse.png").exists()
+
+
 def test_a_workdir_that_is_no_run_is_one_line_and_exit_2(data_dir, tmp_path):
     result = _run(data_dir, f"--workdir={tmp_path}", f"--out={tmp_path / 'figures'}")
     assert result.returncode == 2
