@@ -132,7 +132,7 @@ def check_same_run(root: str | os.PathLike, config: Config, facts: DatasetFacts)
     Raises:
       UserError: it belongs to another run; the message names what differs.
     """
-    workdir = WorkDir(pathlib.Path(root).absolute())
+    workdir = WorkDir(_absolute(root))
     if workdir.config.exists():
         _check_same(root, read_config(workdir), config)
     if workdir.dataset.exists():
