@@ -136,7 +136,12 @@ def main() -> None:
         given, edited = _edit(_editor(run, label, progress), grid, x_0, mask, depths)
     columns = [given[0], *edited, given[1]] if EDIT.value == "interpolate" else given + edited
     table = to_uint8(np.stack(columns, axis=1))
-    picture = grids.make_grid(table.reshape(-1, *table.shape[2:]), columns=len(columns), side=32)
+    picture = grids.make_grid(
+        table.reshape(-1, *table.shape[2:]),
+        columns=len(columns),
+        side=32,
+        column_labels=_column_labels(len(edited), depths),
+    )
     arrays = {"images": to_uint8(np.stack(edited, axis=1))}
     outputs.write(out, OUT.value, picture, arrays, _settings(run, depths))
 
@@ -166,6 +171,15 @@ def _edit(
         part, what = editing.from_depth(grid, depth), f"denoising from t = {depth}"
         edited += edit(what, editing.sdedit, part, np.zeros(1, np.int32), x_0)
     return [x_0], edited
+
+
+def _column_labels(k: int, depths: list[int]) -> list[str]:
+    """Return what the columns of the grid show."""
+    if EDIT.value == "inpaint":
+        return ["given", "kept", *(f"#{i + 1}" for i in range(k))]
+    if EDIT.value == "interpolate":
+        return ["given", *(f"{weight:.2g}" for weight in np.linspace(0, 1, k)), "given"]
+    return ["given", *(f"t={depth}" for depth in depths)]
 
 
 def _tile(images: np.ndarray, k: int) -> np.ndarray:

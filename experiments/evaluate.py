@@ -2,8 +2,9 @@
 
     python -m experiments.evaluate --workdir=runs/digits
 
-The program prints a table and writes it to <workdir>/evaluate.json. It writes three pictures to
-<workdir>/samples:
+The program prints a table and writes it to <workdir>/evaluate.json. It keeps a copy in
+<workdir>/evaluations, with the checkpoint and the flags in its name, so that other settings do not
+overwrite it. It writes three pictures to <workdir>/samples:
 
   rate_distortion.png            rate against distortion
   progressive.png                x̂_0 from x_t for falling t: images as their bits arrive
@@ -28,6 +29,7 @@ Other flags:
 
 import dataclasses
 import os
+import pathlib
 import time
 from typing import Any
 
@@ -132,6 +134,10 @@ GUIDANCE = flags.DEFINE_float(
 flags.mark_flag_as_required("workdir")
 
 
+SETTINGS = (  # the flags that the table depends on, but for the checkpoint
+    *("n", "seeds", "features", "inception_weights", "split", "sampler", "num_steps", "timesteps"),
+    *("guidance", "bound_images", "bound_terms", "variance", "ode"),
+)
 PICTURES = ("rate_distortion", "progressive", "nearest_training_images")
 
 
@@ -166,9 +172,12 @@ def main() -> None:
             pictures["nearest_training_images"] = report.neighbours
             facts |= _about_samples(run, dataset, about)
     print_table(rows, facts)
-    _write(workdir, rows, facts, curves)
+    kept = _write(workdir, rows, facts, curves)
     _draw(run, workdir, curves, pictures)
-    print(f"table: {workdir.root / 'evaluate.json'} ({time.perf_counter() - start:.0f} s)")
+    print(
+        f"table: {workdir.root / 'evaluate.json'} ({time.perf_counter() - start:.0f} s){os.linesep}"
+        f"a copy that other settings do not overwrite: {kept}"
+    )
 
 
 def _check_flags() -> None:
@@ -348,18 +357,25 @@ def _network(
 
 def _write(
     workdir: WorkDir, rows: list[Row], facts: dict[str, Any], curves: dict[str, list[Part]]
-) -> None:
-    """Write the table and the rate-distortion curves as JSON, in one atomic replacement."""
-    path = workdir.root / "evaluate.json"
-    content = {**facts, "rows": [row._asdict() for row in rows]}
+) -> pathlib.Path:
+    """Write the table and the curves as JSON: the newest, and a file of these settings to keep."""
+    settings = {name: flags.FLAGS[name].value for name in SETTINGS}
+    given = {k: v for k, v in settings.items() if v != flags.FLAGS[k].default}
+    content = {**facts, "settings": settings, "rows": [row._asdict() for row in rows]}
     content["rate_distortion"] = {
         split: [part._asdict() for part in curve] for split, curve in curves.items()
     }
-    try:
-        with replacing(path) as part:
-            part.write_text(to_json(content, indent=2, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror})") from error
+    text = to_json(content, indent=2, ensure_ascii=False) + "\n"
+    words = (f"{k}-{str(v).replace(os.sep, '-')}" for k, v in given.items())
+    name = outputs.join(f"step{facts['checkpoint']}", *words)
+    kept = workdir.root / "evaluations" / f"{name}.json"
+    for path in (kept, workdir.root / "evaluate.json"):
+        try:
+            with replacing(path) as part:
+                part.write_text(text)
+        except OSError as error:
+            raise outputs.not_writable(path, None, error) from error
+    return kept
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ from ddpm_jax.pixels import to_uint8, to_x_0
 from ddpm_jax.pretrained import text_encoder
 from ddpm_jax.randomness import MAX_SEED
 from ddpm_jax.runs.open import Run, open_run, sample_of
-from ddpm_jax.runs.workdir import open_for_reading, read_config, read_facts
+from ddpm_jax.runs.workdir import DatasetFacts, open_for_reading, read_config, read_facts
 from ddpm_jax.runtime.progress import Progress
 from ddpm_jax.sampling import sample_in_chunks
 from ddpm_jax.types import Conditioning, Params
@@ -101,6 +101,8 @@ OUT = flags.DEFINE_string(
 )
 flags.mark_flag_as_required("workdir")
 
+MAX_COLUMNS = 20  # of a grid of classes
+
 
 def main() -> None:
     workdir = open_for_reading(WORKDIR.value)
@@ -136,8 +138,16 @@ def main() -> None:
     if "image" in cond:
         arrays["lowres"] = to_uint8(cond["image"])
     print(f"{N.value} images in {seconds:.1f} s (compilation included)")
-    picture = grids.make_grid(images, side=32)
+    picture = _picture(images, config, facts)
     outputs.write(out, OUT.value, picture, arrays, _settings(run, params))
+
+
+def _picture(images: np.ndarray, config: Config, facts: DatasetFacts) -> np.ndarray:
+    """Return a grid of the images: of classes in turn, a column for each."""
+    names = facts.class_names
+    if config.model.class_conditional and LABEL.value is None and 1 < len(names) <= MAX_COLUMNS:
+        return grids.make_grid(images, columns=len(names), side=32, column_labels=names)
+    return grids.make_grid(images, side=32)
 
 
 def _draw(

@@ -1,7 +1,10 @@
 """The options of the mains: what cannot be is refused in one line, before the work."""
 
+import os
+
 import numpy as np
 import pytest
+from mains import ROOT
 from mains import run as run_main
 from test_guided_runs import config_of, make_run
 from test_quality import run_and_data  # noqa: F401
@@ -105,3 +108,28 @@ def test_an_evaluation_that_cannot_be_written_is_refused_before_the_work(run_and
         assert "evaluate.json is a directory" in refusal("evaluate", f"--workdir={root}")
     finally:
         (root / "evaluate.json").rmdir()
+
+
+def test_two_evaluations_of_other_settings_are_both_kept_and_a_second_overwrites_its_own(
+    run_and_data,  # noqa: F811
+):
+    root = run_and_data[2]
+    flags = (f"--workdir={root}", "--features=none", "--bound_images=2")
+    for terms in (1, 2, 2):
+        done = run_main("evaluate", *flags, f"--bound_terms={terms}")
+        assert done.returncode == 0, done.stderr
+        assert str(root / "evaluate.json") in done.stdout
+    names = sorted(path.name for path in (root / "evaluations").iterdir())
+    start = "step3_features-none_bound_images-2_bound_terms"
+    assert names == [f"{start}-1.json", f"{start}-2.json"]
+    newest = (root / "evaluate.json").read_bytes()
+    assert newest == (root / "evaluations" / names[1]).read_bytes()
+
+
+def test_paths_are_printed_whole(root, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    workdir = os.path.relpath(root, ROOT)  # the mains run there
+    done = run_main("sample", f"--workdir={workdir}", "--n=1", "--num_steps=2")
+    assert done.returncode == 0, done.stderr
+    paths = [line.partition(": ")[2] for line in done.stdout.splitlines() if ": " in line]
+    assert len(paths) == 2 and all(os.path.isabs(p) and os.path.exists(p) for p in paths), paths

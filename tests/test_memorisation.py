@@ -37,8 +37,10 @@ def test_the_score_is_that_of_the_distribution_for_held_out_images_and_one_for_c
 
 def test_the_picture_shows_each_sample_over_its_neighbour():
     samples, neighbours = TRAIN[:5, ..., :1], TRAIN[5:10, ..., :1]
-    grid = memorisation.neighbour_grid(samples, neighbours, columns=3)
+    labelled = memorisation.neighbour_grid(samples, neighbours, columns=3)
     factor = 32 // 4
+    grid = labelled[:, -(3 * (3 * factor + 2) + 2) :]  # without the labels at the left
+    assert labelled[:, : -grid.shape[1]].min() < 100
     assert grid.shape == (4 * (32 + 2) + 2, 3 * (3 * factor + 2) + 2, 1)
     cells = grid[2:, 2:].repeat(1, axis=0)
     for row, images in enumerate((samples[:3], neighbours[:3], samples[3:], neighbours[3:])):

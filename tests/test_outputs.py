@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from mains import run as run_main
 from PIL import Image
-from test_guided_runs import config_of, make_run
+from test_guided_runs import FACTS, config_of, make_run
 
 from ddpm_jax import load
 from ddpm_jax.config import SampleConfig
 from ddpm_jax.errors import UserError
 from ddpm_jax.runs.checkpoint import Checkpoints
 from ddpm_jax.runs.state import TrainState
+from ddpm_jax.runs.workdir import check_same_run
 from experiments import outputs
 
 pytestmark = [
@@ -130,6 +131,8 @@ def test_a_work_directory_may_begin_with_a_tilde(root, monkeypatch):
     said = run("sample", "--workdir=~/run", "--n=1", "--seed=9")
     assert str(root / "samples" / "samples_step2_n1_seed9.png") in said
     load("~/run")
+    with pytest.raises(UserError, match="train.seed: 0 there, 5 now"):
+        check_same_run("~/run", config_of(train={"num_steps": 1, "seed": 5}), FACTS)
 
 
 def test_a_write_that_fails_leaves_the_old_file(root, tmp_path, monkeypatch):
@@ -146,3 +149,14 @@ def test_a_write_that_fails_leaves_the_old_file(root, tmp_path, monkeypatch):
     assert "cannot be written (No space left on device)" in refused.stderr
     assert (tmp_path / "x.npz").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.npz", "x.png"]
+
+
+def test_a_grid_of_classes_in_turn_has_a_column_for_each(root, tmp_path):
+    run("sample", f"--workdir={root}", "--n=4", f"--out={tmp_path / 'turns'}")
+    run("sample", f"--workdir={root}", "--n=4", "--label=1", f"--out={tmp_path / 'one'}")
+    sizes = []
+    for name in ("turns", "one"):
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            sizes.append(picture.size)
+    assert sizes[0][0] == 3 * 34 + 2 and sizes[0][1] > 2 * 34 + 2  # three classes, and names above
+    assert sizes[1] == (2 * 34 + 2, 2 * 34 + 2)

@@ -14,7 +14,7 @@ from PIL import Image
 from ddpm_jax import build, time_samplers
 from ddpm_jax.build.chain import make_chain
 from ddpm_jax.config import from_dict
-from ddpm_jax.figures import plots
+from ddpm_jax.figures import grids, plots
 from ddpm_jax.models.noise_schedule import make_gamma
 from ddpm_jax.pixels import to_uint8
 from ddpm_jax.runs import workdir
@@ -180,6 +180,17 @@ def test_the_command_draws_every_figure_and_says_where(data_dir, tmp_path):
         assert grey[0, 0] == 255 and len(np.unique(grey)) > 50  # drawn on white
 
 
+@pytest.mark.slow
+@pytest.mark.loose_promotion(reason="Linen's initialisers mix types")
+def test_the_figures_of_a_run_are_written_into_its_directory(data_dir, tmp_path):
+    _save_run_of_zeros(tmp_path / "run")
+    result = _run(data_dir, f"--workdir={tmp_path / 'run'}")
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stdout.splitlines() if ": " in line]
+    assert lines[0] == f"schedules: {tmp_path / 'run' / 'figures' / 'schedules.png'}"
+    assert (tmp_path / "run" / "figures" / "reverse.png").exists()
+
+
 def test_a_workdir_that_is_no_run_is_one_line_and_exit_2(data_dir, tmp_path):
     result = _run(data_dir, f"--workdir={tmp_path}", f"--out={tmp_path / 'figures'}")
     assert result.returncode == 2
@@ -263,3 +274,23 @@ def _assert_shown(pictures: list, images: np.ndarray) -> None:
         shown = np.asarray(picture.get_array())
         expected = to_uint8(image)
         np.testing.assert_array_equal(shown.reshape(expected.shape), expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_labels_of_a_grid_are_in_a_margin_and_change_no_image(channels):
+    images = np.random.default_rng(0).integers(0, 256, (6, 4, 4, channels)).astype(np.uint8)
+    plain = grids.make_grid(images, columns=3, side=32)
+    labels = ["given", "a name that is far too long for its column", "t=8"]
+    whole = grids.make_grid(images, columns=3, side=32, column_labels=labels)
+    top = whole.shape[0] - plain.shape[0]
+    assert whole.shape[1:] == plain.shape[1:] and top > 0
+    np.testing.assert_array_equal(whole[top:], plain)
+    for column in np.split(whole[:top, 2:-2, 0], [32, 66], axis=1):
+        assert column.max() == 255 and column.min() < 100  # a dark text on white
+    both = grids.make_grid(images, 3, 32, column_labels=labels, row_labels=["one", "two"])
+    left = both.shape[1] - plain.shape[1]
+    np.testing.assert_array_equal(both[top:, left:], plain)
+    for row in np.split(both[top + 2 : -2, :left, 0], [33], axis=0):
+        assert row.max() == 255 and row.min() < 100
+    if channels == 4:
+        assert np.all(both[:top, :, 3] == 255)

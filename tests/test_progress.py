@@ -46,13 +46,13 @@ def test_sample_says_how_far_it_is(root):
 def test_edit_says_how_far_it_is_and_its_chunks_change_nothing(root, tmp_path):
     flags = (f"--workdir={root}", "--edit=inpaint", f"--images={root.parent / 'images.npz'}")
     flags += ("--num_resamples=1", "--num_steps=2")
-    lines = lines_of("edit", *flags, "--draws=9", f"--out={tmp_path / 'chunks'}")
-    assert (lines[0], lines[-1]) == ("inpainting: 0/18", "inpainting: 18/18")  # of 16 and of 2
+    lines = lines_of("edit", *flags, "--draws=20", f"--out={tmp_path / 'chunks'}")
+    assert (lines[0], lines[-1]) == ("inpainting: 0/40", "inpainting: 40/40")  # of 32 and of 8
     lines_of("edit", *flags, "--draws=2", f"--out={tmp_path / 'whole'}")
     many, few = (np.load(tmp_path / f"{name}.npz")["images"] for name in ("chunks", "whole"))
-    assert many.shape[1] == 9
+    assert many.shape[1] == 20
     assert np.abs(many[:, :2].astype(int) - few).max() <= 1
-    assert np.any(many[:, 8] != many[:, 0])
+    assert np.any(many[:, 19] != many[:, 0])
 
 
 def test_figures_say_how_far_they_are(root, tmp_path):
@@ -94,7 +94,7 @@ def test_the_time_left_is_measured_without_the_compilation(caplog, monkeypatch):
         line("measuring", 1, 1)
     assert caplog.messages == [
         "drawing: 0/64",
-        "drawing: 16/64",  # how long the compilation took is not known
+        "drawing: 16/64, at most 0:05:00 left",  # with the compilation
         "drawing: 48/64, 0:00:05 left",  # not the one 4 s after the last, nor the next
         "drawing: 64/64",
         "measuring: started",
@@ -115,7 +115,7 @@ def test_a_terminal_gets_a_live_line_and_no_log(caplog):
 
 
 def test_chunks_are_a_few_and_no_larger_than_fits():
-    assert progress.chunk_size(64, 256) == 16
+    assert progress.chunk_size(64, 256) == 32
     assert progress.chunk_size(1000, 256) == 125
     assert progress.chunk_size(50_000, 256) == 256
     assert progress.chunk_size(3, 2) == 2

@@ -35,6 +35,9 @@ def test_the_command_prints_a_table_and_writes_it(run_and_data):  # noqa: F811
     table = done.stdout
     assert "fd100_train_min" in table and "dpm_solver_pp_2m, 3 steps" in table
     written = json.loads((root / "evaluate.json").read_text())
+    name = "step3_n-100_seeds-2_num_steps-3_bound_images-8_bound_terms-3.json"
+    assert json.loads((root / "evaluations" / name).read_text()) == written
+    assert str(root / "evaluations" / name) in table and written["settings"]["num_steps"] == 3
     assert written["checkpoint"] == 3 and "2 x 100" in written["samples"]
     found = {row["name"]: row for row in written["rows"]}
     assert found["fd100_train"]["value"] > 0 and found["fd100_train"]["n"] == 100

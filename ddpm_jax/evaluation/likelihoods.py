@@ -194,7 +194,13 @@ def progressive_decoding(
     each = pixels.to_x_0(images), eps, cond
     frames = pixels.to_uint8(over_local_devices(decode, out_axes=1)(run.params, each))
     columns = np.concatenate([frames, images[None]]).swapaxes(0, 1)  # [n, frames + 1, H, W, C]
-    return grids.make_grid(columns.reshape(-1, *images.shape[1:]), columns=len(ts) + 1, side=32)
+    labels = [f"t={t}" for t in ts.tolist()] + ["given"]
+    return grids.make_grid(
+        columns.reshape(-1, *images.shape[1:]),
+        columns=len(labels),
+        side=32,
+        column_labels=labels,
+    )
 
 
 def _some(count: int, wanted: int) -> np.ndarray:

@@ -71,5 +71,8 @@ def neighbour_grid(samples: np.ndarray, neighbours: np.ndarray, columns: int = 1
         for images in (samples, neighbours)
     ]
     return grids.make_grid(
-        np.stack(rows, axis=1).reshape(-1, *samples.shape[1:]), columns=columns, side=32
+        np.stack(rows, axis=1).reshape(-1, *samples.shape[1:]),
+        columns=columns,
+        side=32,
+        row_labels=["sample", "nearest"] * len(rows[0]),
     )

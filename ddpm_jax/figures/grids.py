@@ -2,14 +2,24 @@
 
 import math
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from ddpm_jax.runtime.files import replacing
 
+TEXT_SIZE = 10  # pixels
 
-def make_grid(images: np.ndarray, columns: int = 0, side: int = 0, gap: int = 2) -> np.ndarray:
+
+def make_grid(
+    images: np.ndarray,
+    columns: int = 0,
+    side: int = 0,
+    gap: int = 2,
+    column_labels: Sequence[str] = (),
+    row_labels: Sequence[str] = (),
+) -> np.ndarray:
     """Arrange images in a grid, row by row.
 
     Args:
@@ -17,10 +27,12 @@ def make_grid(images: np.ndarray, columns: int = 0, side: int = 0, gap: int = 2)
       columns: images per row; 0 makes the grid about square.
       side: images are enlarged by max(1, side // H), by repeating pixels; 0 keeps their size.
       gap: pixels between the images, and around them, in mid-grey.
+      column_labels: texts above the columns, cut to their width; () is none.
+      row_labels: texts at the left of the rows; () is none.
 
     Returns:
       [rows * (H' + gap) + gap, columns * (W' + gap) + gap, C] uint8. The enlarged images have
-      H' x W' pixels.
+      H' x W' pixels. Labels come in a white margin at the top and at the left.
     """
     factor = max(1, side // images.shape[1])
     images = images.repeat(factor, axis=1).repeat(factor, axis=2)
@@ -33,7 +45,43 @@ def make_grid(images: np.ndarray, columns: int = 0, side: int = 0, gap: int = 2)
     for i, image in enumerate(images):
         top, left = (gap + (i // columns) * (height + gap), gap + (i % columns) * (width + gap))
         canvas[top : top + height, left : left + width] = image
+    if column_labels or row_labels:
+        canvas = _labelled(canvas, (height + gap, width + gap), gap, column_labels, row_labels)
     return canvas
+
+
+def _labelled(
+    grid: np.ndarray,
+    step: tuple[int, int],
+    gap: int,
+    column_labels: Sequence[str],
+    row_labels: Sequence[str],
+) -> np.ndarray:
+    """Return a grid with labels in a white margin; `step` is from one image to the next."""
+    font = ImageFont.load_default(size=TEXT_SIZE)
+    top = TEXT_SIZE + 6 if column_labels else 0
+    left = max((math.ceil(font.getlength(label)) + 6 for label in row_labels), default=0)
+    size = left + grid.shape[1], top + grid.shape[0]
+    margin = Image.new("L", size, 255)
+    draw = ImageDraw.Draw(margin)
+    for i, label in enumerate(column_labels):
+        middle = left + gap + i * step[1] + (step[1] - gap) / 2
+        draw.text((middle, top / 2), _cut(label, font, step[1]), fill=0, font=font, anchor="mm")
+    for i, label in enumerate(row_labels):
+        middle = top + gap + i * step[0] + (step[0] - gap) / 2
+        draw.text((left - 3, middle), label, fill=0, font=font, anchor="rm")
+    canvas = np.repeat(np.asarray(margin)[..., None], grid.shape[-1], axis=-1)
+    if grid.shape[-1] == 4:
+        canvas[..., 3] = 255
+    canvas[top:, left:] = grid
+    return canvas
+
+
+def _cut(label: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """Return as much of a label as fits."""
+    while label and font.getlength(label) > width:
+        label = label[:-1]
+    return label
 
 
 def save_png(path: str | pathlib.Path, image: np.ndarray) -> None:
