@@ -14,7 +14,6 @@ shorter chain.
 """
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -197,15 +196,16 @@ def _sums(mean: Array, scale: Array, nearest: Array) -> tuple[Array, Array, Arra
     """
     mean, scale, nearest = (a[..., None] for a in (mean, scale, nearest))
 
-    def add(sums: tuple[Array, Array, Array], values: Array) -> tuple[Any, None]:
-        values = values.reshape((1,) * (mean.ndim - 1) + (-1,))
-        logits = _logit_below_largest(values, mean, scale, nearest)
+    values = jnp.asarray(VALUES).reshape((16,) + (1,) * (mean.ndim - 1) + (16,))
+
+    def add(i: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
+        logits = _logit_below_largest(values[i], mean, scale, nearest)
         weights = jnp.exp(logits)
-        terms = weights, weights * (values - nearest), weights * logits
-        return tuple(s + term.sum(axis=-1) for s, term in zip(sums, terms, strict=True)), None
+        terms = weights, weights * (values[i] - nearest), weights * logits
+        return tuple(s + term.sum(axis=-1) for s, term in zip(sums, terms, strict=True))
 
     start = (jnp.zeros_like(mean[..., 0]),) * 3
-    (total, offset, logit), _ = jax.lax.scan(add, start, jnp.asarray(VALUES).reshape(16, 16))
+    total, offset, logit = jax.lax.fori_loop(0, 16, add, start)
     return jnp.log(total), offset / total, logit / total  # total is in 1..256
 
 
