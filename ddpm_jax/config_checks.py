@@ -38,6 +38,7 @@ RANGES = {  # of every number in a config; a tuple's is that of its entries
     "data.holdout": BELOW_1,
     "data.image_size": NOT_NEGATIVE,
     "data.channels": Range("[]", 0, 4),
+    "data.max_pixels": COUNT,
     "data.ram_limit_gb": NOT_NEGATIVE,
     "data.timeout_s": NOT_NEGATIVE,
     "process.num_timesteps": COUNT,

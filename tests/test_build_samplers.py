@@ -115,8 +115,8 @@ def test_rho_without_the_karras_grid_and_unknown_names_are_errors():
         (dict(rho=5.0), "sample.rho is 5.0, but sample.timesteps=.* does not use it .karras: yes"),
         (dict(timesteps="karas"), "unknown sample.timesteps 'karas'; did you mean 'karras'"),
         (dict(sampler="dpm_solver_pp"), "unknown sample.sampler 'dpm_solver_pp'; did you mean"),
-        (dict(sampler="unipc", order=4), "order must be 2 or 3, found 4"),
+        (dict(sampler="unipc", order=4), r"sample.order must be in \[2, 3\], found 4"),
     ):
-        config = from_dict({"sample": sample})
         with pytest.raises(UserError, match=message):
+            config = from_dict({"sample": sample})
             build.sample_fn(config, PROCESS, MODEL, (2, 2, 1))

@@ -103,6 +103,7 @@ def both(tmp_path_factory):
     return root, params, judge
 
 
+@pytest.mark.slow
 @loose
 def test_load_guides_by_the_classifier(both):
     root, params, judge = both

@@ -86,6 +86,7 @@ def test_files_of_another_kind_are_refused(tmp_path, short_list):
         open_dataset(DataConfig(**{**vars(config), "emoji_test_path": short_list}))
 
 
+@pytest.mark.slow
 @needs_font
 def test_every_emoji_once_in_nine_groups_on_white(tmp_path):
     dataset = open_dataset(DataConfig(name="emoji", data_dir=str(tmp_path)))

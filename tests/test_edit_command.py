@@ -39,6 +39,7 @@ def files(tmp_path_factory):
     return root, images
 
 
+@pytest.mark.slow
 def test_each_edit_writes_a_grid_and_its_images(files):
     root, images = files
     common = (f"--workdir={root / 'run'}", f"--images={root / 'images.npz'}")

@@ -259,6 +259,7 @@ def hidden_pixels(U, j):
     return np.asarray(draw(keys), np.float64)[:, 0, 1, 0]
 
 
+@pytest.mark.slow
 def test_resampling_brings_a_correlated_pixel_to_its_conditional_distribution():
     """N(0.44, 0.28) is exact; the algorithm gives the mean 0.151 at U = 1 and 0.395 at U = 10."""
     means, variances = zip(

@@ -63,6 +63,7 @@ def run(tmp_path_factory):
     return root, make_run(root, config_of())
 
 
+@pytest.mark.slow
 def test_load_guides_as_the_overridden_fields_say(run):
     root, params = run
     settings = dict(guidance=2.0, guidance_interval=(2, 4), guidance_rescale=0.5)
@@ -123,10 +124,10 @@ def test_override_is_checked_as_a_config_is():
     ],
 )
 def test_what_a_run_cannot_do_is_refused_before_it_starts(sections, message):
-    config = config_of(**sections)
-    process = build.process(config.process)
-    model = build.model(config.model, FACTS.image_shape, FACTS.num_classes)
     with pytest.raises(UserError, match=message):
+        config = config_of(**sections)
+        process = build.process(config.process)
+        model = build.model(config.model, FACTS.image_shape, FACTS.num_classes)
         build.sample_fn(config, process, model, FACTS.image_shape)
 
 

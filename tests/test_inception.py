@@ -62,6 +62,7 @@ def test_features_and_logits_agree_with_torch_fidelity(theirs, state, directory)
     hold(found["logits_unbiased"], logits)
 
 
+@pytest.mark.slow
 def test_the_network_of_features_is_torch_fidelitys(theirs, directory):
     network = ddpm_jax.evaluation.inception.load(str(directory), str(directory / "zip.pth"))
     assert network.name.startswith("inception_")  # other weights give no FID

@@ -110,6 +110,7 @@ def test_an_evaluation_that_cannot_be_written_is_refused_before_the_work(run_and
         (root / "evaluate.json").rmdir()
 
 
+@pytest.mark.slow
 def test_two_evaluations_of_other_settings_are_both_kept_and_a_second_overwrites_its_own(
     run_and_data,  # noqa: F811
 ):

@@ -44,6 +44,7 @@ def test_the_history_of_losses_is_saved_and_a_run_goes_on_as_if_never_stopped(tm
     assert np.all(np.isfinite(state.time_state.losses)) and np.any(state.time_state.losses)
 
 
+@pytest.mark.slow
 def test_the_history_does_not_learn_from_an_update_that_is_skipped():
     parts, step = make_parts(make_config(**BOUND))
     state = jax.jit(parts.init)()

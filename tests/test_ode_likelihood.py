@@ -79,6 +79,7 @@ def stretch(variance):
     return alpha[1] * s_T / s_1
 
 
+@pytest.mark.slow
 def test_gaussian_data_have_their_closed_form_and_the_error_falls_with_the_tolerance():
     """Errors are below 100 tolerances per dimension, and fall by more than 3 at each tolerance."""
     alpha, slope = oracles.chain_moments("linear", T)[0], stretch(TAU**2)
@@ -135,6 +136,7 @@ def test_the_local_devices_share_the_images_and_change_nothing():
     np.testing.assert_array_equal(spread[1], alone[1])
 
 
+@pytest.mark.slow
 def test_the_trace_is_unbiased_where_pixels_are_correlated():
     """Mean and deviation over 512 draws of two probes, against all sign patterns in float64.
 
@@ -152,6 +154,7 @@ def test_the_trace_is_unbiased_where_pixels_are_correlated():
     assert deviation > 0.1 and 0.85 < found.std() / deviation < 1.15
 
 
+@pytest.mark.slow
 def test_uniform_pixels_cost_8_bits():
     """All 256 values have equal probability: log_2 256 bits, for pixels far from the edges."""
     images = np.random.default_rng(3).integers(40, 216, (4, 2, 1)).astype(np.uint8)

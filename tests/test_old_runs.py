@@ -44,6 +44,7 @@ def test_it_is_loaded_and_sampled(root):
     np.testing.assert_allclose(images.sum(axis=(1, 2, 3)), sums, atol=0.01)
 
 
+@pytest.mark.slow
 def test_it_is_evaluated(root):
     run = open_run(root)
     assert run.step == 4

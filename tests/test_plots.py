@@ -200,6 +200,7 @@ def test_a_workdir_that_is_no_run_is_one_line_and_exit_2(data_dir, tmp_path):
     assert not (tmp_path / "figures").exists()
 
 
+@pytest.mark.slow
 def test_without_a_workdir_the_command_says_what_is_left_out(data_dir, tmp_path):
     result = _run(data_dir, f"--out={tmp_path}")
     assert result.returncode == 0, result.stderr

@@ -202,12 +202,12 @@ def test_the_devices_share_the_batch_and_change_nothing():
 def three_saved(tmp_path_factory):
     """A directory with checkpoints of steps 1, 2 and 3, and their states; to be copied."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        parts, step = make_parts(make_config())
+        parts, _ = make_parts(make_config())
         states = [parts.init()]
         directory = tmp_path_factory.mktemp("three")
         checkpoints = Checkpoints(directory, keep_last=3, keep_every=0)
-        for n in range(3):
-            states.append(step(states[-1], make_batch(n))[0])
+        for _ in range(3):
+            states.append(jax.tree.map(lambda x: x + jnp.ones((), x.dtype), states[-1]))
             checkpoints.save(states[-1], wait=True)
         checkpoints.close()
     return directory, states

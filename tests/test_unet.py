@@ -196,6 +196,7 @@ def test_labels_for_a_network_without_classes_are_refused():
         jax.eval_shape(model.apply, params, *inputs(), {"label": jnp.zeros(4, jnp.int32)})
 
 
+@pytest.mark.slow
 def test_remat_changes_neither_parameters_nor_output_nor_gradients():
     x, t = inputs()
     results = []

@@ -106,6 +106,7 @@ def test_null_rows_are_those_of_a_network_that_receives_nothing(run, cond, nulls
     assert np.abs(found[rows] - given[rows]).max(axis=(1, 2, 3)).min() > 1e-3
 
 
+@pytest.mark.slow
 def test_the_null_forms_are_learned(network, cond):
     model, params = network
     x, t = inputs()

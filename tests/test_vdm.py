@@ -155,6 +155,7 @@ def early(u):
     return 1.0 - (1.0 - u) ** 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends", [GAMMA_RANGE, (-8.0, 3.0)])
 def test_the_diffusion_loss_is_the_closed_form_for_every_interior_but_its_variance_is_not(ends):
     variances = {}
@@ -188,6 +189,7 @@ def fixed_bound(progress, ends, x_0, u, eps):
     )
 
 
+@pytest.mark.slow
 def test_every_kind_gives_the_same_terms():
     x_0, u, eps = batch(64)
     wanted = bound(gaussian, jnp.float32(0.9), PARAMS, x_0, u, eps)
@@ -196,6 +198,7 @@ def test_every_kind_gives_the_same_terms():
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-3), found, wanted)
 
 
+@pytest.mark.slow
 def test_gradients_are_the_bounds_by_network_and_ends_and_the_variances_by_the_interior():
     """The reference is two backward passes: of Σ ℓ, and of Σ (ℓ - c)² with c the batch's mean."""
     x_0, u, eps = batch(32)
@@ -271,6 +274,7 @@ def test_training_the_schedule_lowers_the_variance_and_leaves_the_mean(network, 
 # The chain
 
 
+@pytest.mark.slow
 def test_the_chains_terms_are_the_continuous_ones():
     """L_T and L_0 are equal; L_{t-1} is ½ expm1(γ_t - γ_s) ‖ε - ε̂‖² with s = t-1 (eqs. 14, 15)."""
     T = 20
