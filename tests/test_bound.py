@@ -86,6 +86,7 @@ def exact_total(images):
     return nats.mean(axis=(1, 2, 3)) / np.log(2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_terms", [1, 4, T])
 def test_some_of_the_terms_estimate_all_of_them_without_bias(images, whole, num_terms):
     bound, draws = make(num_terms=num_terms), whole

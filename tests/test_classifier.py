@@ -60,6 +60,7 @@ def test_is_right_where_the_likeliest_class_is_the_label():
 SETTINGS = dict(channels=8, channel_multipliers=(1, 2), num_groups=4, attention_resolutions=(4,))
 
 
+@pytest.mark.slow
 @loose
 def test_the_network_starts_without_an_opinion_and_depends_on_image_and_time():
     module = Classifier(num_classes=5, num_res_blocks=1, dropout=0.5, **SETTINGS)
@@ -183,6 +184,7 @@ def test_what_does_not_fit_is_refused(both, tmp_path):
         build.classifier(config_of(**JUDGE).model, (4, 4, 1), 0)
 
 
+@pytest.mark.slow
 def test_the_command_line_guides_by_a_classifier(both, tmp_path):
     root, _, _ = both
     flags = (f"--workdir={root / 'model'}", f"--classifier={root / 'judge'}", "--n=2", "--label=1")

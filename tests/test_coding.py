@@ -48,6 +48,7 @@ def test_the_rows_are_of_the_images_and_their_classes(parts):
     assert parts_of_it == pytest.approx(rows["bits_per_dim_test"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_size_of_a_batch_changes_nothing(parts):
     run, dataset = parts
     sample = run.config.sample

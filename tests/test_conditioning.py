@@ -103,6 +103,7 @@ def received():
     return seen
 
 
+@pytest.mark.slow
 def test_training_hides_all_of_the_conditioning_at_once_from_p_uncond_of_the_examples(received):
     first, second, _ = (is_null(cond)["label"] for cond in received)
     for cond in received[:2]:

@@ -50,6 +50,7 @@ def test_gradients_are_those_of_jax(strides, size, dtype, tolerance):
     assert_close(jax.jvp(ours, args, dots), jax.jvp(theirs, args, dots), 2 * tolerance)
 
 
+@pytest.mark.slow
 def test_second_derivatives_and_vmap_are_those_of_jax():
     args = normal(0, 2, 6, 6, 3), normal(1, 3, 3, 3, 4)
 

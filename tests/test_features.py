@@ -77,6 +77,7 @@ def test_the_classifier_of_digits_knows_them(digits):
     assert (logits.argmax(axis=1) == test_labels).mean() == pytest.approx(float(arrays["accuracy"]))
 
 
+@pytest.mark.slow
 def test_the_classifier_is_the_same_again(digits):
     sets, arrays = digits
     again = small_classifier.train(*sets)

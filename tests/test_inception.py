@@ -77,6 +77,7 @@ def test_the_network_of_features_is_torch_fidelitys(theirs, directory):
     assert grey.shape == (2, 2048)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(32, 32), (64, 48), (299, 299), (400, 512), (1, 7)])
 def test_resizing_agrees_with_torch_fidelity(size):
     resize = fidelity.module("interpolate_compat_tensorflow")

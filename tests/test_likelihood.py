@@ -88,6 +88,7 @@ def test_a_model_that_knows_nothing_costs_the_snr_it_wastes():
     assert total == pytest.approx(0.5 * m**2 * (snr[0] - snr[-1]) * BITS, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_bound_of_an_exact_model_falls_to_the_entropy_as_T_grows():
     """The data are pixels with four values; E[x_0 | x_t] is known and integrals are by quadrature.
 

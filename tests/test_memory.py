@@ -47,6 +47,7 @@ def kept(**settings) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in residuals)
 
 
+@pytest.mark.slow
 def test_recomputation_keeps_little_and_keeping_the_convolutions_some_more():
     everything = kept()
     convolutions = kept(remat=True, remat_keep="convolutions")

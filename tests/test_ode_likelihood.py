@@ -100,6 +100,7 @@ def test_gaussian_data_have_their_closed_form_and_the_error_falls_with_the_toler
     np.testing.assert_allclose(found, true.sum(axis=1), atol=0.01)
 
 
+@pytest.mark.slow
 def test_an_image_does_not_depend_on_its_batch_and_every_evaluation_is_counted():
     log_prob = make_log_prob(PROCESS, gaussian_v, kind="v")
     key, means = jax.random.key(1), np.array([0.3, -0.5, 0.1], np.float32)
@@ -119,6 +120,7 @@ def test_an_image_does_not_depend_on_its_batch_and_every_evaluation_is_counted()
     np.testing.assert_allclose(same, eps, atol=1e-3)  # v and eps agree
 
 
+@pytest.mark.slow
 def test_the_local_devices_share_the_images_and_change_nothing():
     """Each of the 8 devices solves one of 8 images; the values equal those of one device."""
     x = np.random.default_rng(5).normal(M, TAU, (8, 4)).astype(np.float32)

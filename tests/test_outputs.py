@@ -60,6 +60,7 @@ def test_samples_of_other_settings_have_other_names_and_say_their_settings(root)
     assert written["workdir"] == str(root)
 
 
+@pytest.mark.slow
 def test_edits_of_other_settings_have_other_names_and_say_their_settings(root):
     a, b = (root.parent / name for name in "ab")
     common = (f"--workdir={root}", "--n=1", f"--images={a}.npz")

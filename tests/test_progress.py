@@ -43,6 +43,7 @@ def test_sample_says_how_far_it_is(root):
     assert lines[-1] == "drawing images by ancestral, 2 steps: 40/40"
 
 
+@pytest.mark.slow
 def test_edit_says_how_far_it_is_and_its_chunks_change_nothing(root, tmp_path):
     flags = (f"--workdir={root}", "--edit=inpaint", f"--images={root.parent / 'images.npz'}")
     flags += ("--num_resamples=1", "--num_steps=2")
@@ -55,12 +56,14 @@ def test_edit_says_how_far_it_is_and_its_chunks_change_nothing(root, tmp_path):
     assert np.any(many[:, 19] != many[:, 0])
 
 
+@pytest.mark.slow
 def test_figures_say_how_far_they_are(root, tmp_path):
     flags = ("--config=experiments/digits.py", "--config.process.num_timesteps=40")
     lines = lines_of("figures", *flags, f"--out={tmp_path}")
     assert (lines[0], lines[-1]) == ("drawing figures: 0/3", "drawing figures: 3/3")
 
 
+@pytest.mark.slow
 def test_an_evaluation_reports_each_part_from_its_start_to_its_end(run_and_data):  # noqa: F811
     run, dataset, _ = run_and_data
     reports = []

@@ -129,6 +129,7 @@ def values(report):
     return {row.name: row.value for row in report.rows}
 
 
+@pytest.mark.slow
 def test_an_evaluation_does_not_depend_on_how_the_images_are_cut_up(run_and_data):
     run, dataset, _ = run_and_data
     found = quality.evaluate(run, dataset, BLOCKS, n=40, num_seeds=2)

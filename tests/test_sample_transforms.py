@@ -64,6 +64,7 @@ def test_jit_of_sample_is_sample():
     np.testing.assert_allclose(constant, SAMPLE(PARAMS, KEY, N, cond, start=2), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_gradients_through_the_chain_are_those_of_finite_differences(name):
     """At zero terminal SNR: there the first step is infinitely long, like the last one."""

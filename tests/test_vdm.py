@@ -115,6 +115,7 @@ def batch(n, seed=0):
 # The schedule
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.0, 1.0, 5.0])
 def test_gamma_rises_strictly_and_its_ends_are_exact(scale):
     params = moved(PARAMS, scale)
