@@ -278,6 +278,7 @@ def make(**options):
     )
 
 
+@pytest.mark.slow
 def test_make_sample_guides_with_one_call_of_the_network_in_the_whole_chain():
     """With fixed_large and N(m, τ²), the guided chain ends like the chain for the tilted mean."""
     key, cond = jax.random.key(0), {"label": LABELS}

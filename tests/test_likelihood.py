@@ -156,6 +156,7 @@ def test_the_decoder_is_the_integral_of_the_normal_over_the_bin(mean, deviation)
         np.testing.assert_allclose(found, wanted, rtol=3e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("log_deviation", [-9.0, -5.0, -2.0, 1.0])
 @pytest.mark.parametrize("mean", [-1.5, -0.2, 0.003, 1.0])
 def test_the_bins_share_all_of_the_mass_and_have_finite_gradients(mean, log_deviation):

@@ -318,6 +318,7 @@ def test_the_hybrid_loss_is_simple_plus_lambda_times_the_bound(kind):
     np.testing.assert_allclose(hybrid, simple + 0.01 * bound, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_bound_is_T_times_its_term_in_bits_per_dim():
     process, output, x_0, t, eps = learned_case()
     x_t = ddpm_jax.q_sample(process, x_0, t, eps)

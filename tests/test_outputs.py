@@ -42,6 +42,7 @@ def run(name, *flags):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_samples_of_other_settings_have_other_names_and_say_their_settings(root):
     settings = [(), ("--step=1",), ("--sampler=ddim", "--num_steps=2"), ("--label=1",)]
     for flags in settings:

@@ -69,6 +69,7 @@ def gaussian(process):
     return oracles.gaussian_denoiser(process, [[DEVIATION**2]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "order"),
     [
