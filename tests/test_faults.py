@@ -19,6 +19,7 @@ import jax
 import numpy as np
 import pytest
 from rich.console import Console
+from tiny import small
 
 from ddpm_jax import config as config_lib
 from ddpm_jax import data
@@ -37,28 +38,14 @@ from experiments import command
 pytestmark = pytest.mark.quick_to_compile
 
 STEPS = 300
-CONFIG = {
-    "data": {"name": "digits", "flip": False, "timeout_s": 30},
-    "process": {"schedule": "cosine", "num_timesteps": 4},
-    "model": {
-        "channels": 8,
-        "channel_multipliers": (1,),
-        "attention_resolutions": (),
-        "num_groups": 4,
-        "num_res_blocks": 1,
-        "dropout": 0.0,
-    },
-    "optim": {"warmup_steps": 2, "learning_rate": 1e-3},
-    "train": {
-        "num_steps": STEPS,
-        "batch_size": 2,
-        "num_samples": 2,
-        "log_every": 10,
-        "checkpoint_every": 100,
-    },
-    "eval": {"every": 0},
-    "mesh": {"data": 1},
-}
+CONFIG = small(
+    data__timeout_s=30,
+    process__num_timesteps=4,
+    optim=dict(warmup_steps=2, learning_rate=1e-3),
+    train=dict(num_steps=STEPS, batch_size=2, num_samples=2, log_every=10, checkpoint_every=100),
+    eval=dict(every=0),
+    mesh=dict(data=1),
+)
 
 
 class Watched(ArraySource):

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from mains import run as run_main
+from tiny import small
 
 import ddpm_jax
 from ddpm_jax import build, guidance
@@ -21,19 +22,18 @@ pytestmark = [
 ]
 
 FACTS = DatasetFacts((4, 4, 1), 3, ("a", "b", "c"))
-TINY = {
-    "process": {"schedule": "cosine", "num_timesteps": 4},
-    "model": {
-        "channels": 4,
-        "channel_multipliers": (1,),
-        "num_res_blocks": 1,
-        "attention_resolutions": (),
-        "num_groups": 2,
-        "class_conditional": True,
-    },
-    "train": {"num_steps": 1},
-    "sample": {"clip_x_0": False},
-}
+TINY = small(
+    data={},
+    process__num_timesteps=4,
+    model__channels=4,
+    model__num_groups=2,
+    model__dropout=0.1,
+    model__class_conditional=True,
+    optim={},
+    train=dict(num_steps=1),
+    eval={},
+    sample__clip_x_0=False,
+)
 
 
 def config_of(**sections):

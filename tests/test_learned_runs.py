@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import small
 
 import ddpm_jax
 from ddpm_jax import build
@@ -24,18 +25,11 @@ pytestmark = [
     pytest.mark.quick_to_compile,
 ]
 
-TINY = dict(
-    data=dict(name="digits", flip=False),
+TINY = small(
     process=dict(schedule="learned", num_timesteps=6),
-    model=dict(
-        channels=4,
-        channel_multipliers=(1,),
-        num_res_blocks=1,
-        attention_resolutions=(),
-        num_groups=2,
-        dropout=0.0,
-        fourier_features=(7, 8),
-    ),
+    model__channels=4,
+    model__num_groups=2,
+    model__fourier_features=(7, 8),
     optim=dict(learning_rate=1e-2, warmup_steps=0, ema_decay=0.5),
     train=dict(
         num_steps=4, batch_size=8, sample_every=0, num_samples=8, checkpoint_every=2, log_every=1

@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
+from tiny import small
 
 from ddpm_jax import config as config_lib
 from ddpm_jax.errors import UserError
@@ -18,19 +19,12 @@ pytestmark = [
 ]
 
 SHAPE = (16, 16, 3)
-TINY = {
-    "data": {"name": "digits", "flip": False},
-    "process": {"schedule": "cosine", "num_timesteps": 4},
-    "model": {
-        "channels": 8,
-        "channel_multipliers": (1,),
-        "attention_resolutions": (),
-        "num_groups": 4,
-        "num_res_blocks": 1,
-    },
-    "train": {"batch_size": 16, "num_samples": 2, "log_every": 2, "checkpoint_every": 2},
-    "eval": {"every": 2},
-}
+TINY = small(
+    process__num_timesteps=4,
+    model__dropout=0.1,
+    optim={},
+    train=dict(batch_size=16, num_samples=2, log_every=2, checkpoint_every=2),
+)
 
 
 def kept(**settings) -> int:

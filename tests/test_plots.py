@@ -10,10 +10,10 @@ import pytest
 from mains import Finished, run
 from matplotlib.figure import Figure
 from PIL import Image
+from tiny import make_config
 
 from ddpm_jax import build, time_samplers
 from ddpm_jax.build.chain import make_chain
-from ddpm_jax.config import from_dict
 from ddpm_jax.figures import grids, plots
 from ddpm_jax.models.noise_schedule import make_gamma
 from ddpm_jax.pixels import to_uint8
@@ -239,19 +239,13 @@ def _save_run_of_zeros(
 
     If the schedule is learned, its averaged parameters are the initial ones, with these ends.
     """
-    sections = {
-        "process": process or {"schedule": "cosine", "num_timesteps": 30},
-        "model": {
-            "channels": 4,
-            "channel_multipliers": (1,),
-            "num_res_blocks": 1,
-            "attention_resolutions": (),
-            "num_groups": 2,
-            "class_conditional": True,
-        },
-        "sample": {"num_steps": 12},
-    }
-    config = from_dict(sections)
+    config = make_config(
+        process=process or {"schedule": "cosine", "num_timesteps": 30},
+        model__channels=4,
+        model__num_groups=2,
+        model__class_conditional=True,
+        sample__num_steps=12,
+    )
     paths = workdir.open_for_training(root, config)
     facts = workdir.DatasetFacts((8, 8, 1), 10, tuple("0123456789"))
     workdir.write_facts(paths, facts)

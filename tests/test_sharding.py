@@ -5,6 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+from tiny import small
 
 from ddpm_jax import build
 from ddpm_jax import config as config_lib
@@ -22,21 +23,15 @@ pytestmark = [
     pytest.mark.loose_promotion(reason="optax's schedules multiply floats with int32 counts"),
 ]
 SHAPE = (8, 8, 1)
-CONFIG = {
-    "data": {"name": "digits", "flip": False},
-    "process": {"schedule": "cosine", "num_timesteps": 8},
-    "model": {
-        "channels": 16,
-        "channel_multipliers": (1,),
-        "attention_resolutions": (8,),
-        "num_groups": 4,
-        "num_res_blocks": 1,
-        "dropout": 0.1,
-        "class_conditional": True,
-    },
-    "optim": {"warmup_steps": 2, "learning_rate": 1e-3},
-    "train": {"batch_size": 16},
-}
+CONFIG = small(
+    model__channels=16,
+    model__attention_resolutions=(8,),
+    model__dropout=0.1,
+    model__class_conditional=True,
+    optim=dict(warmup_steps=2, learning_rate=1e-3),
+    train=dict(batch_size=16),
+    eval={},
+)
 
 
 @functools.cache

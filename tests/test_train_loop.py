@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+from tiny import small
 
 import ddpm_jax
 from ddpm_jax import data
@@ -21,21 +22,16 @@ pytestmark = [
 ]
 
 RATE = 1e-2
-CONFIG = {
-    "data": {"name": "digits", "flip": False},
-    "process": {"schedule": "cosine", "num_timesteps": 4},
-    "model": {
-        "channels": 4,
-        "channel_multipliers": (1,),
-        "attention_resolutions": (),
-        "num_groups": 2,
-        "num_res_blocks": 1,
-    },
-    "optim": {"warmup_steps": 3, "learning_rate": RATE, "ema_decay": 0.5, "ema_warmup": False},
-    "train": {"num_steps": 4, "batch_size": 8, "log_every": 2, "num_samples": 2},
-    "eval": {"every": 4, "num_examples": 20},
-    "mesh": {"data": 1},
-}
+CONFIG = small(
+    process__num_timesteps=4,
+    model__channels=4,
+    model__num_groups=2,
+    model__dropout=0.1,
+    optim=dict(warmup_steps=3, learning_rate=RATE, ema_decay=0.5, ema_warmup=False),
+    train=dict(num_steps=4, batch_size=8, log_every=2, num_samples=2),
+    eval=dict(every=4, num_examples=20),
+    mesh=dict(data=1),
+)
 
 
 @pytest.fixture(scope="module")

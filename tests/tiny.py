@@ -1,5 +1,7 @@
 """The small configs of the tests: networks that compile in a second or two, on the digits."""
 
+from typing import Any
+
 from ddpm_jax import config as config_lib
 from ddpm_jax.config import Config
 
@@ -20,13 +22,24 @@ SMALL = {
 }
 
 
-def make_config(**changes) -> Config:
-    """The small config with `section__field=value` changes."""
+def small(**changes) -> dict[str, dict[str, Any]]:
+    """The sections of the small config, with `section__field=value` changes.
+
+    A section that is given as a whole, `section={...}`, replaces the small one.
+    """
     merged = {section: dict(fields) for section, fields in SMALL.items()}
     for name, value in changes.items():
-        section, field = name.split("__")
-        merged.setdefault(section, {})[field] = value
-    return config_lib.from_dict(merged)
+        section, _, field = name.partition("__")
+        if field:
+            merged.setdefault(section, {})[field] = value
+        else:
+            merged[section] = dict(value)
+    return merged
+
+
+def make_config(**changes) -> Config:
+    """The small config with `section__field=value` changes."""
+    return config_lib.from_dict(small(**changes))
 
 
 # The same for a command line with --config=experiments/digits.py
