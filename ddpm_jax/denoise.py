@@ -1,11 +1,11 @@
-"""From a network to a denoiser: params, conditioning, kind and clipping closed over.
+"""From a network to a denoiser (x_t, t) -> Prediction with fixed params, conditioning and clipping.
 
-Clipping is itself a step from denoiser to denoiser, so that it can come after guidance
-(`ddpm_jax.guidance`): static to [-1, 1], or dynamic (Saharia et al. 2022, section 2.3),
+Clipping maps a denoiser to a denoiser, so that it can come after guidance (`ddpm_jax.guidance`).
+Static clipping is to [-1, 1]. Dynamic clipping is (Saharia et al. 2022, section 2.3)
 
     x_0 ← clip(x_0, -s, s) / s,   s = max(1, the percentile p of |x_0| over one image)
 
-Either way eps is recomputed, so that x_t = alpha_t x_0 + sigma_t eps holds.
+Both recompute eps, so that x_t = alpha_t x_0 + sigma_t eps holds.
 """
 
 from collections.abc import Callable
@@ -31,18 +31,18 @@ def apply_network(
 ) -> Array:
     """Return the network's output at x_t, in the type of x_t.
 
-    The one place that tells a network its t: as the index in the chain it was trained on, less 1,
-    so that weights trained by Ho et al. and by diffusers fit.
+    Only here the network receives a time: the index of t in the chain of its training, minus 1. So
+    weights trained by Ho et al. and by diffusers fit.
 
     Args:
-      process: the chain.
-      apply_fn: the network.
-      params: its parameters.
+      process: the chain, perhaps respaced.
+      apply_fn: the network (`types.ApplyFn`).
+      params: the network's parameters.
       x_t: [B, ...] float.
       t: int32 in 1..T, scalar or [B].
       cond: None, or arrays with leading axis B.
-      train: whether dropout and the like are on.
-      key: randomness of a training step; None where `train` is False.
+      train: whether the network is in training mode, with dropout for instance.
+      key: the key of a training step; None if `train` is False.
     """
     t = jnp.broadcast_to(jnp.asarray(process.timesteps)[t] - 1, x_t.shape[:1])
     return apply_fn(params, x_t, t, cond, train=train, key=key).astype(x_t.dtype)
@@ -57,17 +57,17 @@ def make_denoise_fn(
     kind: str = "eps",
     clip_x_0: bool = True,
 ) -> DenoiseFn:
-    """Build the function (x_t, t) -> Prediction that samplers look through.
+    """Build the denoiser (x_t, t) -> Prediction that samplers call.
 
-    Whatever the kind and the clipping, x_t = alpha_t x_0 + sigma_t eps holds for the prediction.
+    For every kind, with or without clipping, x_t = alpha_t x_0 + sigma_t eps holds.
 
     Args:
       process: the chain.
-      apply_fn: the network.
-      params: its parameters.
+      apply_fn: the network (`types.ApplyFn`).
+      params: the network's parameters.
       cond: None, or arrays with leading axis B.
-      kind: what the network predicts: "eps", "x_0" or "v".
-      clip_x_0: clip x_0 to [-1, 1] and take the eps that agrees with it.
+      kind: the kind of the network's prediction: "eps", "x_0" or "v".
+      clip_x_0: clip x_0 to [-1, 1] and recompute eps.
     """
 
     def denoise_fn(x_t: Array, t: Array) -> Prediction:
@@ -78,7 +78,14 @@ def make_denoise_fn(
 
 
 def static_threshold(process: GaussianProcess, denoise_fn: DenoiseFn) -> DenoiseFn:
-    """Clip the predicted x_0 to [-1, 1]; an x_0 inside stays as it is."""
+    """Return a denoiser that clips the predicted x_0 to [-1, 1] and recomputes eps.
+
+    Limits: an x_0 inside [-1, 1] does not change.
+
+    Args:
+      process: the chain.
+      denoise_fn: the denoiser, unclipped.
+    """
 
     def clipped(x_t: Array, t: Array) -> Prediction:
         return with_x_0(process, denoise_fn(x_t, t), lambda x_0: jnp.clip(x_0, -1.0, 1.0), x_t, t)
@@ -89,16 +96,17 @@ def static_threshold(process: GaussianProcess, denoise_fn: DenoiseFn) -> Denoise
 def dynamic_threshold(
     process: GaussianProcess, denoise_fn: DenoiseFn, percentile: float
 ) -> DenoiseFn:
-    """Clip each image's x_0 to its own percentile s of |x_0| and divide by s, where s > 1.
+    """Clip each image's x_0 to its own percentile s of |x_0| and divide by s, if s > 1.
 
-    Strong guidance drives x_0 out of [-1, 1]; static clipping then saturates it, this scales it
-    back (Imagen: Saharia et al. 2022, section 2.3). With percentile = 1 nothing is clipped, only
-    scaled; where |x_0| <= 1 nothing changes.
+    Strong guidance drives x_0 out of [-1, 1]. Static clipping then saturates x_0; dynamic clipping
+    scales it back (Imagen: Saharia et al. 2022, section 2.3).
+
+    Limits: with percentile = 1 nothing is clipped, only scaled. If |x_0| <= 1, nothing changes.
 
     Args:
       process: the chain.
       denoise_fn: the denoiser, unclipped.
-      percentile: in [0, 1], for instance 0.995.
+      percentile: in (0, 1], for instance 0.995.
 
     Raises:
       UserError: percentile is outside (0, 1].
@@ -127,12 +135,12 @@ def with_x_0(
     x_t: Array,
     t: Array,
 ) -> Prediction:
-    """Return the prediction with x_0 changed, and the eps that agrees with it; its variance stays.
+    """Return the prediction with a changed x_0 and a recomputed eps; its variance does not change.
 
     Args:
       process: the chain.
-      prediction: at x_t.
-      change: x_0 -> the new x_0.
+      prediction: the prediction at x_t.
+      change: x_0 -> the new x_0, of the same shape.
       x_t: [B, ...] float.
       t: int32 in 1..T, scalar or [B].
     """
@@ -141,7 +149,11 @@ def with_x_0(
 
 
 def check_threshold(clip_x_0: bool, percentile: float) -> None:
-    """Raise `UserError` where percentile is outside [0, 1], or set (not 0) without clip_x_0."""
+    """Check that the percentile fits `clip_x_0`; 0 is no dynamic clipping.
+
+    Raises:
+      UserError: a percentile outside [0, 1], or above 0 while `clip_x_0` is False.
+    """
     if not 0.0 <= percentile <= 1.0:
         raise UserError(
             f"the percentile of dynamic_threshold must be in [0, 1], found {percentile}"

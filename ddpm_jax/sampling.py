@@ -39,10 +39,11 @@ def make_sample(
     """Build `sample(params, key, n, cond=None, *, start=0, x_T=None, noise=None)`.
 
     `sample` returns n images [n, *shape] float32. With `collect` it returns a pair: the images, and
-    what was kept, [num_frames, n, ...]. The whole chain is one compiled program, one for each n
-    (rounded up to a multiple of the devices). All local devices share the images.
+    the collected arrays [num_frames, n, ...]. The whole chain is one compiled program. There is one
+    program for each n (rounded up to a multiple of the devices). All local devices share the
+    images.
 
-    Image i depends on fold_in(key, start + i) only, whatever the implementation of the key:
+    Image i depends only on fold_in(key, start + i), for every implementation of the key. So
     `sample(params, key, 8)[:3]` equals `sample(params, key, 3)`, and `start` continues a series.
 
     The best sampler and grid for K evaluations of the network, among those of docs/samplers.md.
@@ -60,13 +61,13 @@ def make_sample(
     `sample` takes:
       params: the network's parameters.
       key: one key.
-      n: number of images.
+      n: number of images, at least 1.
       cond: None, or a mapping of arrays with leading axis n.
-      start: number of the first image.
-      x_T: [n, *shape] float, the start of the chain; None draws it from the key.
+      start: index of the first image, at least 0.
+      x_T: [n, *shape] float, the start of the chain; None draws x_T from the key.
       noise: the noise of the steps, a function (key: [n] keys, t, shape: (n, *shape)) -> array of
-        this shape (`samplers.Noise`); None draws it from the keys. A recording of another
-        implementation, [T+1, n, *shape], is replayed by `lambda key, t, shape: recording[t]`. A new
+        this shape (`samplers.Noise`); None draws the noise from the keys. To replay a recording of
+        another implementation, [T+1, n, *shape], pass `lambda key, t, shape: recording[t]`. A new
         function object compiles a new program.
 
     Args:
@@ -75,24 +76,25 @@ def make_sample(
         the shape of x_t (`types.ApplyFn`). x_t is [B, *shape] float32. t is [B] int32 in 0..T-1,
         one less than the papers' t. Here train is False and key is None. params is a pytree of
         arrays only. docs/your_own_network.md has examples.
-      shape: of one image, (H, W, C).
-      sampler: for instance `samplers.ancestral(process)`.
-      kind: what the network predicts: "eps", "x_0" or "v".
+      shape: the shape of one image, (H, W, C).
+      sampler: the sampler, for instance `samplers.ancestral(process)`.
+      kind: the kind of the network's prediction: "eps", "x_0" or "v".
       clip_x_0: clip predicted x_0 to [-1, 1] at every step.
-      guidance: the weight w of classifier-free guidance (`ddpm_jax.guidance`), 0 is off; or a
+      guidance: the weight w >= -1 of classifier-free guidance (`ddpm_jax.guidance`), 0 is off; or a
         function (process, denoiser, params, cond) -> DenoiseFn for any other guidance.
-      percentile: clip by `dynamic_threshold` with this percentile instead, e.g. 0.995; 0 is off.
-      timesteps: the grid to walk, strictly descending from T to 0 (`timesteps.uniform`); None is
-        every timestep.
-      collect: what to keep along the way (`samplers.sample_loop`); each array that it returns is
-        a scalar or has the images as its first axis.
-      num_frames: how many steps to keep; None is every one.
+      percentile: in [0, 1]. Clip by `dynamic_threshold` with this percentile, e.g. 0.995, instead
+        of to [-1, 1]; 0 is off.
+      timesteps: [num_steps + 1] int, the timesteps of the chain, strictly descending from T to 0
+        (`timesteps.uniform`); None is every timestep.
+      collect: the function that chooses what to keep of each step (`samplers.sample_loop`). Each
+        array that it returns is a scalar or has the images as its first axis.
+      num_frames: number of steps to keep; None is every step.
 
     Raises:
       UserError: a sampler of another process, unknown kind, eps at zero terminal SNR, a grid that
-        does not descend from T to 0, a guidance weight below -1; from `sample`: n < 1, start < 0,
-        x_T of another shape, conditioning whose first axis is not n, or none where guidance needs
-        it.
+        does not descend from T to 0, a guidance weight below -1, a percentile that does not work;
+        from `sample`: n < 1, start < 0, x_T of another shape, conditioning with a first axis other
+        than n, or no conditioning although guidance needs it.
     """
     T = process.num_timesteps
     grid = check_grid(np.arange(T, -1, -1) if timesteps is None else timesteps, T, whole=True)
@@ -139,10 +141,10 @@ def make_chain_sample(
 ) -> Callable[..., Any]:
     """Build `draw(process, timesteps, params, key, n, cond, *, start, x_T, noise)`.
 
-    It is `make_sample` for a chain that is known only later, such as one with a learned schedule.
-    The process and the grid are arguments of the compiled program: processes of the same T, with
-    grids of the same length, share it. The sampler's own process is replaced by the argument.
-    Other arguments, results and errors are as in `make_sample`.
+    This is `make_sample` for a chain that is known only later, such as a chain with a learned
+    schedule. The process and the grid are arguments of the compiled program. So processes of the
+    same T, with grids of the same length, share one program. The argument replaces the process of
+    the sampler. The other arguments, the results and the errors are as in `make_sample`.
     """
     check_kind_name(kind)
     check_threshold(clip_x_0, percentile)
@@ -157,7 +159,7 @@ def make_chain_sample(
         noise: Noise | None,
     ) -> Any:
         (process, timesteps, params, key), (index, cond, x_T) = shared, each
-        keys = image_keys(key, index)  # sharded as `index` is, and so is all that follows
+        keys = image_keys(key, index)  # sharded like `index`, as are all later arrays
         walker = dataclasses.replace(sampler, process=process)
         if noise is not None:
             walker = dataclasses.replace(walker, noise=_of_first(noise, n))
@@ -201,7 +203,7 @@ def make_chain_sample(
         timesteps = check_grid(timesteps, process.num_timesteps, whole=True)
         index = np.arange(start, start + n, dtype=np.uint32)
         shared = process, timesteps, params, threefry(key)
-        # n is part of the program only where the caller's noise depends on it
+        # n is part of the program only if the caller gives the noise, which depends on n
         static = 0 if noise is None else n, noise
         return spread_run(shared, (index, check_cond(cond, n), x_T), *static)
 
@@ -209,7 +211,7 @@ def make_chain_sample(
 
 
 def _of_first(noise: Noise, n: int) -> Noise:
-    """Return the noise of a batch whose first n rows are images, and whose others are padding."""
+    """Return the noise of a batch in which the first n rows are images and the rest is padding."""
 
     def padded(key: PRNGKey, t: Array, shape: tuple[int, ...]) -> Array:
         found = jnp.asarray(noise(key[:n], t, (n, *shape[1:])), jnp.float32)
@@ -233,30 +235,31 @@ def sample_in_chunks(
 ) -> Iterator[np.ndarray]:
     """Draw the images of `sample(params, key, n, cond)` in chunks that fit on the device.
 
-    The next chunk is computed while the last one is fetched, so at most two are on the device. All
-    chunks have one size, so that nothing compiles twice; the last one is cut. Several processes
-    share the chunks, and each process yields all of them. Then each needs its own copy of `params`.
+    The device computes the next chunk while the host fetches the last chunk, so at most two chunks
+    are on the device. All chunks have the same size, so that nothing recompiles; the last chunk is
+    cut. Several processes share the chunks, and each process yields all images. Then each process
+    needs its own copy of `params`.
 
     Args:
-      sample: from `make_sample`, without `collect`.
+      sample: the function from `make_sample`, without `collect`.
       params: the network's parameters.
       key: one key.
-      n: number of images.
-      chunk_size: the most images drawn at once, by each process.
+      n: number of images, at least 1.
+      chunk_size: maximum number of images that each process draws at once, at least 1.
       cond: None, or arrays with leading axis n.
 
     Yields:
       [<= chunk_size x processes, ...] float32 arrays on the host, in order.
 
     Raises:
-      UserError: n < 1, chunk_size < 1, or conditioning whose first axis is not n.
+      UserError: n < 1, chunk_size < 1, or conditioning with a first axis other than n.
     """
     if n < 1 or chunk_size < 1:
         raise UserError(f"n and chunk_size must be at least 1, found {n} and {chunk_size}")
     cond = check_cond(cond, n)
     count, index = jax.process_count(), jax.process_index()
     rounds = math.ceil(n / (count * chunk_size))
-    size = math.ceil(n / (count * rounds))  # of the chunk that each process draws in a round
+    size = math.ceil(n / (count * rounds))  # images that each process draws in a round
 
     def draw(start: int) -> Array:
         mine = start + index * size  # the last process may draw images beyond n, which are cut
@@ -268,14 +271,18 @@ def sample_in_chunks(
         images = ahead
         ahead = draw(start + count * size) if start + count * size < n else None
         host = np.asarray(images)
-        del images  # frees the device's copy while the caller holds the host's
+        del images  # frees the copy on the device while the caller uses the copy on the host
         if count > 1:
             host = np.concatenate(multihost_utils.process_allgather(host))
         yield host[: n - start]
 
 
 def check_cond(cond: Conditioning | None, n: int) -> dict[str, Array | np.ndarray] | None:
-    """Return the conditioning as a dict of arrays, after a check that their leading axis is n."""
+    """Return the conditioning as a dict of arrays, after a check that their leading axis is n.
+
+    Raises:
+      UserError: conditioning that is not a mapping, or an array without the leading axis n.
+    """
     if cond is None:
         return None
     if not isinstance(cond, Mapping):

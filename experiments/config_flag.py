@@ -1,7 +1,7 @@
 """The flag --config=FILE.py or --config=FILE.py:VARIANT, and the flags that override its fields.
 
-A config file is Python code with a function `get_config`, called with the variant if one is given.
-Each field of the config that it returns becomes a flag: --config.train.num_steps=10.
+A config file is Python code with a function `get_config`. The variant, if given, is its argument.
+Each field of the returned config becomes a flag: --config.train.num_steps=10.
 """
 
 import ast
@@ -21,11 +21,16 @@ from ml_collections import ConfigDict
 
 from ddpm_jax.errors import UserError
 
-flags.disclaim_key_flags()  # --help of a main lists --config among the main's own flags
+flags.disclaim_key_flags()  # so --help of a main lists --config with the flags of the main
 
 
 def define(help_string: str, flag_values: flags.FlagValues = flags.FLAGS) -> flags.FlagHolder:
-    """Define --config, which must be given; the holder's value is a locked ConfigDict."""
+    """Define the flag --config, which is required; its value is a locked ConfigDict.
+
+    Args:
+      help_string: the help text of the flag.
+      flag_values: the flags of the program.
+    """
     holder = flags.DEFINE_flag(_ConfigFlag(help_string, flag_values), flag_values)
     flags.register_validator(
         "config",
@@ -37,18 +42,18 @@ def define(help_string: str, flag_values: flags.FlagValues = flags.FLAGS) -> fla
 
 
 def default_workdir() -> str:
-    """Return runs/NAME, where NAME is that of the config file."""
+    """Return runs/NAME, where NAME is the name of the config file without .py."""
     return os.path.join("runs", flags.FLAGS["config"].path.stem)
 
 
 def load(argument: str) -> ConfigDict:
-    """Return what get_config() of a file returns.
+    """Run get_config() of a config file and return the config, locked.
 
     Args:
       argument: FILE.py, or FILE.py:VARIANT.
 
     Raises:
-      UserError: there is no such file, or it contains a mistake; the message names the line.
+      UserError: there is no such file, or the file has a mistake; the message names the line.
     """
     name, colon, variant = argument.partition(":")
     path, arguments = pathlib.Path(name), [variant] if colon else []
@@ -61,7 +66,7 @@ def load(argument: str) -> ConfigDict:
         loader = importlib.machinery.SourceFileLoader("_config_file", str(path))
         spec = importlib.util.spec_from_file_location(loader.name, path, loader=loader)
         module = importlib.util.module_from_spec(spec)
-        sys.modules[loader.name] = module  # where the dataclasses of a file look for their module
+        sys.modules[loader.name] = module  # dataclasses in the file look up their module here
         loader.exec_module(module)
         get_config = getattr(module, "get_config", None)
         if not callable(get_config):
@@ -83,7 +88,7 @@ def load(argument: str) -> ConfigDict:
 def explain(
     error: flags.UnrecognizedFlagError, flag_values: flags.FlagValues = flags.FLAGS
 ) -> Exception:
-    """Return what is wrong with an unknown flag; of a config key, name the nearest right one."""
+    """Return an error that explains an unknown flag; for a config key, it names the nearest one."""
     flag, key = error.flagname, error.flagname.removeprefix("no").removeprefix("config.")
     if "config" not in flag_values or not flag.removeprefix("no").startswith("config."):
         return error
@@ -109,7 +114,7 @@ def explain(
 
 
 class _ConfigFlag(flags.Flag):
-    """--config: loads the file and defines a flag for each field."""
+    """The flag --config: loads the file and defines a flag for each field."""
 
     def __init__(self, help_string: str, flag_values: flags.FlagValues):
         self._flag_values = flag_values
@@ -134,7 +139,7 @@ class _ConfigFlag(flags.Flag):
 
 
 class _FieldFlag(flags.Flag):
-    """--config.SECTION.FIELD: sets this field of the config."""
+    """The flag --config.SECTION.FIELD: sets this field of the config."""
 
     def __init__(self, name: str, config: ConfigDict, field: str, kind: type):
         super().__init__(
@@ -144,7 +149,7 @@ class _FieldFlag(flags.Flag):
             None,
             f"Overrides {name}.",
             boolean=kind is bool,
-            allow_override=True,  # a command line that is parsed again
+            allow_override=True,  # the command line may be parsed again
         )
         self._config, self._field, self._kind = config, field, kind
 
@@ -169,7 +174,7 @@ class _TupleParser(flags.ArgumentParser):
 
 
 class _LiteralParser(flags.ArgumentParser):
-    """Parse numbers, tuples and the like; anything else is a string."""
+    """Parse Python literals, such as numbers and tuples; anything else is a string."""
 
     def parse(self, argument: str) -> Any:
         return _literal(argument)
@@ -207,13 +212,16 @@ def _check_variant(argument: str, get_config: Any, arguments: list[str]) -> None
 
 
 def _describe(error: Exception, path: pathlib.Path) -> str:
-    """Return FILE, line N: what is wrong; the line. The file is `path` or one beside it."""
+    """Return one line: the file, the line number, the error, and the text of the line.
+
+    The file is `path` or a file in the same directory.
+    """
     directory, message = path.resolve().parent, _message(error)
     filename, number, line = str(path), None, None
     if isinstance(error, SyntaxError) and error.filename:
         filename, number, line, message = error.filename, error.lineno, error.text, error.msg
     else:
-        for frame in traceback.extract_tb(error.__traceback__)[1:]:  # the first is ours
+        for frame in traceback.extract_tb(error.__traceback__)[1:]:  # the first is this module
             file = pathlib.Path(frame.filename).resolve()
             if file.parent == directory:
                 filename, number, line = frame.filename, frame.lineno, frame.line
@@ -225,7 +233,7 @@ def _describe(error: Exception, path: pathlib.Path) -> str:
 
 
 def _message(error: Exception) -> str:
-    """Return the error's message; ConfigDict's of a missing field quotes all its other fields."""
+    """Return the message of an error; shorten ConfigDict's message, which quotes all fields."""
     message = str(error)
     if found := re.search(r'Did you mean "(.+?)" instead of "(.+?)"', message):
         return f"the config has no field {found[2]!r}, did you mean {found[1]!r}?"

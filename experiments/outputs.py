@@ -1,7 +1,7 @@
-"""The files that a main writes: where, under which names, and that they can be written at all.
+"""The files that a main writes: their paths, their default names, and early checks of both.
 
-A main asks for its paths before the work, so that a path that cannot be written costs no time. The
-default name tells apart what other settings draw: two files of one name hold the same images.
+A main gets its paths before the work, so that a path that cannot be written costs no time. The
+default name contains the settings, so two files with the same name contain the same images.
 """
 
 import hashlib
@@ -33,8 +33,8 @@ def stem(out: str | None, directory: pathlib.Path, name: str) -> pathlib.Path:
     """Return the path of a .png and an .npz without their suffixes, for the flag --out.
 
     Args:
-      out: the flag. A directory, or a path that ends with /, receives files of the default name.
-        The suffixes .png and .npz are accepted.
+      out: the flag --out. A directory, or a path that ends with /, receives files with the default
+        name. The suffixes .png and .npz are accepted. None is the default.
       directory: the default directory.
       name: the default name.
 
@@ -51,12 +51,15 @@ def stem(out: str | None, directory: pathlib.Path, name: str) -> pathlib.Path:
 
 
 def check_writable(directory: pathlib.Path, out: str | None, names: Sequence[str] = ()) -> None:
-    """Make the directory if need be, and refuse it if files of these names cannot be written.
+    """Create the directory if it does not exist, and check that files can be written there.
 
     Args:
-      directory: of the files.
-      out: the flag --out for the message; None if it is not given or the main has none.
-      names: of the files.
+      directory: the directory of the files.
+      out: the flag --out, for the message; None if the flag is not set or the main has no --out.
+      names: the names of the files.
+
+    Raises:
+      UserError: a file cannot be written.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -73,7 +76,7 @@ def check_writable(directory: pathlib.Path, out: str | None, names: Sequence[str
 
 
 def not_writable(path: pathlib.Path, out: str | None, error: OSError) -> UserError:
-    """Return the error for a path that cannot be written."""
+    """Return the error for a path that cannot be written; the message names --out if it is set."""
     what = f"--out={out}" if out else str(path)
     reason = error.strerror or error
     if isinstance(error, FileExistsError):  # from mkdir
@@ -88,14 +91,17 @@ def write(
     arrays: Mapping[str, np.ndarray],
     settings: Mapping[str, Any],
 ) -> None:
-    """Write <path>.png and <path>.npz, each whole or not at all, and print both paths.
+    """Write <path>.png and <path>.npz atomically, and print both paths.
 
     Args:
-      path: of `stem`.
+      path: the path without suffix, from `stem`.
       out: the flag --out, for the message.
       picture: [H, W, C] uint8.
-      arrays: of the .npz. It also receives `settings`, a string of JSON.
-      settings: all that the arrays depend on.
+      arrays: name -> array, the content of the .npz file.
+      settings: all that the arrays depend on. The .npz file contains them too, as a JSON string.
+
+    Raises:
+      UserError: a file cannot be written.
     """
     png, npz = (path.with_name(path.name + suffix) for suffix in SUFFIXES)
     try:
@@ -108,7 +114,11 @@ def write(
 
 
 def save_picture(path: pathlib.Path, picture: np.ndarray, out: str | None = None) -> None:
-    """Write a picture [H, W, C] uint8 as PNG, whole or not at all."""
+    """Write a picture [H, W, C] uint8 as PNG, atomically.
+
+    Raises:
+      UserError: the file cannot be written; the message names the flag --out if it is set.
+    """
     try:
         grids.save_png(path, picture)
     except OSError as error:
@@ -116,7 +126,11 @@ def save_picture(path: pathlib.Path, picture: np.ndarray, out: str | None = None
 
 
 def save_figure(path: pathlib.Path, figure: Figure, out: str | None = None) -> None:
-    """Write a figure of Matplotlib as PNG, whole or not at all."""
+    """Write a Matplotlib figure as PNG, atomically.
+
+    Raises:
+      UserError: the file cannot be written; the message names the flag --out if it is set.
+    """
     try:
         with replacing(path) as part:
             figure.savefig(part)
@@ -125,31 +139,36 @@ def save_figure(path: pathlib.Path, figure: Figure, out: str | None = None) -> N
 
 
 def join(*parts: str | None) -> str:
-    """Return a file name of these parts; None is left out, and a long name is cut to a digest."""
+    """Join parts to a file name. None is left out. A digest replaces the end of a long name."""
     name = "_".join(part for part in parts if part)
     return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 9]}_{digest(name)}"
 
 
 def word(text: str) -> str:
-    """Return a text as a part of a file name: its letters and digits, and a digest of all of it."""
+    """Return a text as part of a file name: its letters and digits, and a digest of the text."""
     plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:24]
     return f"{plain}-{digest(text)}".lstrip("-")
 
 
 def file_word(path: str) -> str:
-    """Return a file as a part of a file name: its own name, and a digest of its content."""
+    """Return a file as part of another file's name: its own name and a digest of its content."""
     plain = re.sub(r"[^A-Za-z0-9]+", "-", absolute(path).stem).strip("-")[:24]
     return f"{plain}-{digest(absolute(path).read_bytes())}".lstrip("-")
 
 
 def digest(content: str | bytes) -> str:
-    """Return 8 hexadecimal digits of a SHA-256."""
+    """Return the first 8 hexadecimal digits of the SHA-256 of a text or of bytes."""
     content = content.encode() if isinstance(content, str) else content
     return hashlib.sha256(content).hexdigest()[:8]
 
 
 def sampling_words(own: Any, chosen: Any) -> list[str]:
-    """Return the fields of `config.sample` that differ from the run's own, as parts of a name."""
+    """Return the sampling fields that differ from the config of the run, as parts of a file name.
+
+    Args:
+      own: `config.sample` of the run.
+      chosen: `config.sample` with the overrides of this call.
+    """
     short = {"sampler": "{}", "num_steps": "{}steps", "timesteps": "{}", "guidance": "w{}"}
     return [
         pattern.format(getattr(chosen, name))

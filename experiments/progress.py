@@ -1,7 +1,7 @@
-"""What a main does, how far it is, and the time left: a live line, or plain lines in a log.
+"""The progress of a main and the time left: a live line on a terminal, plain lines otherwise.
 
-The line goes to stderr, since stdout is for results. Without a terminal, plain lines are written at
-the start and the end of each part of the work, and every few seconds in between.
+The progress goes to stderr, because stdout is for results. Plain lines are logged at the start and
+the end of each part of the work, and every few seconds in between.
 """
 
 import datetime
@@ -14,23 +14,23 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 LOG_EVERY = 5.0  # seconds between plain lines
-REPORTS = 8  # chunks of a piece of work, if they are then large enough to be fast
-# Images in such a chunk, at least. The digits' network takes 12% more CPU time for 64 images in
-# chunks of 32 than at once, and 19% more in chunks of 16 (two cores, 2026-11-26).
+REPORTS = 8  # chunks of the work, if the chunks are then large enough to be fast
+# Minimum number of images in a chunk. For 64 images, the digits' network takes 12% more CPU time in
+# chunks of 32 than in one chunk, and 19% more in chunks of 16 (two cores, 2026-11-26).
 SMALLEST = {"cpu": 32}
-SMALLEST_ELSEWHERE = 64  # on each device: a GPU or TPU is not filled by fewer
+SMALLEST_ELSEWHERE = 64  # on each device: fewer images do not fill a GPU or TPU
 
 logger = logging.getLogger("ddpm_jax.progress")  # below the logger that `command` sets up
 
 
 class ProgressLine:
-    """Shows the reports of `runtime.progress`; use it in `with`, and call it to report.
+    """Shows the reports of `runtime.progress`. Use it in `with`, and pass it as `progress`.
 
-    The first images of a part include the compilation. The time left by them is an upper bound, and
-    from then on it is measured without them.
+    The time of the first images includes the compilation. So the first estimate of the time left is
+    an upper bound. Later estimates exclude the first images.
 
     Args:
-      console: where to write; None is stderr. It decides whether there is a terminal.
+      console: the console to write to; None is stderr. It decides whether there is a terminal.
     """
 
     def __init__(self, console: Console | None = None):
@@ -58,7 +58,7 @@ class ProgressLine:
         self._live.stop()
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Show that `done` of the `total` units of this part of the work are done."""
+        """Show that `done` of `total` units are done in the part `what` of the work."""
         now = time.perf_counter()
         begins = what != self._what
         if begins:
@@ -78,7 +78,7 @@ class ProgressLine:
             logger.info("%s: %s", what, far or ("done" if done else "started"))
 
     def _left(self, done: int, total: int, now: float) -> str:
-        """Return the time left, or "" where it is not known."""
+        """Return a phrase with the time left, or "" if it is not known."""
         if self._first is None or not 0 < done < total:
             return ""
         n, since, most = (*self._first, "")
@@ -89,11 +89,11 @@ class ProgressLine:
 
 
 def chunk_size(n: int, most: int) -> int:
-    """Return how many of n images to compute at once, so that there are a few reports.
+    """Return the number of images in a chunk, small enough for a few reports.
 
     Args:
-      n: number of images.
-      most: as many as fit on a device, `config.sample.chunk_size`.
+      n: number of all images.
+      most: maximum number of images in a chunk, `config.sample.chunk_size`.
     """
     least = SMALLEST.get(jax.default_backend(), SMALLEST_ELSEWHERE * jax.local_device_count())
     return min(most, max(least, math.ceil(n / REPORTS)))

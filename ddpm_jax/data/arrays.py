@@ -1,4 +1,4 @@
-"""The set `array`: images that you already hold as an array, in an .npz file or in the program.
+"""The data set `array`: images that you have as an array, in an .npz file or in the program.
 
     np.savez("mine.npz", images=images, labels=labels)            # then --config.data.path=mine.npz
     ddpm_jax.train(config, "runs/mine", images=images, labels=labels)
@@ -6,9 +6,9 @@
 images: uint8 [N, H, W, C], where C is 1 (grey), 3 (RGB) or 4 (RGBA); or grey [N, H, W].
 labels: integers [N], 0 and above; optional.
 
-The split "test" is the fraction data.holdout of the images, divided as the files of a folder are.
-Nothing is prepared or written. `images.py` converts the images if data.image_size or data.channels
-differ from the array's.
+The split "test" is the fraction data.holdout of the images. `folder.divide` chooses them, as it
+does for the files of a folder. Nothing is prepared or written. `images.py` converts the images if
+data.image_size or data.channels differ from the shape of the array.
 """
 
 import dataclasses
@@ -31,22 +31,27 @@ MAX_LABEL = np.iinfo(np.int32).max
 
 
 class Arrays(NamedTuple):
-    """Checked arrays; images uint8 [N, H, W, C], labels int32 [N], or None without labels."""
+    """Checked arrays.
+
+    Attributes:
+      images: uint8 [N, H, W, C] with C = 1, 3 or 4.
+      labels: int32 [N], at least 0; None if there are no labels.
+    """
 
     images: np.ndarray
     labels: np.ndarray | None
 
 
 def of_program(config: DataConfig, images: Any, labels: Any = None) -> tuple[DataConfig, Arrays]:
-    """Return the config of a set that is handed over in the program, and its checked arrays.
+    """Return the config for arrays that the program passes, and the checked arrays.
 
     Args:
-      config: data.name must be "array" or the default, and data.path empty.
+      config: data.name must be "array" or the default; data.path must be empty.
       images: uint8 [N, H, W, C] or [N, H, W].
-      labels: integers [N], or None.
+      labels: integers [N] of at least 0, or None.
 
     Raises:
-      UserError: a config of another set, or arrays that cannot be used.
+      UserError: a config of another data set, or arrays that cannot be used.
     """
     if config.name not in (NAME, DataConfig.name) or config.path:
         raise UserError(
@@ -70,7 +75,7 @@ def read(path: str) -> Arrays:
     try:
         with np.load(os.path.expanduser(path)) as file:
             found = {name: file[name] for name in file.files}
-    # np.load returns the array of an .npy file, which is no context manager.
+    # For an .npy file, np.load returns an array, which is no context manager.
     except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())
         raise UserError(
@@ -86,7 +91,12 @@ def read(path: str) -> Arrays:
 
 
 def check(images: Any, labels: Any, where: str) -> Arrays:
-    """Return the arrays if they can be used; `where` ends their names in the messages.
+    """Return the arrays if they can be used.
+
+    Args:
+      images: uint8 [N, H, W, C] or [N, H, W].
+      labels: integers [N] of at least 0, or None.
+      where: the source of the arrays, for the messages; it follows the words images and labels.
 
     Raises:
       UserError: images that are not uint8 [N, H, W, C] or [N, H, W], or labels that are not
@@ -127,10 +137,14 @@ def check(images: Any, labels: Any, where: str) -> Arrays:
 
 
 def split(arrays: Arrays, config: DataConfig) -> tuple[ArraySource, ArraySource | None]:
-    """Return the training and the held-out images, converted as the config asks.
+    """Return the training images and the held-out images (or None), converted as the config says.
+
+    Args:
+      arrays: the checked arrays.
+      config: the config of the data.
 
     Raises:
-      UserError: a split that is not there, or texts, which arrays do not have.
+      UserError: a split that does not exist, or data.text=True, because arrays have no texts.
     """
     if config.train_split != "train" or config.test_split not in ("test", ""):
         raise UserError(
@@ -148,7 +162,15 @@ def split(arrays: Arrays, config: DataConfig) -> tuple[ArraySource, ArraySource 
 
 
 def convert(images: np.ndarray, config: DataConfig) -> np.ndarray:
-    """Return the images in the size and with the channels that the config asks for."""
+    """Return the images with the size and the channels of the config.
+
+    Args:
+      images: uint8 [N, H, W, C].
+      config: the config of the data; `image_size` = 0 and `channels` = 0 keep the value.
+
+    Returns:
+      [N, H', W', C'] uint8.
+    """
     _, height, width, stored = images.shape
     size, channels = config.image_size, config.channels or stored
     if size in (0, height) and size in (0, width) and channels == stored:
@@ -165,7 +187,7 @@ def convert(images: np.ndarray, config: DataConfig) -> np.ndarray:
 
 
 def digest(arrays: Arrays) -> str:
-    """Return a line that differs if the arrays differ."""
+    """Return a short text with the number of images and a hash of the arrays."""
     content = hashlib.sha256(repr(arrays.images.shape).encode())
     content.update(np.ascontiguousarray(arrays.images).data)
     if arrays.labels is not None:

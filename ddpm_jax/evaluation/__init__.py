@@ -1,1 +1,1 @@
-"""How good samples and likelihoods are, each number with its error."""
+"""The quality of samples and likelihoods, with the error of each number."""

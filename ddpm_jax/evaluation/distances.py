@@ -22,7 +22,12 @@ class Estimate(NamedTuple):
 
 
 def standard_error(values: np.ndarray, independent: int | None = None) -> float:
-    """Return the standard error of the mean of values [k], of which `independent` (k) count."""
+    """Return the standard error of the mean of values [k]; NaN if k = 1.
+
+    Args:
+      values: [k] float.
+      independent: the number of independent values among them; None is k.
+    """
     independent = len(values) if independent is None else independent
     return float(np.std(values, ddof=1) / np.sqrt(independent)) if len(values) > 1 else np.nan
 
@@ -30,17 +35,17 @@ def standard_error(values: np.ndarray, independent: int | None = None) -> float:
 def kernel_distance(
     x: np.ndarray, y: np.ndarray, *, num_subsets: int = 100, subset_size: int = 1000, seed: int = 0
 ) -> Estimate:
-    """Return the unbiased MMD² with the cubic kernel, the mean over random subsets.
+    """Return the unbiased MMD² with the cubic kernel, as the mean over random subsets.
 
-    Unbiased at every n and subset size, so it can be negative. The subsets overlap: the error
-    counts no more of them than there are disjoint ones in the smaller set.
+    The estimate is unbiased for every n and subset size, so it can be negative. The subsets
+    overlap. So the error counts at most as many subsets as the smaller set has disjoint ones.
 
     Args:
       x: [n, D] float, features.
-      y: [m, D] float.
-      num_subsets: how many pairs of subsets.
-      subset_size: features in each; at most as many as either set has.
-      seed: of the subsets.
+      y: [m, D] float, features.
+      num_subsets: number of pairs of subsets.
+      subset_size: number of features in each subset, in 2..min(n, m).
+      seed: seed of the random subsets.
 
     Raises:
       UserError: a set smaller than the subsets, or subsets of fewer than 2.
@@ -62,7 +67,7 @@ def kernel_distance(
 
 
 def _mmd2(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the unbiased MMD² of two sets [m, D] of one size."""
+    """Return the unbiased MMD² of two sets of the same size, both [m, D]."""
     m, dim = x.shape
 
     def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -79,12 +84,14 @@ def _mmd2(x: np.ndarray, y: np.ndarray) -> float:
 def inception_score(logits: np.ndarray, *, num_splits: int = 10) -> Estimate:
     """Return the mean of exp E KL(p(y|x) ‖ p(y)) over splits, in the given order.
 
-    Limits: between 1 (every p(y|x) the same) and the number of classes (each x of one class, the
-    classes equally often). It grows with the size of a split: compare only scores of the same n.
+    Limits: the score is 1 if every p(y|x) is the same. It is the number of classes K if each x has
+    one certain class and the classes are equally frequent. No score is outside [1, K]. The score
+    grows with the size of a split, so compare only scores of the same n.
 
     Args:
-      logits: [n, K] float, of a classifier; in an order that does not depend on the class.
-      num_splits: parts of equal size (to one image) with a p(y) of their own.
+      logits: [n, K] float, from a classifier. Their order must not depend on the class.
+      num_splits: number of splits. Their sizes differ by at most one image. Each split has its own
+        p(y).
 
     Raises:
       UserError: fewer than 2 logits in a split.

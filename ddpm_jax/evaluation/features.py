@@ -1,9 +1,9 @@
 """Features of images: any function from pixels to vectors, run on all local devices.
 
     images uint8 [n, H, W, C] --network.apply, sharded--> features float32 [n, D]
-    logits = features @ weights + bias, where the network has such a head
+    logits = features @ weights + bias, if the network has such a head
 
-The network is a seam: `FeatureNetwork("mine", digest, lambda params, images: f(images))` will do.
+Any network fits: `FeatureNetwork("mine", digest, lambda params, images: f(images))`.
 """
 
 import hashlib
@@ -19,12 +19,12 @@ from ddpm_jax.types import Array
 
 
 class FeatureNetwork(NamedTuple):
-    """A network that gives the features in which images are compared.
+    """A network that computes the features in which images are compared.
 
     Attributes:
-      name: what it is called in tables: "classifier", "inception".
-      digest: of its weights; what was computed with it is kept under this key.
-      apply: (params, images uint8 [B, H, W, C]) -> [B, D] float32, pure; jitted here.
+      name: the name of the network in tables, such as "classifier" or "inception".
+      digest: a hash of the weights; it is part of the key of cached results.
+      apply: (params, images uint8 [B, H, W, C]) -> [B, D] float32, pure; `make_features` jits it.
       params: a pytree of arrays.
       head: (weights [D, K], bias [K]) from features to the logits of classes, or None.
     """
@@ -37,7 +37,7 @@ class FeatureNetwork(NamedTuple):
 
 
 def digest(arrays: Any) -> str:
-    """Return a short hash of a pytree of arrays: of their shapes, types and bytes."""
+    """Return a hash of the shapes, types and bytes of a pytree of arrays: 16 hexadecimal digits."""
     found = hashlib.sha256()
     for leaf in jax.tree.leaves(jax.device_get(arrays)):
         leaf = np.ascontiguousarray(leaf)
@@ -48,16 +48,16 @@ def digest(arrays: Any) -> str:
 def make_features(
     network: FeatureNetwork, *, batch_size: int = 256, devices: Sequence[Any] | None = None
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Build `features(images) -> [n, D]`, from uint8 [n, H, W, C] on the host and back to it.
+    """Build `features(images)`: uint8 [n, H, W, C] -> float32 [n, D], both on the host.
 
-    Images go through in batches that the devices share; the last one is filled up and cut, so
-    that it compiles once. The result does not depend on the batch size or the devices, but for
+    The devices share each batch of images. The last batch is padded, and its result is cut, so the
+    network compiles once. The result does not depend on the batch size or the devices, except for
     rounding in float32.
 
     Args:
-      network: the network.
-      batch_size: images at once, rounded up to a multiple of the devices.
-      devices: which; None is all local ones.
+      network: the feature network.
+      batch_size: number of images in a batch, rounded up to a multiple of the devices.
+      devices: the devices to use; None is all local devices.
     """
     count, replicated, _ = rows.local_devices(devices)
     params = jax.device_put(network.params, replicated)

@@ -1,4 +1,4 @@
-"""The FID's Inception as a network of features, with the weights that others publish."""
+"""The Inception network of FID as a feature network, with its published weights."""
 
 import os
 
@@ -21,23 +21,23 @@ WEIGHTS = Archive(
 
 
 def load(directory: str, path: str = "") -> FeatureNetwork:
-    """Return the network that FID, KID and Inception score are defined by.
+    """Return the network that defines FID, KID and the Inception score.
 
-    Its features are the 2048 pooled ones; its head gives the 1008 logits without their bias, as
-    the Inception score takes them. Images of one channel are taken for grey.
+    The features are the 2048 pooled features. The head gives the 1008 logits without their bias, as
+    the Inception score uses them. Images of one channel are grey.
 
-    The checksum was not computed here, from the published file, but is what several projects give
-    for it; its first digits stand in the file's name.
+    The checksum was not computed here from the published file. Several projects give this checksum
+    for the file, and the name of the file contains its first digits.
 
     Args:
-      directory: where the 96 MB are kept once downloaded; they may be placed by hand in
-        `<directory>/manual`.
-      path: a file to read instead, "" for none. Unless it is the published one, byte for byte, the
-        network is called "inception_<start of its SHA-256>": what it measures is no FID.
+      directory: the directory where the 96 MB are kept after the download. You can also place them
+        by hand in `<directory>/manual`.
+      path: a file to read instead; "" is no file. If one byte differs from the published file, the
+        network is called "inception_<start of its SHA-256>", because its distance is not the FID.
 
     Raises:
-      UserError: there are no weights and no network to fetch them by, they are not the published
-        ones, or a file of the user's own is not torch's or holds other tensors.
+      UserError: there are no weights and the download fails; the weights differ from the published
+        file; or the file at `path` is not a torch file or has other tensors.
     """
     file = os.path.expanduser(path) or fetch(WEIGHTS, "inception", directory)
     params = inception.from_state(read_tensors(file))

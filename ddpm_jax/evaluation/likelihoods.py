@@ -1,8 +1,8 @@
 """How many bits a run needs for images: the bound, rate and distortion, progressive decoding.
 
-A receiver that knows x_t, and so an estimate of x_0,   (Ho et al. 2020, section 4.3 and figure 5)
-  has got     L_T + Σ_{i>t} L_{i-1} bits/dim, the rate
-  and is off  by the RMSE of x̂_0(x_t) on the scale {0..255}, the distortion.
+A receiver that knows x_t can estimate x_0.             (Ho et al. 2020, section 4.3 and figure 5)
+  rate        L_T + Σ_{i>t} L_{i-1} bits/dim: the bits that it has received
+  distortion  RMSE of x̂_0(x_t) on the scale {0..255}: the error of its estimate
 """
 
 from collections.abc import Callable, Iterator
@@ -32,10 +32,10 @@ from ddpm_jax.variance import VARIANCES
 
 
 class Coding(NamedTuple):
-    """What `evaluate` found.
+    """The result of `evaluate`.
 
     Attributes:
-      rows: the bound and its parts.
+      rows: the bound and its parts, in bits/dim.
       curve: the rate-distortion curve, from t = T down to 1.
     """
 
@@ -44,15 +44,18 @@ class Coding(NamedTuple):
 
 
 def variance_of(config: Config) -> str:
-    """Return the variance of p(x_{t-1} | x_t) that a run's bound is of: learned where it is."""
+    """Return the name of the variance of p(x_{t-1} | x_t) for the bound of a run.
+
+    It is the learned variance if the network predicts it, otherwise `config.sample.variance`.
+    """
     return "learned_range" if config.model.learn_variance else config.sample.variance
 
 
 def check_variance(run: Run, variance: str) -> None:
-    """Refuse a variance that is none, or that the run's network does not predict.
+    """Check that a variance can be used for the bound of a run.
 
     Raises:
-      UserError: as said.
+      UserError: an unknown name, or "learned_range" with a network that predicts no variance.
     """
     look_up(VARIANCES, "variance", variance)
     if variance == "learned_range" and not run.config.model.learn_variance:
@@ -74,16 +77,17 @@ def evaluate(
 ) -> Coding:
     """Estimate the variational bound of a split's images, in bits/dim.
 
-    A conditional model is told of each image what it was trained on. Errors are standard errors
-    over the images, and hold what the draw of noise and of timesteps adds.
+    A conditional model receives the conditioning of each image, as in training. Errors are standard
+    errors over the images. They include the variance from the draw of noise and of timesteps.
 
     Args:
-      run: of `runs.open_run`.
-      dataset: that it was trained on.
+      run: the run, from `runs.open_run`.
+      dataset: the data that the run was trained on.
       split: "train" or "test".
-      variance: of p(x_{t-1} | x_t), such as `variance_of` the run's config.
-      num_images: at most so many, drawn at random, always the same ones.
-      num_terms: of the T terms that are computed for each image (`likelihood.bound`); at most T.
+      variance: name of the variance of p(x_{t-1} | x_t), such as `variance_of(run.config)`.
+      num_images: maximum number of images. They are a random subset, the same at every call.
+      num_terms: how many of the T terms are computed for each image (`likelihood.bound`). A number
+        above T is T.
       progress: receives the number of images that are done.
 
     Raises:
@@ -110,14 +114,14 @@ def evaluate(
 
 
 def _rows(whole: bound.Bound, split: str) -> list[Row]:
-    """Return the bound, and its parts as in Ho et al. 2020, table 4."""
+    """Return the bound, and its parts as in table 4 of Ho et al. 2020."""
     n, T = whole.prior.size, whole.edges[-1]
     computed = len(whole.edges) - 1
     note = "every term" if computed == T else f"{computed} of {T} terms, drawn anew for each image"
     total = bound.total(whole)
     rows = [Row(f"bits_per_dim_{split}", *bound.mean_and_error(total), n, note)]
     rows.append(Row(f"L_T_{split}", *bound.mean_and_error(whole.prior), n, "bits/dim"))
-    if whole.edges[1] == 1:  # L_0 was computed by itself
+    if whole.edges[1] == 1:  # L_0 is a term of its own
         L_0 = whole.terms[0]
         rows += [
             Row(f"rate_{split}", *bound.mean_and_error(total - L_0), n, "bits/dim, all but L_0"),
@@ -139,10 +143,21 @@ def evaluate_by_ode(
 ) -> Row:
     """Estimate the exact likelihood of a split's images, by the probability-flow ODE.
 
-    Arguments and errors as in `evaluate`; `ddpm_jax.ode_likelihood` says what is measured.
+    `ddpm_jax.ode_likelihood` explains what is measured.
 
     Args:
-      tolerance: of the solver, relative and absolute.
+      run: the run, from `runs.open_run`.
+      dataset: the data that the run was trained on.
+      split: "train" or "test".
+      num_images: maximum number of images, as in `evaluate`.
+      tolerance: relative and absolute tolerance of the solver.
+      progress: receives the number of images that are done.
+
+    Returns:
+      A row of the table, in bits/dim.
+
+    Raises:
+      UserError: no such split, or a run that has no ODE likelihood (`by_ode`).
     """
     bits_per_dim = by_ode(run, tolerance)
     bits, evaluations, what = [], [], f"likelihood by the ODE, {split} images"
@@ -158,7 +173,15 @@ def evaluate_by_ode(
 
 
 def by_ode(run: Run, tolerance: float) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
-    """Build the run's `likelihood.ode.make_bits_per_dim`; it refuses a run that it cannot take."""
+    """Build `likelihood.ode.make_bits_per_dim` for a run.
+
+    Args:
+      run: the run, from `runs.open_run`.
+      tolerance: relative and absolute tolerance of the solver.
+
+    Raises:
+      UserError: the run has no ODE likelihood.
+    """
     return make_bits_per_dim(
         run.process, run.model.apply, kind=run.config.loss.kind, rtol=tolerance, atol=tolerance
     )
@@ -167,12 +190,23 @@ def by_ode(run: Run, tolerance: float) -> Callable[..., tuple[np.ndarray, np.nda
 def progressive_decoding(
     run: Run, dataset: data.Dataset, split: str, *, num_images: int = 8, num_frames: int = 10
 ) -> np.ndarray:
-    """Return a picture of what a receiver sees as bits arrive: x̂_0(x_t) for falling t.
+    """Draw the receiver's estimate as bits arrive: x̂_0(x_t) for decreasing t.
 
-    Each row is an image: the estimates at `num_frames` timesteps from T to 1, then the image.
+    Each row belongs to one image: the estimates at `num_frames` timesteps from T to 1, then the
+    image.
+
+    Args:
+      run: the run, from `runs.open_run`.
+      dataset: the data that the run was trained on.
+      split: "train" or "test".
+      num_images: maximum number of images, as in `evaluate`.
+      num_frames: number of timesteps. A number above T is T.
 
     Returns:
-      [H, W, C] uint8.
+      [H, W, C] uint8, the picture.
+
+    Raises:
+      UserError: no such split.
     """
     images, cond = _read(run, dataset, split, _some(num_images, num_images))
     T = run.process.num_timesteps
@@ -190,7 +224,7 @@ def progressive_decoding(
 
         return jax.lax.map(at, ts)
 
-    eps = jax.random.normal(jax.random.key(0), images.shape)  # one path: the same noise at every t
+    eps = jax.random.normal(jax.random.key(0), images.shape)  # the same noise at every t
     each = pixels.to_x_0(images), eps, cond
     frames = pixels.to_uint8(over_local_devices(decode, out_axes=1)(run.params, each))
     columns = np.concatenate([frames, images[None]]).swapaxes(0, 1)  # [n, frames + 1, H, W, C]
@@ -204,14 +238,14 @@ def progressive_decoding(
 
 
 def _some(count: int, wanted: int) -> np.ndarray:
-    """Return at most `wanted` of the indices 0..count-1: at random, always the same."""
+    """Return at most `wanted` of the indices 0..count-1: a random subset, the same at each call."""
     return np.sort(np.random.default_rng(0).permutation(count)[:wanted])
 
 
 def _read(
     run: Run, dataset: data.Dataset, split: str, indices: np.ndarray
 ) -> tuple[np.ndarray, Conditioning | None]:
-    """Return images [n, H, W, C] uint8 of a split, and what the network is told of them."""
+    """Return images of a split, [n, H, W, C] uint8, and their conditioning."""
     source = references.source_of(dataset, split)
     encoded = text_rows(run.config, dataset)[split == "test"]
     return source.read(indices)[0], cond_of(run.config, source, encoded, indices)
@@ -220,9 +254,10 @@ def _read(
 def _batches(
     run: Run, dataset: data.Dataset, split: str, num_images: int
 ) -> Iterator[tuple[np.ndarray, Conditioning | None, int, int, int]]:
-    """Yield images, their cond, the index of the first, how many count, and the number of all.
+    """Yield the images, their cond, the index of the first image, n and the total number.
 
-    All batches are of one size, so that nothing compiles twice: the last is filled up.
+    All batches have the same size, so that nothing recompiles. The last batch is padded: only its
+    first n images count.
     """
     indices = _some(len(references.source_of(dataset, split)), num_images)
     size = min(run.config.sample.chunk_size, len(indices))

@@ -1,13 +1,13 @@
 """Two sets of features as unions of balls: how much of each set is inside the other.
 
-The ball around x_i reaches to its k-th nearest neighbour in its own set, radius r_k(x_i).
+The radius r_k(x_i) of the ball around x_i is the distance to its k-th neighbour in its own set.
 
   precision  part of the fakes inside some ball of a real          (Kynkäänniemi et al. 2019, eq. 2)
   recall     part of the reals inside some ball of a fake                                   (eq. 2)
   density    mean number of reals' balls around a fake, divided by k  (Naeem et al. 2020, eq. 4)
   coverage   part of the reals' balls with a fake inside                                    (eq. 6)
 
-The search is exact and runs in blocks, so that memory does not grow with the number of features.
+The search is exact. It runs in blocks, so its memory does not grow with the number of features.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,7 +19,7 @@ from ddpm_jax.errors import UserError
 
 
 class Manifolds(NamedTuple):
-    """The four numbers, each a fraction but for density, which can exceed 1."""
+    """The four numbers. Each is a fraction in [0, 1], except density, which can exceed 1."""
 
     precision: float
     recall: float
@@ -30,17 +30,18 @@ class Manifolds(NamedTuple):
 def compare(real: np.ndarray, fake: np.ndarray, *, k: int = 3, k_density: int = 5) -> Manifolds:
     """Return precision, recall, density and coverage of `fake` against `real`.
 
-    Limits: a set with itself has precision, recall and coverage of 1. All four depend on the sizes
-    of the sets. Give both sets the same size, and compare only results of this size.
+    Limits: a set against itself has precision, recall and coverage 1. All four numbers depend on
+    the sizes of the sets. Give both sets the same size, and compare only results of this size.
 
     Args:
       real: [n, D] float, features.
-      fake: [m, D] float.
+      fake: [m, D] float, features.
       k: number of neighbours that define a radius for precision and recall (3 in the paper).
-      k_density: the same for density and coverage (5 in the paper).
+      k_density: number of neighbours that define a radius for density and coverage (5 in the
+        paper).
 
     Raises:
-      UserError: a set has at most k features.
+      UserError: a set is too small: n must exceed max(k, k_density), and m must exceed k.
     """
     real, fake = np.asarray(real, np.float64), np.asarray(fake, np.float64)
     r_real, wide_real = _radii(real, (k, k_density)).T
@@ -62,15 +63,18 @@ def compare(real: np.ndarray, fake: np.ndarray, *, k: int = 3, k_density: int = 
 
 
 def _blocks(a: np.ndarray, b: np.ndarray, reduce: Callable[[np.ndarray], Any]) -> np.ndarray:
-    """Apply `reduce` to blocks of rows of the distances [n, m] from a to b, and join."""
-    from sklearn import metrics  # here, for it takes long to import
+    """Apply `reduce` to blocks of rows of the distances [n, m] from a to b; join the results."""
+    from sklearn import metrics  # here, because the import is slow
 
     blocks = metrics.pairwise_distances_chunked(a, b, reduce_func=lambda d, start: reduce(d))
     return np.concatenate(list(blocks))
 
 
 def _radii(features: np.ndarray, ks: tuple[int, ...]) -> np.ndarray:
-    """Return the distances [n, len(ks)] of each feature to its k-th neighbours, without itself."""
+    """Return the distance of each feature to its k-th neighbour for each k: [n, len(ks)].
+
+    A feature is not its own neighbour.
+    """
     from sklearn.neighbors import NearestNeighbors
 
     if len(features) <= max(ks):
@@ -84,15 +88,15 @@ def _radii(features: np.ndarray, ks: tuple[int, ...]) -> np.ndarray:
 
 
 def nearest(queries: np.ndarray, chunks: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each query its distance to the nearest point, and which point that is.
+    """Return the distance of each query to its nearest point, and the index of this point.
 
     Args:
-      queries: [n, ...], flattened to [n, D].
-      chunks: the points in arrays [m, ...] that come one after the other; one is held at a time.
+      queries: [n, ...] numbers, flattened to [n, D].
+      chunks: the points, in arrays [m, ...] with the same D. Only one chunk is in memory at a time.
 
     Returns:
       distances: [n] float64, Euclidean.
-      indices: [n] int64, counted over all chunks; the first of equal ones within a chunk.
+      indices: [n] int64, counted over all chunks; of equally near points in a chunk, the first.
     """
     from sklearn import metrics
 

@@ -1,13 +1,14 @@
-"""Mean and covariance of features, streamed in float64, and the Fréchet distance between two.
+"""Mean and covariance of features, streamed in float64, and the Fréchet distance of two sets.
 
   n = n_a + n_b,  δ = m_b - m_a,  m = m_a + δ n_b / n,
   M₂ = M₂a + M₂b + δ δᵀ n_a n_b / n            (Chan, Golub & LeVeque 1979, "pairwise" update)
 
   d² = |m_a - m_b|² + tr(C_a + C_b - 2 (C_a C_b)^½)         (Heusel et al. 2017, eq. 6)
 
-The trace is the squared Bures distance of the covariances, min over orthogonal U of
-|C_a^½ - C_b^½ U|²_F, at U = Q Pᵀ of the SVD C_a^½ C_b^½ = P Σ Qᵀ. It is computed as this sum of
-squares: near zero nothing cancels, singular covariances need no ridge, and it is never negative.
+The trace is the squared Bures distance of the covariances, the minimum over orthogonal U of
+|C_a^½ - C_b^½ U|²_F. The minimum is at U = Q Pᵀ, with the SVD C_a^½ C_b^½ = P Σ Qᵀ. The code
+computes this sum of squares. So near zero nothing cancels, singular covariances need no ridge, and
+the result is never negative.
 """
 
 import functools
@@ -21,10 +22,10 @@ from ddpm_jax.errors import UserError
 
 
 class Moments(NamedTuple):
-    """What the Fréchet distance needs to know of n features.
+    """Mean and covariance of n features, as the Fréchet distance needs them.
 
     Attributes:
-      n: how many.
+      n: the number of features.
       mean: [D] float64.
       m2: [D, D] float64, the sum of (f - mean)(f - mean)ᵀ.
     """
@@ -40,7 +41,7 @@ class Moments(NamedTuple):
 
 
 def moments(features: np.ndarray) -> Moments:
-    """Return the moments of features [n, D]."""
+    """Return the moments of features [n, D]: float64, whatever the type of the features."""
     features = np.asarray(features, np.float64)
     mean = features.mean(axis=0)
     centred = features - mean
@@ -48,7 +49,7 @@ def moments(features: np.ndarray) -> Moments:
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """Return the moments of the features of `a` and of `b` together."""
+    """Return the moments of the union of the features behind `a` and behind `b`."""
     n = a.n + b.n
     delta = b.mean - a.mean
     m2 = a.m2 + b.m2 + np.outer(delta, delta) * (a.n * b.n / n)
@@ -56,15 +57,20 @@ def merge(a: Moments, b: Moments) -> Moments:
 
 
 def streamed(batches: Iterable[np.ndarray]) -> Moments:
-    """Return the moments of features that come in batches [b, D]; one batch is held at a time."""
+    """Return the moments of features in batches [b, D]; only one batch is in memory at a time."""
     return functools.reduce(merge, map(moments, batches))
 
 
 def check_enough(what: str, n: int, dim: int) -> None:
-    """Refuse a covariance of fewer than D + 1 features: it is singular whatever they are.
+    """Check that there are at least D + 1 features; with fewer, the covariance is singular.
+
+    Args:
+      what: what is counted, for the message.
+      n: number of features.
+      dim: their width D.
 
     Raises:
-      UserError: n is below dim + 1; `what` says of what.
+      UserError: n is below dim + 1.
     """
     if n <= dim:
         raise UserError(
@@ -76,17 +82,18 @@ def check_enough(what: str, n: int, dim: int) -> None:
 def frechet_distance(a: Moments, b: Moments) -> float:
     """Return the squared Fréchet distance between two Gaussians.
 
-    In the features of Inception it is FID.
+    In the features of Inception this distance is the FID.
 
-    Limits: it is symmetric and at least 0. A set with itself gives 0 to rounding. The estimate from
-    n images is biased upwards, by about 1/n: compare only distances of the same n.
+    Limits: the distance is symmetric and at least 0. A set against itself gives 0, up to rounding.
+    The estimate from n images is biased upwards by about 1/n, so compare only distances of the same
+    n.
 
     Args:
       a: the moments of one set.
       b: the moments of the other set, in the same features.
 
     Raises:
-      UserError: a set has at most D images, or the features have two widths.
+      UserError: a set has at most D images, or the two sets have features of different widths.
     """
     if a.mean.shape != b.mean.shape:
         raise UserError(

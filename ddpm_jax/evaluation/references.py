@@ -1,7 +1,7 @@
-"""The reference of samples: a data set's features and moments, computed once and kept.
+"""The reference for samples: the features and moments of a data set, computed once and cached.
 
-The files are in `<data_dir>/quality`. Their key holds the data set, its split, resolution and
-preprocessing (with a hash of 64 of the images), and the weights of the feature network.
+The files are in `<data_dir>/quality`. The key of a file contains the data set, its split,
+resolution and preprocessing, a hash of 64 of the images, and the weights of the feature network.
 """
 
 import hashlib
@@ -21,17 +21,17 @@ from ddpm_jax.evaluation.moments import Moments, streamed
 from ddpm_jax.runtime.files import load_or_make
 
 CHUNK = 512  # images read at once
-MAX_FEATURES = 10_000  # images with kept features, for distances that need more than moments
-HASHED = 64  # images with their pixels in the key
+MAX_FEATURES = 10_000  # images with cached features, for distances that need more than moments
+HASHED = 64  # images; the hash of their pixels is part of the key
 
 
 class Reference(NamedTuple):
-    """A split of a data set, seen by a feature network.
+    """A split of a data set in the features of a network.
 
     Attributes:
-      split: "train" or "test"; part of the metrics' names.
-      moments: of all its images.
-      features: [m, D] float32, of all or of `MAX_FEATURES` drawn at random.
+      split: "train" or "test"; part of the names of metrics.
+      moments: the moments of all images of the split.
+      features: [m, D] float32, the features of all images, or of a random `MAX_FEATURES` of them.
     """
 
     split: str
@@ -40,10 +40,10 @@ class Reference(NamedTuple):
 
 
 def source_of(dataset: data.Dataset, split: str) -> data.Source:
-    """Return the images of "train" or "test".
+    """Return the images of the split "train" or "test".
 
     Raises:
-      UserError: another split, or no held-out images.
+      UserError: another split, or "test" without held-out images.
     """
     if split not in ("train", "test"):
         raise unknown("split", split, ["train", "test"])
@@ -62,11 +62,15 @@ def chunks(source: data.Source) -> Iterator[np.ndarray]:
 def classifier(config: DataConfig, dataset: data.Dataset) -> tuple[FeatureNetwork, float]:
     """Return the small classifier of a labelled data set, and its accuracy on held-out images.
 
-    Trained the first time (seconds, a minute at most) on up to 10,000 of the training images; of
-    a set without held-out images, every tenth of them is held out.
+    The first call trains the classifier on up to 10,000 training images (seconds, a minute at
+    most) and caches it. If the data have no held-out images, every tenth of these is held out.
+
+    Args:
+      config: the config of the data.
+      dataset: the data.
 
     Raises:
-      UserError: the data have no labels.
+      UserError: the data have no labels of at least two classes.
     """
     if dataset.num_classes < 2:
         raise UserError(
@@ -96,7 +100,13 @@ def classifier(config: DataConfig, dataset: data.Dataset) -> tuple[FeatureNetwor
 def reference(
     config: DataConfig, dataset: data.Dataset, split: str, network: FeatureNetwork
 ) -> Reference:
-    """Return the features and moments of a split, without flips; computed the first time.
+    """Return the features and moments of a split, without flips; the first call computes them.
+
+    Args:
+      config: the config of the data.
+      dataset: the data.
+      split: "train" or "test".
+      network: the feature network.
 
     Raises:
       UserError: no such split.
@@ -129,7 +139,7 @@ def reference(
 
 
 def _facts(config: DataConfig, source: data.Source, split: str) -> dict[str, Any]:
-    """Return what the pixels of a split depend on."""
+    """Return everything that the pixels of a split depend on, for the key."""
     images, labels = source.read(_some(len(source), HASHED))
     return {
         "name": config.name,
@@ -143,7 +153,7 @@ def _facts(config: DataConfig, source: data.Source, split: str) -> dict[str, Any
 
 
 def _some(n: int, most: int) -> np.ndarray:
-    """Return at most so many of n indices, ascending; always the same."""
+    """Return at most `most` of n indices, ascending: a random subset, the same at each call."""
     return np.sort(np.random.default_rng(0).choice(n, min(n, most), replace=False))
 
 

@@ -1,4 +1,4 @@
-"""How good the samples of a trained run are, and whether they are copies: `evaluate`."""
+"""The quality of the samples of a run, and whether the samples are copies: `evaluate`."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -17,17 +17,17 @@ from ddpm_jax.runs import Run
 from ddpm_jax.runtime.progress import Progress, silent
 from ddpm_jax.sampling import sample_in_chunks
 
-MAX_NEIGHBOURS = 1000  # samples of each seed, and held-out images, whose neighbours are sought
-SHOWN = 30  # of them in the picture
+MAX_NEIGHBOURS = 1000  # samples of each seed, and held-out images, for the search of neighbours
+SHOWN = 30  # samples in the picture
 
 
 class Report(NamedTuple):
-    """What `evaluate` found.
+    """The result of `evaluate`.
 
     Attributes:
       rows: the metrics.
-      neighbours: [H, W, C] uint8, a picture: the samples of the first seed that are nearest to a
-        training image, the nearest first, each over that image.
+      neighbours: [H, W, C] uint8, a picture of the samples of the first seed that are nearest to a
+        training image. The nearest sample is first. Each is above its training image.
     """
 
     rows: list[Row]
@@ -44,19 +44,20 @@ def evaluate(
     split: str = "train",
     progress: Progress = silent,
 ) -> Report:
-    """Sample a run several times and measure the samples, with the run's sampler (`Run.config`).
+    """Draw samples from a run with several seeds, and measure their quality.
 
-    A conditional model is told what n images of the split are (their classes, texts or coarse
-    versions), drawn at random, without guidance beyond `config.sample`. Errors are over the seeds
-    0, 1, ... of noise and conditioning: the model, the reference and the features are as given.
+    A conditional model receives the conditioning of n random images of the split: their classes,
+    texts or coarse versions. Guidance is as in `run.config.sample`. The error is the standard error
+    over the seeds 0, 1, ... of noise and conditioning. It does not include the variance of the
+    model, the reference or the features.
 
     Args:
-      run: of `runs.open_run`, whose `sample` names the sampler.
-      dataset: that the run was trained on.
-      network: what to compare in.
-      n: images of each seed.
-      num_seeds: how often.
-      split: what to compare with: "train" or "test".
+      run: the run, from `runs.open_run`. `run.config.sample` sets the sampler.
+      dataset: the data that the run was trained on.
+      network: the feature network.
+      n: number of images for each seed.
+      num_seeds: number of seeds.
+      split: the reference, "train" or "test".
       progress: receives the number of samples that are drawn.
 
     Raises:
@@ -112,7 +113,7 @@ def evaluate(
 
 
 class _Neighbours:
-    """The nearest training images of samples, and of held-out images as the yardstick."""
+    """The nearest training images of samples, and of held-out images as the reference."""
 
     def __init__(self, run: Run, dataset: data.Dataset):
         self._train = dataset.train
@@ -123,7 +124,11 @@ class _Neighbours:
             self._held_out, _ = self.find(dataset.test.read(indices)[0])
 
     def find(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the distance to the nearest training image, and which one it is."""
+        """Return the distance [n] of each image to its nearest training image, and its index [n].
+
+        Args:
+          images: [n, H, W, C] uint8.
+        """
 
         def chunks() -> Iterator[np.ndarray]:
             return references.chunks(self._train)
@@ -131,7 +136,7 @@ class _Neighbours:
         return memorisation.nearest_training_image(images, chunks, flip=self._flip)
 
     def compare(self, distance: np.ndarray) -> dict[str, Estimate | str]:
-        """Return the metrics of samples at these distances."""
+        """Return name -> metric, or a reason why there is none, for samples at distances [n]."""
         names = [f"{field}{short(len(distance))}" for field in memorisation.Memorisation._fields]
         if self._held_out is None:
             return dict.fromkeys(names, "needs held-out images")

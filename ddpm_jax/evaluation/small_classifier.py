@@ -1,4 +1,4 @@
-"""A small classifier of the data set itself: its hidden layer gives features without a download.
+"""A small classifier of the data set. Its hidden layer gives features without a download.
 
   f = max(0, W₁ᵀ x + b₁) [64],   logits = W₂ᵀ f + b₂,   x: the pixels in [-1, 1]
 
@@ -20,16 +20,20 @@ from ddpm_jax.evaluation.features import FeatureNetwork, digest
 from ddpm_jax.pixels import to_x_0
 from ddpm_jax.types import Array
 
-VERSION = 1  # of all below: what is kept of another version is not read
+VERSION = 1  # part of the key of the cache; raise it if the code below changes
 HIDDEN = 64
-SIDE = 32  # pixels: larger images are made smaller
-MAX_IMAGES = 10_000  # to train on
+SIDE = 32  # pixels; larger images are made smaller
+MAX_IMAGES = 10_000  # training images at most
 MAX_EPOCHS = 300
 BUDGET = 6e10  # images x inputs x hidden x epochs, at most: half a minute on two cores
 
 
 def pixels(images: Array) -> Array:
-    """Return the classifier's inputs, [B, D] float32, of images [B, H, W, C] uint8."""
+    """Return the inputs of the classifier, [B, D] float32 in [-1, 1].
+
+    Args:
+      images: [B, H, W, C] uint8.
+    """
     batch, height, width, channels = images.shape
     x = to_x_0(images)
     if max(height, width) > SIDE:
@@ -49,13 +53,13 @@ def train(
 
     Args:
       images: [n, H, W, C] uint8.
-      labels: [n] int.
+      labels: [n] int, the classes of `images`.
       test_images: [m, H, W, C] uint8, held out.
-      test_labels: [m] int.
-      seed: of the initial weights and the order.
+      test_labels: [m] int, the classes of `test_images`.
+      seed: seed of the initial weights and of the order of the images.
 
     Returns:
-      Arrays `weights_1, bias_1, weights_2, bias_2` float32, and `accuracy` on what is held out.
+      Arrays `weights_1, bias_1, weights_2, bias_2` float32, and `accuracy` on `test_images`.
 
     Raises:
       UserError: fewer than two classes.
@@ -72,10 +76,10 @@ def train(
     epochs = int(np.clip(BUDGET / (x.size * HIDDEN), 10, MAX_EPOCHS))
     classifier = MLPClassifier((HIDDEN,), alpha=1e-2, max_iter=epochs, random_state=seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the accuracy says what was reached
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the accuracy shows the quality
         classifier.fit(x, labels)
     (weights_1, weights_2), (bias_1, bias_2) = classifier.coefs_, classifier.intercepts_
-    if weights_2.shape[1] == 1:  # of two classes scikit-learn keeps the difference of the logits
+    if weights_2.shape[1] == 1:  # for two classes scikit-learn has only the logits' difference
         weights_2, bias_2 = (np.concatenate([0 * a, a], axis=-1) for a in (weights_2, bias_2))
     arrays = dict(weights_1=weights_1, bias_1=bias_1, weights_2=weights_2, bias_2=bias_2)
     arrays = {name: value.astype(np.float32) for name, value in arrays.items()}
@@ -83,7 +87,11 @@ def train(
 
 
 def as_network(arrays: dict[str, np.ndarray]) -> FeatureNetwork:
-    """Return the trained classifier as a feature network, its head included."""
+    """Return the trained classifier as a feature network with a head.
+
+    Args:
+      arrays: the result of `train`.
+    """
     params = {name: arrays[name] for name in ("weights_1", "bias_1")}
     head = arrays["weights_2"], arrays["bias_2"]
     return FeatureNetwork("classifier", digest((params, head)), _apply, params, head)

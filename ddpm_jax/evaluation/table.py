@@ -1,9 +1,10 @@
-"""Features of samples against those of a data set, as rows of a table: name, value, error, n.
+"""Metrics of samples against a data set, as rows of a table: name, value, error, n.
 
-A name says what was compared with what: `fid50k_train` is the Fréchet distance of 50,000 samples to
-the training images in Inception's features, `fd1k_test` that of 1,000 to the held-out images in any
-other's. So too for the kernel distance, `kid` and `kd`, and for the Inception score, `is` and `cs`.
-A number that too few images would make meaningless is not given, and the row says why.
+The name of a metric says what was compared with what:
+  fid50k_train  Fréchet distance of 50,000 samples to the training images, in Inception's features
+  fd1k_test     Fréchet distance of 1,000 samples to the held-out images, in other features
+In the same way, the kernel distance is `kid` or `kd`, and the Inception score is `is` or `cs`.
+If too few images would make a number meaningless, its row has no value and a note says why.
 """
 
 import math
@@ -17,13 +18,13 @@ from ddpm_jax.evaluation import distances, manifolds
 from ddpm_jax.evaluation.distances import Estimate, standard_error
 from ddpm_jax.evaluation.moments import Moments, frechet_distance, moments
 
-SPLITS = 10  # of the Inception score
-PER_SPLIT = 100  # images, at least
+SPLITS = 10  # splits of the Inception score
+PER_SPLIT = 100  # images in a split, at least
 MIN_KERNEL = 100  # images, at least, for the kernel distance and the manifolds
-MAX_SUBSET = 1000  # images of a subset of the kernel distance
+MAX_SUBSET = 1000  # images in a subset of the kernel distance, at most
 
 
-REMARKS = {  # a metric's name, without n and split -> what it is, and its best value
+REMARKS = {  # name of a metric without n and split -> what the metric is, and its best value
     "fid": "FID, Fréchet distance in Inception's features; 0 is best",
     "kid": "KID, kernel distance in Inception's features; 0 is best",
     "is": "Inception score; 1 is worst",
@@ -45,11 +46,11 @@ class Row(NamedTuple):
     """One line of a table.
 
     Attributes:
-      name: of the metric, with n and the split in it.
-      value: the mean over the seeds, or None where it is not given.
-      error: its standard error, or None where it is not known.
-      n: images of each seed.
-      note: what else there is to say; of a row without a value, why.
+      name: name of the metric, which contains n and the split.
+      value: mean over the seeds, or None if there is no value.
+      error: standard error of the value, or None if it is not known.
+      n: number of images for each seed.
+      note: a remark; without a value, the reason.
     """
 
     name: str
@@ -60,17 +61,17 @@ class Row(NamedTuple):
 
 
 def short(n: int) -> str:
-    """Return n as it stands in a metric's name: 50000 is "50k", 1634 is "1634"."""
+    """Return n as it is written in the name of a metric: 50000 is "50k", 1634 is "1634"."""
     return f"{n // 1000}k" if n % 1000 == 0 else str(n)
 
 
 def frechet_name(network: str, n: int, split: str) -> str:
-    """Return the name of the Fréchet distance of n samples to a split."""
+    """Return the name of the Fréchet distance of n samples to a split, in a network's features."""
     return f"{_names(network)[0]}{short(n)}_{split}"
 
 
 def _names(network: str) -> tuple[str, str, str]:
-    """Return what the Fréchet and the kernel distance and the score are called."""
+    """Return the short names of the Fréchet distance, the kernel distance and the score."""
     return ("fid", "kid", "is") if network == "inception" else ("fd", "kd", "cs")
 
 
@@ -84,20 +85,21 @@ def compare(
     head: tuple[np.ndarray, np.ndarray] | None = None,
     seed: int = 0,
 ) -> dict[str, Estimate | str]:
-    """Measure the features of the samples of one seed.
+    """Measure the samples of one seed by their features.
 
     Args:
-      features: [n, D] float, of samples, in the order in which they were drawn.
-      reference: moments of the split's features.
-      reference_features: [m, D] float, of all its images or of some drawn at random.
-      network: the feature network's name.
+      features: [n, D] float, the features of the samples, in the order of the draw.
+      reference: the moments of the features of the split.
+      reference_features: [m, D] float, the features of all images of the split or of some random
+        ones.
+      network: the name of the feature network.
       split: "train" or "test".
       head: (weights [D, K], bias [K]) from features to logits; None gives no Inception score.
-      seed: of the subsets of the reference; another for each seed of samples, so that the error
-        over these has it in.
+      seed: seed of the subsets of the reference. Use another one for each seed of samples, so that
+        the error over the seeds includes the choice of subsets.
 
     Returns:
-      name -> the estimate, or what is missing for one.
+      name -> the estimate, or a phrase that says what is missing.
     """
     (n, dim), m = features.shape, len(reference_features)
     found: dict[str, Estimate | str] = {}
@@ -121,7 +123,7 @@ def compare(
             found[name] = distances.inception_score(logits, num_splits=SPLITS)
         else:
             found[name] = f"needs at least {SPLITS * PER_SPLIT} images"
-    # Radii depend on the number of images: equally many of both, as in the paper.
+    # Radii depend on the number of images, so both sets have the same size, as in the paper.
     names = [f"{field}{short(n)}_{split}" for field in manifolds.Manifolds._fields]
     if smaller >= MIN_KERNEL:
         order = np.random.default_rng(seed).permutation(m)[:smaller]
@@ -133,7 +135,7 @@ def compare(
 
 
 def explained(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows, with what each metric is after its own note."""
+    """Return the rows, with an explanation of the metric at the end of each note."""
     found = []
     for row in rows:
         metric = re.match(r"[a-z_]*", row.name)
@@ -146,12 +148,12 @@ def explained(rows: Sequence[Row]) -> list[Row]:
 def over_seeds(measured: Sequence[Mapping[str, Estimate | str]], n: int) -> list[Row]:
     """Return the rows of several seeds: means, with the standard error over the seeds.
 
-    With one seed, the error is the estimate's own where it has one. Of Fréchet distances the
-    minimum over the seeds is a row of its own, as papers report it.
+    With one seed, the error is the error of the estimate, if the estimate has one. A Fréchet
+    distance has an extra row with the minimum over the seeds, because papers report the minimum.
 
     Args:
-      measured: of each seed, name -> estimate, or what is missing.
-      n: images of each seed.
+      measured: for each seed, the result of `compare`: name -> estimate, or what is missing.
+      n: number of images for each seed.
     """
     rows = []
     for name, first in measured[0].items():

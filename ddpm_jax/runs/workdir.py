@@ -1,12 +1,12 @@
-"""The work directory of a run: where things lie, and the config that it belongs to.
+"""The work directory of a run: its files, and the config of the run.
 
-<workdir>/config.json       the config, one section a key
+<workdir>/config.json       the config, one key per section
 <workdir>/dataset.json      the facts of the data that the model depends on
-<workdir>/checkpoints/      Orbax, one directory a step
+<workdir>/checkpoints/      Orbax checkpoints, one directory per saved step
 <workdir>/metrics.jsonl     one line of JSON per logged step
-<workdir>/tensorboard/      the same for TensorBoard, and the grids
+<workdir>/tensorboard/      the same metrics for TensorBoard, and the grids
 <workdir>/samples/          grids as PNG
-<workdir>/lock              held by the process that trains here
+<workdir>/lock              a file that the training process locks
 """
 
 import contextlib
@@ -26,7 +26,8 @@ from ddpm_jax.runtime.files import replacing
 
 logger = logging.getLogger(__name__)
 
-# What may differ when a run is resumed: these change how long it goes on and what is written.
+# Config keys that may differ when a run is resumed. They change how long the run continues, where
+# it runs and what it writes, but not its training steps.
 RESUMABLE = {
     "train.num_steps",
     "train.steps_per_call",
@@ -48,19 +49,26 @@ RESUMABLE = {
     "data.timeout_s",
     "sample.chunk_size",
 }
-# These may differ too if the run knows the digest of its data: the data may have been moved.
+# These keys may differ too if the run has a digest of its data: the data may have moved.
 PLACES = {"data.path", "data.font_path", "data.emoji_test_path"}
 
 
 @dataclasses.dataclass(frozen=True)
 class DatasetFacts:
-    """What the model needs to know of its data: enough to sample without them."""
+    """The facts of the data that the model depends on. They suffice to sample without the data.
+
+    Attributes:
+      image_shape: (H, W, C).
+      num_classes: number of classes; 0 is no classes.
+      class_names: the names of the classes, in the order of the labels.
+      text: name of the encoder of the texts that the model receives; "" is no texts.
+      digest: `data.Dataset.digest`; "" in a run of an old version, which did not store the digest.
+    """
 
     image_shape: tuple[int, int, int]
     num_classes: int
     class_names: tuple[str, ...]
-    text: str = ""  # the encoder of the texts that the model is told; "" is none
-    # `data.Dataset.digest`; "" in a run of a version that did not keep it
+    text: str = ""
     digest: str = ""
 
 
@@ -97,13 +105,15 @@ class WorkDir:
 
 @contextlib.contextmanager
 def locked(root: str | os.PathLike) -> Iterator[None]:
-    """Make the directory if need be and keep other trainings out of it while inside `with`.
+    """Lock the work directory inside `with`, so that no other training uses it.
 
-    The kernel lets go of the lock when the process ends, however it ends. Where there is no lock
-    (on some file systems, and on Windows), a line says so, and the training goes on.
+    The directory is created if it does not exist. The kernel releases the lock when the process
+    ends, also after a crash. Some file systems and Windows have no locks: then a warning is logged,
+    and the training continues.
 
     Raises:
-      UserError: it cannot be written, a file in it is a link, or another process trains there.
+      UserError: the directory cannot be written, a file in it is a link, or another process trains
+        there.
     """
     path = _absolute(root) / "lock"
     try:
@@ -114,7 +124,7 @@ def locked(root: str | os.PathLike) -> Iterator[None]:
         raise _not_writable(root, error) from error
     with file:
         try:
-            import fcntl  # here: Windows does not have it, and reads runs without it
+            import fcntl  # here: Windows has no fcntl, and reads runs without it
 
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -132,10 +142,15 @@ def locked(root: str | os.PathLike) -> Iterator[None]:
 
 
 def check_same_run(root: str | os.PathLike, config: Config, facts: DatasetFacts) -> None:
-    """Refuse a work directory of another config or of other data; nothing is written.
+    """Check that a work directory is new or has the same config and data; write nothing.
+
+    Args:
+      root: the work directory.
+      config: the config of the run.
+      facts: the facts of the data.
 
     Raises:
-      UserError: it belongs to another run; the message names what differs.
+      UserError: the directory belongs to another run; the message names the differences.
     """
     _check_run(WorkDir(_absolute(root)), config, facts)
 
@@ -143,16 +158,16 @@ def check_same_run(root: str | os.PathLike, config: Config, facts: DatasetFacts)
 def open_for_training(
     root: str | os.PathLike, config: Config, facts: DatasetFacts | None = None
 ) -> WorkDir:
-    """Create the work directory, or open the one of an earlier start of the same run.
+    """Create the work directory, or open the directory of an earlier start of the same run.
 
     Args:
-      root: the directory.
-      config: the config of the run.
-      facts: the facts of the data, which are written beside the config; None leaves them out.
+      root: the work directory.
+      config: the config of the run; it is written to config.json.
+      facts: the facts of the data; they are written to dataset.json. None writes no facts.
 
     Raises:
-      UserError: it cannot be written, belongs to another config (the differing keys are named), or
-        was trained on other data.
+      UserError: the directory cannot be written, belongs to another config (the message names the
+        keys that differ), or was trained on other data.
     """
     workdir = WorkDir(_absolute(root))
     try:
@@ -178,10 +193,10 @@ def open_for_training(
 
 
 def open_for_reading(root: str | os.PathLike) -> WorkDir:
-    """Return the work directory of a run that was trained.
+    """Return the work directory of a trained run.
 
     Raises:
-      UserError: it is not one, or a file in it is a link.
+      UserError: `root` is not the work directory of a run, or a file in it is a link.
     """
     workdir = WorkDir(_absolute(root))
     _check_links(workdir.root)
@@ -194,17 +209,25 @@ def open_for_reading(root: str | os.PathLike) -> WorkDir:
 
 
 def read_config(workdir: WorkDir) -> Config:
-    """Read the config of a run."""
+    """Read the config of a run.
+
+    Raises:
+      UserError: the file cannot be read, or it is not a valid config.
+    """
     return config_lib.from_dict(_read_json(workdir.config))
 
 
 def write_facts(workdir: WorkDir, facts: DatasetFacts) -> None:
-    """Write the facts of the data beside the config."""
+    """Write the facts of the data to dataset.json."""
     _write_json(workdir.dataset, dataclasses.asdict(facts))
 
 
 def read_facts(workdir: WorkDir) -> DatasetFacts:
-    """Read the facts of the data of a run."""
+    """Read the facts of the data of a run.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
     facts = _read_json(workdir.dataset)
     return DatasetFacts(
         tuple(facts["image_shape"]),
@@ -221,11 +244,11 @@ def _absolute(root: str | os.PathLike) -> pathlib.Path:
 
 
 def _check_links(root: pathlib.Path) -> None:
-    """Refuse files that are links: in a stranger's run they would lead what is written elsewhere.
+    """Refuse files that are links: in a run from a stranger, a write could change another file.
 
     Directories may be links, for checkpoints on a larger disk.
     """
-    for directory, _, names in os.walk(root):  # what a run removes meanwhile is passed over
+    for directory, _, names in os.walk(root):  # skips files that a run removes during the walk
         for path in (os.path.join(directory, name) for name in names):
             if os.path.islink(path):
                 raise UserError(
@@ -241,10 +264,10 @@ def _not_writable(root: str | os.PathLike, error: OSError) -> UserError:
 
 
 def _check_same(root: str | os.PathLike, before: Config, now: Config, allowed: Set[str]) -> None:
-    """Refuse to go on with a config that makes it another run."""
+    """Refuse a config that differs from the earlier config in a key outside `allowed`."""
     old, new = config_lib.flatten(before), config_lib.flatten(now)
     if now.optim.decay != "constant":
-        allowed = allowed - {"train.num_steps"}  # not -=, which would change RESUMABLE itself
+        allowed = allowed - {"train.num_steps"}  # not -=, which would change RESUMABLE
     differing = [key for key in old if old[key] != new[key] and key not in allowed]
     if differing:
         changes = ", ".join(f"{key}: {old[key]!r} there, {new[key]!r} now" for key in differing)
@@ -268,7 +291,7 @@ def _check_run(workdir: WorkDir, config: Config, facts: DatasetFacts | None) -> 
 def _check_facts(
     root: pathlib.Path, before: DatasetFacts, now: DatasetFacts, allow_changed: bool
 ) -> None:
-    """Refuse data that the model does not fit, and changed data unless they are allowed."""
+    """Refuse data that do not fit the model, and changed data unless `allow_changed`."""
     if dataclasses.replace(before, digest=now.digest) == now:
         if before.digest in ("", now.digest) or allow_changed:
             return
@@ -299,7 +322,7 @@ def _check_facts(
 
 
 def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
-    """Write a file of JSON, whole or not at all."""
+    """Write a JSON file atomically."""
     with replacing(path) as part:
         part.write_text(json.dumps(content, indent=2) + "\n")
 

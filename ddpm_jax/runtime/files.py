@@ -1,7 +1,7 @@
-"""Files: written whole or not at all, computed once and kept, published by others and verified.
+"""Files: atomic writes, a cache of arrays, and verified downloads.
 
-TFDS's own downloads are not used: without a network they retry for minutes, and a stalled
-connection holds them for ever. Here both end in seconds, with one line that says what to do.
+The downloads do not use TFDS. Without a network, TFDS retries for minutes, and it waits forever on
+a stalled connection. Here both end in seconds, with one line that says what to do.
 """
 
 import contextlib
@@ -31,10 +31,13 @@ Arrays = dict[str, np.ndarray]
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Give a temporary path to write to; at the end the file there replaces the one at `path`.
+    """Yield a temporary path to write to; at the end of `with`, this file replaces `path`.
 
-    A reader sees the old file or the new one, whole. After an error the old file stays, and nothing
-    of the new one. The directory is made if need be.
+    A reader sees the complete old file or the complete new file. After an error the old file is
+    still there, and the new file is removed. The directory is created if it does not exist.
+
+    Raises:
+      OSError: the directory or the file cannot be written.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,8 +53,8 @@ def to_json(content: Any, **options: Any) -> str:
     """Return `json.dumps(content, **options)`, with null for NaN and infinities, which JSON lacks.
 
     Args:
-      content: dicts, lists, tuples, numbers and so on.
-      **options: of `json.dumps`.
+      content: dicts, lists, tuples, numbers and other values that `json.dumps` accepts.
+      **options: options of `json.dumps`.
     """
 
     def finite(part: Any) -> Any:
@@ -67,16 +70,16 @@ def to_json(content: Any, **options: Any) -> str:
 def load_or_make(
     directory: pathlib.Path, name: str, facts: Mapping[str, Any], make: Callable[[], Arrays]
 ) -> Arrays:
-    """Return the arrays that are kept under these facts; make and keep them if there are none.
+    """Return the cached arrays for these facts; if there are none, make and cache them.
 
-    They are kept as .npz, which is data and not code. A file that cannot be read is made again.
-    Where the directory cannot be written, the arrays are returned all the same, and a line says so.
+    The cache is an .npz file, which contains data and no code. If the file cannot be read, it is
+    made again. If the directory cannot be written, the arrays are returned and a warning is logged.
 
     Args:
-      directory: made if need be.
-      name: the first part of the file's name, for people.
-      facts: JSON of all that the arrays depend on; a file of other facts is another file.
-      make: () -> the arrays.
+      directory: the directory of the cache; it is created if it does not exist.
+      name: the readable first part of the file name.
+      facts: all that the arrays depend on, as JSON values. Other facts give another file.
+      make: () -> the arrays, by name.
     """
     key = json.dumps(facts, sort_keys=True)
     name = name.replace("/", "-")  # as in the name of the set "lsun/church_outdoor"
@@ -100,12 +103,12 @@ def load_or_make(
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """A file that somebody else publishes.
+    """A published file.
 
     Attributes:
-      url: where.
-      size: in bytes.
-      sha256: of the whole file, hexadecimal.
+      url: the URL of the file.
+      size: size of the file in bytes.
+      sha256: SHA-256 of the file, 64 hexadecimal digits.
     """
 
     url: str
@@ -114,25 +117,25 @@ class Archive:
 
     @property
     def filename(self) -> str:
-        """The last part of the URL; also the name under which it may be placed by hand."""
+        """The last part of the URL. A file that is placed by hand must have this name."""
         return self.url.rsplit("/", 1)[1]
 
 
 def fetch(archive: Archive, name: str, download_dir: str, manual_dir: str = "") -> pathlib.Path:
-    """Return the path of a verified copy of the archive, downloading it if there is none.
+    """Return the path of a verified copy of the archive; download it if there is no copy.
 
-    It is looked for in `<manual_dir>/<name>`, in `manual_dir`, and where an earlier call has put
-    it. (The directory per name is for files that several sets call by the same name.)
+    The search order is `<manual_dir>/<name>`, `manual_dir`, then the download of an earlier call.
+    `<manual_dir>/<name>` is for file names that several data sets share.
 
     Args:
-      archive: the file.
-      name: of what the file is for, e.g. the set.
-      download_dir: where downloads are kept.
-      manual_dir: where files are placed by hand; "" is `<download_dir>/manual`.
+      archive: the published file.
+      name: the name of its purpose, such as the data set.
+      download_dir: the directory of the downloads.
+      manual_dir: the directory of files that are placed by hand; "" is `<download_dir>/manual`.
 
     Raises:
-      UserError: a file placed by hand is not the upstream one, or there is none and the download
-        fails.
+      UserError: a file that was placed by hand differs from the published file, `manual_dir` is not
+        a directory, or there is no copy and the download fails.
     """
     manual = pathlib.Path(manual_dir or os.path.join(download_dir, "manual")).expanduser()
     if manual_dir and not manual.is_dir():
@@ -155,14 +158,14 @@ def fetch(archive: Archive, name: str, download_dir: str, manual_dir: str = "") 
 
 
 def sha256(path: str | os.PathLike) -> str:
-    """Return the SHA-256 of a file, hexadecimal."""
+    """Return the SHA-256 of a file, 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _download(archive: Archive, path: pathlib.Path, manual: pathlib.Path) -> None:
-    """Download and verify an archive. The file at `path` is always complete."""
-    import requests  # here, so that only downloads wait for these imports
+    """Download and verify an archive. A file at `path` is always complete."""
+    import requests  # here, so that only downloads pay for these slow imports
     from tqdm import tqdm
 
     logger.info("downloading %s (%d bytes)", archive.url, archive.size)
@@ -190,7 +193,7 @@ def _download(archive: Archive, path: pathlib.Path, manual: pathlib.Path) -> Non
 
 
 def _reason(error: Exception) -> str:
-    """Return the innermost cause in a few words; requests wraps it in pages of its own."""
+    """Return the innermost cause as a short phrase; the message of requests is very long."""
     response = getattr(error, "response", None)
     if response is not None:
         return f"HTTP status {response.status_code}"

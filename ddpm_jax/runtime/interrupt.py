@@ -1,4 +1,4 @@
-"""Requests to stop: after Ctrl-C, SIGTERM or SIGHUP a step ends and a checkpoint is saved."""
+"""Requests to stop: after Ctrl-C, SIGTERM or SIGHUP a run ends its step and saves a checkpoint."""
 
 import os
 import signal
@@ -14,14 +14,14 @@ HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
 class StopRequest:
     """Inside `with StopRequest() as stop`, SIGINT, SIGTERM and SIGHUP ask the run to stop.
 
-    SIGHUP comes when a terminal or an ssh connection closes. Under nohup it is ignored, as before.
+    SIGHUP comes when a terminal or an ssh connection closes. Under nohup, SIGHUP is still ignored.
 
     In a run of one process, the first signal sets `stop.signal`. The next signal of the same kind
     acts as usual: Ctrl-C raises KeyboardInterrupt, SIGTERM ends the process. A second SIGHUP does
-    nothing, because a shell and the kernel both send one.
+    nothing, because the shell and the kernel both send SIGHUP.
 
-    In a run of several processes, JAX itself catches a SIGTERM to any of them. Ctrl-C and SIGHUP
-    are converted to a SIGTERM. The processes then agree on the call after which all of them stop.
+    In a run of several processes, JAX catches a SIGTERM to any process. Ctrl-C and SIGHUP are
+    converted to SIGTERM. The processes then agree on the call after which all of them stop.
 
     The `with` block must be in the main thread.
 
@@ -36,7 +36,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         numbers = [signal.SIGINT] if self._several else [signal.SIGINT, signal.SIGTERM]
-        if HANGUP is not None and signal.getsignal(HANGUP) != signal.SIG_IGN:  # else: nohup
+        if HANGUP is not None and signal.getsignal(HANGUP) != signal.SIG_IGN:  # ignored: nohup
             numbers.append(HANGUP)
         for number in numbers:
             self._before[number] = signal.signal(number, self._on_signal)

@@ -1,4 +1,4 @@
-"""Standard output and errors that may lose their reader: `train | head`, a closed terminal."""
+"""Output streams that survive the loss of their reader: `train | head`, a closed terminal."""
 
 import logging
 import os
@@ -8,12 +8,12 @@ logger = logging.getLogger(__name__)
 
 
 def surviving(stream: Any) -> Any:
-    """Return a text stream like the given one, whose failure to write does not end the program.
+    """Wrap a text stream: a failed write does not end the program.
 
-    After a failure, what is written goes nowhere, and one line on the log says so.
+    After a failed write, all further output is discarded, and one warning is logged.
 
     Args:
-      stream: the stream, such as sys.stdout.
+      stream: a text stream with a file descriptor, such as sys.stdout.
     """
     return _Output(stream)
 
@@ -26,7 +26,7 @@ class _Output:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write a text, if somebody can read it."""
+        """Write a text; after a failure, discard it. Return the number of characters."""
         try:
             return self._stream.write(text)
         except OSError as error:
@@ -34,14 +34,14 @@ class _Output:
             return len(text)
 
     def flush(self) -> None:
-        """Write what is in the buffer, if somebody can read it."""
+        """Write the buffer to the file; after a failure, discard the buffer."""
         try:
             self._stream.flush()
         except OSError as error:
             self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
-        """Send to nowhere what is still in the buffer, and all that follows."""
+        """Redirect the stream, with its buffer, to the null device."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)

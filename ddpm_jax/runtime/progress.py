@@ -1,7 +1,7 @@
-"""Reports of progress: what long work calls, and what shows them is the caller's choice.
+"""Reports of progress. A slow function sends reports; its caller chooses how to show them.
 
-A function that takes long receives `progress` and calls it as `progress(what, done, total)`: at the
-start of each part of the work with done = 0, and again whenever more of it is done.
+A slow function receives `progress` and calls `progress(what, done, total)`. It calls with done = 0
+at the start of each part of the work, and again when more units of this part are done.
 """
 
 from collections.abc import Callable
@@ -10,4 +10,10 @@ Progress = Callable[[str, int, int], None]
 
 
 def silent(what: str, done: int, total: int) -> None:
-    """Show nothing."""
+    """Show nothing.
+
+    Args:
+      what: the name of this part of the work.
+      done: number of units that are done, in 0..total.
+      total: number of units of this part.
+    """

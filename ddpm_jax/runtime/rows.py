@@ -1,4 +1,4 @@
-"""n rows, such as images, shared by the local devices, in one compiled program.
+"""Compute n rows, such as images, on all local devices, in one compiled program.
 
   n rows --padded to a multiple of the devices--> run, sharded over the rows --cut--> n rows
 
@@ -32,8 +32,8 @@ def over_local_devices(
     same row of every array in `rows`. It compiles once for each n, rounded up to a multiple of the
     devices, and for each value of `static`.
 
-    `call` is a JAX function too. Inside `jax.jit`, `jax.grad` or `jax.vmap` it leaves the devices,
-    the padding and the options of the compiler to the program around it.
+    `call` is a JAX function too. Inside `jax.jit`, `jax.grad` or `jax.vmap`, `call` pads nothing.
+    The program around it then chooses the devices and the options of the compiler.
 
     Args:
       run: the function. Its result is a pytree of arrays.
@@ -68,7 +68,7 @@ def over_local_devices(
 
 
 def is_traced(tree: Any) -> bool:
-    """Return whether a leaf is traced, or whether the call itself is inside `jax.jit`."""
+    """Return whether a leaf of a pytree is traced, or whether this call is inside `jax.jit`."""
     probe = jnp.zeros(())  # a tracer inside jit
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((tree, probe)))
 
@@ -76,7 +76,11 @@ def is_traced(tree: Any) -> bool:
 def local_devices(
     devices: Sequence[Any] | None = None,
 ) -> tuple[int, NamedSharding, NamedSharding]:
-    """Return the number of devices, the sharding that copies, and the sharding of the rows."""
+    """Return the number of devices, the replicated sharding, and the sharding over the rows.
+
+    Args:
+      devices: the devices to use; None is all local devices.
+    """
     devices = jax.local_devices() if devices is None else list(devices)
     mesh = jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
     return (
@@ -87,7 +91,12 @@ def local_devices(
 
 
 def pad(rows: Any, size: int) -> Any:
-    """Repeat the last row of each array until there are `size` rows."""
+    """Repeat the last row of each array until there are `size` rows.
+
+    Args:
+      rows: a pytree of arrays [n, ...] with n >= 1.
+      size: number of rows of the result, at least n.
+    """
 
     def padded(leaf: Any) -> Any:
         n = len(leaf)

@@ -1,4 +1,4 @@
 """Training: the only part of the library that uses optax.
 
-`loop.train` runs everything, for every kind of network: `parts` has what differs between them.
+`loop.train` runs every kind of network. `parts` has what differs between the kinds.
 """

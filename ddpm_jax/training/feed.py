@@ -1,4 +1,4 @@
-"""The batches of a run, ahead of its steps and on the devices; data that stop coming are named."""
+"""The batches of a run, prepared ahead of its steps and placed on the devices."""
 
 from collections.abc import Callable, Iterator
 
@@ -12,13 +12,23 @@ from ddpm_jax.errors import SourceError, UserError
 from ddpm_jax.runtime import sharding
 from ddpm_jax.types import Array
 
-PREFETCH = 2  # calls whose batches are prepared ahead
+PREFETCH = 2  # number of calls with batches prepared ahead
 
-Call = tuple[int, int | None]  # a step, and how many are fused from there; None is a plain step
+Call = tuple[int, int | None]  # first step, and the number of fused steps; None is one plain step
 
 
 def plan_calls(start: int, stop: int, steps_per_call: int, every: list[int]) -> Iterator[Call]:
-    """Yield the calls from step `start` to `stop`; none passes over a step with something due."""
+    """Yield the calls from step `start` to `stop`; a call ends at each step with something due.
+
+    Args:
+      start: number of steps that are already done.
+      stop: number of steps at the end.
+      steps_per_call: number of steps that one call fuses; 0 and 1 are plain steps.
+      every: periods in steps of whatever is due, such as a checkpoint; 0 is never.
+
+    Yields:
+      (step, n): the steps that are done before the call, and the number of fused steps or None.
+    """
     step = start
     while step < stop:
         due = min([(step // e + 1) * e for e in every if e] + [stop])
@@ -34,17 +44,20 @@ def feed(
     calls: list[Call],
     hurry: Callable[[], bool] = lambda: False,
 ) -> Iterator[dict[str, Array]]:
-    """Yield the batch of each call on the devices, or its n batches stacked: [n, B, ...].
+    """Yield the data of each call on the devices.
+
+    A plain step gets one batch [B, ...]. A call of n fused steps gets n batches, [n, B, ...].
 
     Args:
-      config: of the data.
-      batches: this process's share of them.
+      config: the config of the data.
+      batches: this process's share of the batches.
       mesh: the devices.
-      calls: of `plan_calls`.
-      hurry: whether the run was told to stop; then it does not wait `data.timeout_s`.
+      calls: the calls from `plan_calls`.
+      hurry: () -> whether a signal asks the run to stop. If it does, the wait for a late batch
+        ends after a few seconds.
 
     Raises:
-      SourceError: a batch cannot be read any more, or took longer than `data.timeout_s`.
+      SourceError: a batch cannot be read any more, or the wait for a batch reached its limit.
     """
 
     def load(call: Call) -> dict[str, Array]:

@@ -1,4 +1,4 @@
-"""The figures of the held-out images while training: their loss, or a classifier's accuracy."""
+"""Metrics of the held-out images during training: their loss, or a classifier's accuracy."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -23,10 +23,11 @@ def make_held_out(
     """Return params -> {name: mean over the held-out images}, or None if no images are held out.
 
     Args:
-      config: the run's.
-      dataset: its data.
-      rows: what else the network receives with each held-out image (`data.cond`).
-      parts: the run's.
+      config: the config of the run. Batches have `train.batch_size` images; the mean is over the
+        first `eval.num_examples` images.
+      dataset: the data of the run.
+      rows: name -> [N, ...], other inputs of the network for each held-out image (`data.cond`).
+      parts: the parts of the run.
       mesh: the devices, which share each batch.
     """
     test = dataset.test
@@ -45,7 +46,7 @@ def make_held_out(
     def held_out(params: Params) -> dict[str, float]:
         found = []
         for i in range(math.ceil(count / size)):
-            indices = np.arange(i * size, (i + 1) * size) % count  # fills the last batch up
+            indices = np.arange(i * size, (i + 1) * size) % count  # fills the last batch
             images, labels = test.read(indices)
             batch = {"image": images, "label": labels}
             batch |= {name: value[indices] for name, value in rows.items()}

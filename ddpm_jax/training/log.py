@@ -1,4 +1,7 @@
-"""The metrics of the steps, written an interval late: the host never waits for the newest step."""
+"""The log of a run. Metrics are written one interval late.
+
+So the host never waits for the newest step.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,14 +13,14 @@ from ddpm_jax.types import Array
 
 
 class Log:
-    """Gathers metrics on the device and writes each interval when the next one has ended.
+    """Collects metrics on the device. Writes each interval when the next interval has ended.
 
     Args:
-      writer: of the metrics' file and TensorBoard.
-      progress: the line on the terminal.
+      writer: writes the metrics file and TensorBoard.
+      progress: the progress line on the terminal.
       rate: step -> learning rate.
-      max_nonfinite: updates that may be skipped in a row.
-      last_good: () -> where the last good checkpoint is, in words.
+      max_nonfinite: the run stops after this number of skipped updates in a row.
+      last_good: () -> a phrase that says where the last good checkpoint is.
     """
 
     def __init__(
@@ -34,28 +37,32 @@ class Log:
         self._late: tuple[int, Interval] | None = None
 
     def add(self, metrics: dict[str, Array]) -> None:
-        """Add the metrics of one call."""
+        """Add the metrics of one call: scalars or [n], on the device."""
         self._current.add(metrics)
 
     def end_interval(self, step: int) -> None:
-        """Write the interval before this one; this one ends after `step` steps of the run."""
+        """Write the previous interval, and end the current one after `step` steps of the run.
+
+        Raises:
+          UserError: as `flush`.
+        """
         self.flush()
         self._writer.flush()
         if self._current:
             self._late, self._current = (step, self._current), Interval()
 
     def flush(self) -> int:
-        """Give the ended interval to the writer; return the updates skipped in a row at its end.
+        """Write the ended interval; return how many updates in a row were skipped at its end.
 
         Raises:
-          UserError: as many as `max_nonfinite` were skipped.
+          UserError: `max_nonfinite` updates in a row were skipped.
         """
         if self._late is None:
             return 0
         (step, interval), self._late = self._late, None
         row = interval.fetch()
         speed = self._progress.update(step, row["loss"])
-        # Step n + 1, counted from 1, takes the rate at n updates
+        # Step n + 1, counted from 1, uses the learning rate after n updates
         row.update(learning_rate=float(self._rate(step - 1)), images_per_second=speed)
         self._writer.scalars(step, row)
         if row["skipped_in_a_row"] >= self._max_nonfinite:

@@ -1,10 +1,10 @@
 """A training run from config to pictures: `train`, to be read from top to bottom.
 
-What is trained comes from `training.parts`; the loop is the same for every kind of network. The
-host deals batches a few calls ahead of the devices and looks at metrics an interval late. It waits
-for the step in progress only to save a checkpoint, draw a grid or look at held-out images.
-Everything random follows from (seed, step), so an interrupted run goes on from its newest
-checkpoint as if it had never stopped.
+`training.parts` builds what is trained; the loop is the same for every kind of network. The host
+prepares batches a few calls ahead of the devices and reads metrics one interval late. It waits for
+the current step only to save a checkpoint, draw a grid or evaluate held-out images. All randomness
+is a function of (seed, step). So an interrupted run continues from its newest checkpoint as if it
+had never stopped.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ from ddpm_jax.training.pictures import Pictures
 from ddpm_jax.training.programs import Programs, give_back_memory
 from ddpm_jax.training.progress import ProgressLine
 
-SMALL_SET = 1000  # images; below this a network tends to copy its training set
+SMALL_SET = 1000  # images; with fewer images a network tends to copy its training set
 
 
 class Result(NamedTuple):
@@ -54,9 +54,10 @@ class Result(NamedTuple):
 
     Attributes:
       state: the last state.
-      signal: the signal that stopped the run before its end, or None.
-      figures: of the held-out images with the averaged weights of the last step, by name; a
-        classifier's accuracies are always there, a denoiser's loss where `eval.every` asks for it.
+      signal: number of the signal that stopped the run before its end, or None.
+      figures: name -> mean over the held-out images, with the EMA weights of the last step. A
+        classifier's accuracies are always present. A denoiser's loss is present only if
+        `eval.every` divides the last step.
     """
 
     state: TrainState
@@ -70,27 +71,30 @@ def train(
     images: Any = None,
     labels: Any = None,
 ) -> Result:
-    """Train as the config says, in the work directory `root`; resume the run that is there.
+    """Train as the config says, in the work directory `root`; resume a run that is there.
 
         config = {"data": {"name": "digits"}, "train": {"num_steps": 1000}}  # the rest: defaults
         ddpm_jax.train(config, "runs/digits")
         sample, params = ddpm_jax.load("runs/digits")
 
     SIGTERM, Ctrl-C and a closed terminal (SIGHUP) save the state and end the run early. The devices
-    first end the calls that they hold: a second of work, or two calls if one takes longer. So it
-    must run in the main thread.
+    first finish the calls that they hold: a second of work, or two calls if one takes longer.
+    `train` handles signals, so it must run in the main thread.
 
     Args:
       config: a `Config`, or a mapping of sections to mappings of fields, such as the
         `ml_collections.ConfigDict` of a file in `experiments/`.
-      root: the work directory; made if it is not there.
-      images: the images to train on, uint8 [N, H, W, C] or [N, H, W]; None: those of the config.
-      labels: the classes of `images`, integers [N]; None: no classes.
+      root: the work directory; it is created if it does not exist.
+      images: uint8 [N, H, W, C] or [N, H, W], the images to train on; None uses `config.data`.
+      labels: integers [N] of at least 0, the classes of `images`; None is no classes.
+
+    Returns:
+      The last state, the signal that stopped the run, and the held-out metrics.
 
     Raises:
       UserError: a config, data or directory that cannot work; too many non-finite updates; a
-        checkpoint that could not be saved; another process that trains there.
-      SourceError: data that stopped coming; the state is saved.
+        checkpoint that could not be saved; another process that trains in `root`.
+      SourceError: the data cannot be read any more; a run of one process saves its state first.
     """
     if not isinstance(config, Config):
         config = from_dict(config)
@@ -108,7 +112,7 @@ def _train(
     given: arrays.Arrays | None,
     at_end: contextlib.ExitStack,
 ) -> Result:
-    """Do `train`; `at_end` is closed after it, however it ends."""
+    """Run `train`. The caller closes `at_end` afterwards, also after an error."""
     leader = distributed.is_leader()
     console = Console(
         file=surviving(sys.stdout), soft_wrap=True, markup=False, highlight=False, quiet=not leader
@@ -117,7 +121,7 @@ def _train(
     if warning := devices.cpu_fallback_warning():
         console.print(warning, style="bold red")
 
-    # What the config names; every mistake in it shows here, before anything is written.
+    # Everything that the config names. A mistake in the config shows here, before any write.
     distributed.check_same("config", str(to_dict(config)))
     mesh = devices.make_mesh(config)
     data.check_workdir(config.data, root)
@@ -137,7 +141,7 @@ def _train(
     held_out = make_held_out(config, dataset, test_rows, parts, mesh)
     monitor = distributed.leader_first(lambda: make_monitor(config, dataset, train_rows, parts))
 
-    # Of the compiler's plan: does it fit on the devices?
+    # Compile first: the compiler's plan says whether a step fits in the memory of the devices.
     programs = Programs(config, parts, mesh, dataset.image_shape, train_rows)
     last = config.train.num_steps
     on_cpu = jax.default_backend() == "cpu"
@@ -161,7 +165,7 @@ def _train(
     memory = programs.fitting(n)
     console.print(f"train step: compiled in {programs.seconds:.1f} s; memory {memory}")
 
-    # The state: new, or the newest whole checkpoint of this directory.
+    # The state: new, or from the newest complete checkpoint of this directory.
     workdir = distributed.leader_first(lambda: open_for_training(root, config, facts))
     checkpoints = Checkpoints(
         workdir.checkpoints,
@@ -190,7 +194,7 @@ def _train(
     stop, in_flight = StopRequest(), InFlight()
 
     def hurry() -> bool:
-        """Return whether to leave out what takes long, because a signal asks to stop."""
+        """Return whether to skip slow work, because a signal asks the run to stop."""
         return stop.signal is not None and step < last
 
     fed = feed(config.data, batches, mesh, calls, hurry)
@@ -229,9 +233,9 @@ def _train(
                     if score:
                         writer.scalars(step, score)
                     writer.flush()  # before the checkpoint: a run that resumes there has this row
-                    stopping = stopping or hurry()  # a signal came meanwhile
+                    stopping = stopping or hurry()  # a signal may have come during this work
                     ending = ending or stopping
-                    good = due & {"checkpoint", "score"} and not skipped  # else the last one stays
+                    good = due & {"checkpoint", "score"} and not skipped  # keep the last good one
                     if ending or good:
                         checkpoints.save(state, score=score, wait=ending)
                         give_back_memory()
@@ -239,7 +243,7 @@ def _train(
                 if stopping:
                     break
 
-        # The end: a grid, or the held-out figures of a network that makes no images.
+        # The end: a grid, or the held-out metrics of a network that makes no images.
         if step < last:
             console.print(f"stopped by signal {stop.signal} at step {step}; the state is saved")
             return Result(state, stop.signal, {})
@@ -263,7 +267,7 @@ def _train(
             console.print(f"best checkpoint: {workdir.checkpoints / str(best[0])} ({best[1]})")
         return Result(state, None, figures if pictures is None or "held_out" in due else {})
     except SourceError as error:
-        if step == start or jax.process_count() > 1:  # the others cannot be asked to save
+        if step == start or jax.process_count() > 1:  # all must save together
             raise
         log.end_interval(step)
         log.flush()
@@ -282,14 +286,14 @@ def _describe(
     num_parameters: int,
     root: str | os.PathLike,
 ) -> None:
-    """Say what is being trained on what."""
+    """Print the data, the network with its number of parameters, and notes on the config."""
     held = f", {len(dataset.test):,} held out" if dataset.test else ""
     height, width, channels = dataset.image_shape
     line = (
         f"data: {config.data.name}, {len(dataset.train):,} training images{held}, "
         f"{height}x{width}x{channels}, {dataset.describe_classes()}"
     )
-    # The name of a class may hold characters that this terminal cannot show.
+    # The name of a class may contain characters that this terminal cannot show.
     console.print(line.encode(console.encoding, "backslashreplace").decode(console.encoding))
     if parts.sample and len(dataset.train) < SMALL_SET:
         console.print(

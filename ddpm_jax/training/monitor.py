@@ -1,4 +1,4 @@
-"""The quality of few and fast samples while training: a Fréchet distance, from the EMA weights."""
+"""Quality during training: the Fréchet distance of a few fast samples, from the EMA weights."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -26,18 +26,18 @@ logger = logging.getLogger(__name__)
 def make_monitor(
     config: Config, dataset: data.Dataset, rows: Mapping[str, np.ndarray], parts: Parts
 ) -> Callable[[Params], dict[str, float] | None] | None:
-    """Return params -> {name: distance to the training images}, or None where it is off.
+    """Return params -> {name: distance to the training images}, or None if the monitor is off.
 
-    `config.eval` says how many samples, by which sampler. Noise and conditioning are the same each
-    time, so two steps can be compared; the features are those of the small classifier of the data.
-    Samples that are not finite have no distance: a warning says so, and the figures are None.
-    It only looks: a run with a monitor has the same weights as one without.
+    `config.eval` sets the number of samples and the sampler. The noise and the conditioning are the
+    same each time, so two steps can be compared. The features are the hidden layer of the small
+    classifier of the data. Samples that are not finite have no distance: a warning says so, and the
+    result is None. The monitor changes nothing: a run with it has the same weights as one without.
 
     Args:
-      config: the run's.
-      dataset: its data.
-      rows: what else the network is told of each training image (`data.cond`).
-      parts: the run's.
+      config: the config of the run.
+      dataset: the data of the run.
+      rows: name -> [N, ...], other inputs of the network for each training image (`data.cond`).
+      parts: the parts of the run.
 
     Raises:
       UserError: parts that draw no samples, data without labels, or too few samples or images for

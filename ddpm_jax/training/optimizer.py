@@ -1,4 +1,4 @@
-"""The optimiser of a run, from optax parts, and the average of its iterates."""
+"""The optimiser of a run and its learning rate, from optax parts."""
 
 from typing import Any
 
@@ -14,8 +14,11 @@ def learning_rate(config: OptimConfig, num_steps: int) -> optax.Schedule:
     """Return step -> learning rate: linear warm-up from 0, then constant or cosine to 0.
 
     Args:
-      config: the rate, `warmup_steps` and `decay`.
-      num_steps: length of the run, where a cosine reaches 0.
+      config: its fields `learning_rate`, `warmup_steps` and `decay` are used.
+      num_steps: length of the run; the cosine reaches 0 there.
+
+    Raises:
+      UserError: an unknown `decay`, or a warm-up that leaves no steps for the cosine.
     """
     warmup = config.warmup_steps
     if config.decay == "constant":
@@ -37,9 +40,17 @@ def learning_rate(config: OptimConfig, num_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransformation:
-    """Return the optimiser: clip, Adam or AdamW, scheduled rate; non-finite updates are skipped.
+    """Return the optimiser: clip, then Adam or AdamW, with the scheduled learning rate.
 
-    The skipped updates are counted in the state, from which the loop decides when to stop.
+    Non-finite updates are skipped. The state counts them, and the loop stops at too many in a row.
+
+    Args:
+      config: the config of the optimiser; `clip_norm` = 0 does not clip.
+      num_steps: length of the run.
+
+    Raises:
+      UserError: an unknown `name` or `decay`, weight decay with an optimiser other than AdamW, or
+        a warm-up that leaves no steps for the cosine.
     """
     rate = learning_rate(config, num_steps)
     betas: dict[str, Any] = dict(b1=config.b1, b2=config.b2, eps=config.eps)
@@ -63,9 +74,9 @@ def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransfo
     """Wrap an optimiser: an update that is not finite changes neither parameters nor moments.
 
     An update is finite if the norm of the gradient, the new parameters and the new state of `inner`
-    are. `optax.apply_if_finite` asks only for a finite gradient, and so applies the NaN that a
-    finite gradient gives with, for instance, eps = 0. The state is the same as there,
-    `optax.ApplyIfFiniteState`, so that old checkpoints can be resumed.
+    are finite. `optax.apply_if_finite` checks only the gradient. But a finite gradient can give a
+    NaN, for instance with eps = 0, and `optax.apply_if_finite` applies this NaN. The state has the
+    same type, `optax.ApplyIfFiniteState`, so that old checkpoints can be resumed.
     """
     init = optax.apply_if_finite(inner, max_consecutive_errors=0).init
 
@@ -89,5 +100,5 @@ def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransfo
 
 
 def all_finite(tree: Any) -> jax.Array:
-    """Return whether no leaf of a tree has a NaN or an infinity: a bool scalar."""
+    """Return whether all leaves of a pytree are finite (no NaN, no infinity): a bool scalar."""
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

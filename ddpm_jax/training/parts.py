@@ -1,7 +1,8 @@
-"""The parts of a run, built from its config: everything in which one kind of run differs.
+"""The parts of a run, built from its config: everything that differs between kinds of network.
 
-`training.loop` runs whatever parts it gets. `config.model.name` chooses them, in the table PARTS. A
-new kind of network to train is a new function that returns `Parts`, and one row of the table.
+`training.loop` runs any `Parts`. `config.model.name` chooses the function that builds the parts, in
+the table PARTS. To add a kind of network, write a function that returns `Parts`, and add one row to
+the table.
 """
 
 import functools
@@ -36,22 +37,23 @@ from ddpm_jax.training.step import (
 )
 from ddpm_jax.types import Params, PRNGKey
 
-Gather = Callable[[Params], Params]  # brings the parameters of a sharded state together
+Gather = Callable[[Params], Params]  # sharded parameters -> whole parameters
 
 
 class Parts(NamedTuple):
     """Pure functions, none of them jitted except `sample`.
 
     Attributes:
-      name: what messages call the network.
+      name: the name of the network in messages.
       model: the network.
       rate: step -> learning rate.
       init: () -> the state before the first step.
       train_step: (state, batch) -> (state, metrics).
-      eval_step: (params, batch, index) -> {name: [B]}, the figures of each held-out image; their
-        means are logged under these names.
-      sample: (params, key, n, cond) -> images of a grid; None if the network makes no images.
-      sample_key: for the grids of a run.
+      eval_step: (params, batch, index) -> {name: [B]}, the metrics of each held-out image. The log
+        has their means under the same names.
+      sample: (params, key, n, cond) -> images [n, H, W, C] float32; None if the network makes no
+        images.
+      sample_key: the key of all grids of a run.
     """
 
     name: str
@@ -71,16 +73,16 @@ def build_parts(
     *,
     mesh: Mesh | None = None,
 ) -> Parts:
-    """Build the parts of a run; `config.model.name` says of which kind.
+    """Build the parts of a run; `config.model.name` chooses the kind of network.
 
     Args:
-      config: the run's.
+      config: the config of the run.
       image_shape: (H, W, C).
-      num_classes: of the data; 0 is none.
-      mesh: the devices over which the state will be sharded; None if it will be whole.
+      num_classes: number of classes in the data; 0 is no classes.
+      mesh: the devices over which the state will be sharded; None if the state is not sharded.
 
     Raises:
-      UserError: a name, number or combination in the config that cannot be.
+      UserError: a name, number or combination in the config that cannot work.
     """
     of_kind = look_up(PARTS, "model.name", config.model.name)
     gather = (lambda params: params) if mesh is None else gatherer(mesh)
@@ -90,7 +92,17 @@ def build_parts(
 def denoiser_parts(
     config: Config, image_shape: tuple[int, int, int], num_classes: int, gather: Gather
 ) -> Parts:
-    """Build the parts of a diffusion model: its held-out figure is the loss, its images samples."""
+    """Build the parts of a diffusion model: its held-out metric is the loss, and it can sample.
+
+    Args:
+      config: the config of the run.
+      image_shape: (H, W, C).
+      num_classes: number of classes in the data; 0 is no classes.
+      gather: sharded parameters -> whole parameters.
+
+    Raises:
+      UserError: as `build_parts`.
+    """
     model = build.model(config.model, image_shape, num_classes)
     chain = build.make_chain(config)
     loss_fn = _of_gathered(chain.loss(model.apply), gather)
@@ -113,9 +125,10 @@ def denoiser_parts(
 def classifier_parts(
     config: Config, image_shape: tuple[int, int, int], num_classes: int, gather: Gather
 ) -> Parts:
-    """Build the parts of a classifier of noisy images: its figures are accuracies by quarter of t.
+    """Build the parts of a classifier of noisy images: its metrics are accuracies by quarter of t.
 
-    It learns from every label: `loss.p_uncond` is for networks that take the label as an input.
+    The classifier learns from every label. `loss.p_uncond` is only for networks with the label as
+    an input. The arguments and errors are the same as in `denoiser_parts`.
     """
     process = build.process(config.process)
     model = build.classifier(config.model, image_shape, num_classes)
@@ -129,8 +142,8 @@ def classifier_parts(
     loss_fn = _of_gathered(loss_fn, gather)
     right_fn = _of_gathered(functools.partial(is_right, process, model.apply), gather)
     time_sampler = time_sampler_of(config.loss, process.num_timesteps)
-    # Three keys, not the four of a denoiser: so it was when classifiers had their own loop, and a
-    # run of that time must resume with the t, noise and dropout that it would have had.
+    # Three keys, where a denoiser has four. Classifiers had three when they had their own loop.
+    # A run from then must resume with the t, noise and dropout that it would have had.
     init_key, train_key, eval_key = jax.random.split(jax.random.key(config.train.seed), 3)
     return Parts(
         name="classifier",
@@ -163,7 +176,7 @@ def _training(
     train_key: PRNGKey,
     p_uncond: float | None = None,
 ) -> dict[str, Any]:
-    """Return the fields `rate`, `init` and `train_step` of parts that are trained on `loss_fn`."""
+    """Return the fields `rate`, `init` and `train_step` of `Parts` that train on `loss_fn`."""
     optimizer = make_optimizer(config.optim, config.train.num_steps)
     train_step = make_train_step(
         loss_fn,
@@ -184,5 +197,5 @@ def _training(
 
 
 def _of_gathered(function: Callable, gather: Gather) -> Callable:
-    """Return the function (params, ...) of parameters that are gathered first."""
+    """Return the function (params, ...) with a gather of the sharded parameters before it."""
     return lambda params, *rest: function(gather(params), *rest)

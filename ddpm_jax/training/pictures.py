@@ -1,4 +1,4 @@
-"""Sample grids of a run while it trains."""
+"""Sample grids of a run during training."""
 
 import logging
 import pathlib
@@ -20,9 +20,17 @@ logger = logging.getLogger(__name__)
 
 
 class Pictures:
-    """Draws the same noise and conditioning each time: grids of two steps can be compared.
+    """Draws grids with the same noise and conditioning each time, so two steps can be compared.
 
-    All processes of a run draw; those that are not `enabled` write nothing.
+    All processes of a run draw the images. Only the process with `enabled` writes the files.
+
+    Args:
+      config: the config of the run; `train.num_samples` images are drawn.
+      parts: the parts of the run; `parts.sample` must not be None.
+      cond: None, or arrays with leading axis `train.num_samples`.
+      workdir: the work directory.
+      writer: writes the grid for TensorBoard.
+      enabled: whether this process writes.
     """
 
     def __init__(
@@ -35,7 +43,7 @@ class Pictures:
         *,
         enabled: bool = True,
     ):
-        assert parts.sample is not None  # the loop draws pictures of such parts only
+        assert parts.sample is not None  # the loop makes Pictures only if parts can sample
         self._sample, self._key = parts.sample, parts.sample_key
         self._n = config.train.num_samples
         self._chunk_size = config.sample.chunk_size
@@ -45,9 +53,14 @@ class Pictures:
         self._enabled = enabled
 
     def draw(self, step: int, name: str, params: Params) -> pathlib.Path | None:
-        """Draw a grid of the samples of one set of weights; return the path of the PNG.
+        """Draw samples with one set of weights as a grid; return the path of the PNG.
 
-        Samples that are not finite are no pictures: a warning says so, and the path is None.
+        If the samples are not finite, nothing is written: a warning says so, and the path is None.
+
+        Args:
+          step: the step, for the name of the file.
+          name: the name of the weights, such as "ema", for the name of the file.
+          params: the weights.
         """
         start = time.perf_counter()
         chunks = sample_in_chunks(

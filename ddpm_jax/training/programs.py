@@ -1,7 +1,7 @@
-"""The compiled programs of a run, made before anything is allocated.
+"""The compiled programs of a run, made before any array is allocated.
 
-A program that is compiled ahead of time takes arrays of the shapes and places that it was compiled
-for, and refuses others: nothing compiles a second time in mid-run.
+A program that is compiled ahead of time takes only arrays of the shapes and shardings that it was
+compiled for. So nothing recompiles in the middle of a run.
 """
 
 import ctypes
@@ -25,16 +25,16 @@ class Programs:
     """The programs of a run on its mesh.
 
     Args:
-      config: the run's.
-      parts: its pure functions, built for the same mesh.
-      mesh: its devices.
+      config: the config of the run.
+      parts: the parts of the run, built for the same mesh.
+      mesh: the devices of the run.
       image_shape: (H, W, C).
-      rows: what else the network is told of each training image (`data.cond`).
+      rows: name -> [N, ...], other inputs of the network for each training image (`data.cond`).
 
     Attributes:
       state: `ShapeDtypeStruct`s of the state, each with its sharding.
-      init: () -> the state before the first step, born on its devices.
-      seconds: spent on compiling steps so far.
+      init: () -> the state before the first step, created sharded on the devices.
+      seconds: seconds spent on the compilation of steps so far.
     """
 
     def __init__(
@@ -63,10 +63,13 @@ class Programs:
         )
 
     def step(self, n: int | None) -> jax.stages.Compiled:
-        """Return the train step, or n of them fused; compiled at the first call.
+        """Return the compiled train step, or n fused steps; the first call for each n compiles.
+
+        Args:
+          n: number of fused steps; None is one plain step.
 
         Raises:
-          UserError: the compiler found that it does not fit on the devices.
+          UserError: the compiler found that the step does not fit in the memory of the devices.
         """
         if n not in self._compiled:
             start = time.perf_counter()
@@ -92,17 +95,17 @@ class Programs:
         return self._compiled[n]
 
     def fitting(self, n: int | None) -> str:
-        """Return what `step(n)` needs of a device's memory, in words.
+        """Return a phrase that says how much of a device's memory `step(n)` needs.
 
         Raises:
-          UserError: more than there is.
+          UserError: `step(n)` needs more memory than a device has.
         """
         needed, available = memory.of_step(self.step(n)), memory.capacity()
         memory.check_fits(needed, available, self._config, self._mesh.size)
         return memory.describe(needed, available)
 
     def _batch(self, n: int | None) -> dict[str, jax.ShapeDtypeStruct]:
-        """Return the shapes of a batch as `training.feed` gives it."""
+        """Return the shapes, types and shardings of a batch from `training.feed`."""
         image_shape, rows = self._images
         size = self._config.train.batch_size
         leaves = {
@@ -119,9 +122,10 @@ class Programs:
 
 
 def give_back_memory() -> None:
-    """Give what the compiler has freed back to the system, where the C library (glibc) keeps it.
+    """Return memory that the compiler has freed to the system; the C library (glibc) keeps it.
 
-    In a tiny run compiled anew that was more than half of the process (719 to 328 MiB, 2026-11-25).
+    This was more than half of the process in a tiny run that had to compile (719 to 328 MiB,
+    2026-11-25).
     """
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)

@@ -1,4 +1,4 @@
-"""The progress of a run on the terminal: a live line where there is one, plain lines elsewhere."""
+"""The progress of a training run: a live line on a terminal, plain lines otherwise."""
 
 import collections
 import datetime
@@ -7,17 +7,17 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-REMEMBERED = 10  # intervals whose mean speed gives the time left
+REMEMBERED = 10  # intervals; their mean speed gives the time left
 
 
 class ProgressLine:
-    """Step, loss, images/s and the time left.
+    """Shows the step, the loss, images/s and the time left.
 
     Args:
-      console: where to write; it decides whether there is a terminal.
-      start: the step that the run starts or resumes at.
-      stop: the step that it ends at.
-      batch_size: images a step.
+      console: the console to write to; it decides whether there is a terminal.
+      start: the step where the run starts or resumes.
+      stop: the step where the run ends.
+      batch_size: number of images in a step.
     """
 
     def __init__(self, console: Console, start: int, stop: int, batch_size: int):
@@ -44,14 +44,14 @@ class ProgressLine:
         self._live.stop()
 
     def restart_clock(self, step: int) -> None:
-        """Measure the speed from here on: after compilation, pictures and checkpoints."""
+        """Measure the speed from now on. Call it after compilation, pictures and checkpoints."""
         self._since = (step, time.perf_counter())
 
     def update(self, step: int, loss: float) -> float:
         """Show the step and its loss; return the speed in images/s since the last update."""
         if self._since is not None and step > self._since[0]:
             seconds = time.perf_counter() - self._since[1]
-            if seconds > 0:  # a clock may stand, or go back; then the speed is the last one's
+            if seconds > 0:  # a clock may stop or go back; then the last speed is kept
                 steps = step - self._since[0]
                 self._rate = steps * self._batch_size / seconds
                 self._past.append((steps, seconds))

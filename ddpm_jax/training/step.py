@@ -1,11 +1,11 @@
-"""The train step and the figures of held-out images, as pure functions to be jitted.
+"""The train step and the metrics of held-out images, as pure functions for `jax.jit`.
 
-One step draws t and ε from `fold_in(key, step)`, takes the gradient of the mean weighted loss,
-updates the parameters unless the update is not finite, and moves the average
+One step draws t and ε from `fold_in(key, step)` and takes the gradient of the mean weighted loss.
+If the update is finite, the step updates the parameters and their average,
 
     ema ← d ema + (1 - d) params,   d = min(ema_decay, (1 + n) / (10 + n))
 
-with n the step: the warm-up of the decay forgets the initial weights early on.
+where n is the step. The warm-up of the decay soon forgets the initial weights.
 """
 
 import dataclasses
@@ -27,11 +27,11 @@ from ddpm_jax.types import Array, Conditioning, Params, PRNGKey
 
 # (params, x_0, t, eps, cond, train, key) -> [B]: the loss per example
 LossFn = Callable[[Params, Array, Array, Array, Conditioning | None, bool, PRNGKey | None], Array]
-# batch -> what of it the network receives, or None
+# batch -> the conditioning that the network receives, or None
 CondFn = Callable[[dict[str, Array]], Conditioning | None]
 # (state, batch) -> (state, metrics)
 TrainStep = Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict[str, Array]]]
-# (params, batch, index of the batch) -> {name: [B]}: figures of each image
+# (params, batch, index of the batch) -> {name: [B]}: metrics of each image
 EvalStep = Callable[[Params, dict[str, Array], Array], dict[str, Array]]
 
 QUARTILES = 4
@@ -43,12 +43,19 @@ def init_state(
     key: PRNGKey,
     time_sampler: TimeSampler,
 ) -> TrainState:
-    """Return the state before the first step; pure, for `jax.jit` and `jax.eval_shape`."""
+    """Return the state before the first step; pure, for `jax.jit` and `jax.eval_shape`.
+
+    Args:
+      model: the network.
+      optimizer: the optimiser from `make_optimizer`.
+      key: the key of the initial weights.
+      time_sampler: draws the times of a batch; it may have a state.
+    """
     params = model.init(key)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        ema_params=jax.tree.map(jnp.copy, params),  # buffers of its own: the step donates both
+        ema_params=jax.tree.map(jnp.copy, params),  # a copy: the step donates both
         opt_state=optimizer.init(params),
         time_state=time_sampler.init(),
     )
@@ -57,8 +64,15 @@ def init_state(
 def loss_by_quartile(
     loss: Array, weight: Array, t: Array, num_timesteps: int
 ) -> tuple[Array, Array]:
-    """Return the sums [4] of weight * loss and of weight, both [B], over the quarters of {1..T}."""
-    quartile = ((t - 1) * QUARTILES // num_timesteps).astype(jnp.int32)  # t may lie between
+    """Return the sums of weight * loss and of weight over each quarter of {1..T}: [4] and [4].
+
+    Args:
+      loss: [B] float, the loss per example.
+      weight: [B] float, the weight per example.
+      t: [B] int32 or float, in 1..T.
+      num_timesteps: T.
+    """
+    quartile = ((t - 1) * QUARTILES // num_timesteps).astype(jnp.int32)  # t may be fractional
     quartile = jax.nn.one_hot(quartile, QUARTILES)  #                              [B, 4]
     return ((weight * loss)[:, None] * quartile).sum(0), (weight[:, None] * quartile).sum(0)
 
@@ -78,18 +92,18 @@ def make_train_step(
     """Return train_step(state, batch) -> (state, metrics).
 
     Args:
-      loss_fn: loss per example.
-      time_sampler: draws the times of a batch.
-      optimizer: `make_optimizer`'s.
+      loss_fn: the loss per example, [B].
+      time_sampler: draws the times of a batch and their weights.
+      optimizer: the optimiser from `make_optimizer`.
       num_timesteps: T.
-      p_uncond: how often an example's conditioning is hidden.
-      optim_config: of it, the EMA's decay.
-      cond_fn: batch -> what of it is given to the network.
-      accumulate: micro-batches that the batch is cut into; t and ε are those of the whole batch.
-      key: of the run.
+      p_uncond: probability that the conditioning of an example is dropped, in [0, 1].
+      optim_config: its fields `ema_decay` and `ema_warmup` are used.
+      cond_fn: batch -> the conditioning that the network receives, or None.
+      accumulate: number of micro-batches; it divides B. t and ε do not depend on it.
+      key: the training key of the run.
 
-    `batch` is {"image": uint8 [B, H, W, C], "label": int32 [B]} and what else `cond_fn` reads. The
-    metrics are scalars, but for `quartile_sum` and `quartile_count` [4].
+    `batch` is {"image": uint8 [B, H, W, C], "label": int32 [B]}, and other arrays that `cond_fn`
+    reads. The metrics are scalars, except `quartile_sum` and `quartile_count`, which are [4].
     """
 
     def train_step(state: TrainState, batch: dict[str, Array]):
@@ -99,7 +113,7 @@ def make_train_step(
         t, weight = time_sampler.draw(state.time_state, t_key, x_0.shape[0])  #    [B]
         eps = jax.random.normal(eps_key, x_0.shape)
         cond = cond_fn(batch)
-        if cond is not None:  # one draw an example hides all of it, or nothing
+        if cond is not None:  # one draw per example drops all of its conditioning, or nothing
             cond = drop(cond, jax.random.bernoulli(null_key, p_uncond, t.shape))
 
         def mean_loss(params, examples, key):
@@ -118,7 +132,7 @@ def make_train_step(
                 optax.tree.zeros_like(state.params), (examples, dropout_key)
             )
         else:
-            # Micro-batch i takes examples i, i + accumulate, ...: no example changes its device.
+            # Micro-batch i has examples i, i + accumulate, ...: no example changes its device.
             parts = jax.tree.map(
                 lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), examples
             )
@@ -167,9 +181,10 @@ def make_train_step(
 
 
 def fuse_steps(train_step: Callable, num_steps: int) -> Callable:
-    """Return a function that takes `num_steps` steps over a batch with that many in front.
+    """Return train_steps(state, batches) -> (state, metrics), which takes `num_steps` steps.
 
-    The state and the stacked metrics [num_steps, ...] are those of as many single steps.
+    The batches and the metrics are stacked: [num_steps, ...]. The result equals the result of
+    `num_steps` single steps.
     """
 
     def train_steps(state: TrainState, batches: dict[str, Array]):
@@ -181,7 +196,16 @@ def fuse_steps(train_step: Callable, num_steps: int) -> Callable:
 def make_eval_step(
     loss_fn: LossFn, time_sampler: TimeSampler, *, cond_fn: CondFn, key: PRNGKey
 ) -> Callable[[Params, dict[str, Array], Array], Array]:
-    """Return eval_step(params, batch, index) -> loss [B]; t and ε depend on `index` alone."""
+    """Return eval_step(params, batch, index) -> weighted loss [B].
+
+    t and ε depend only on `key` and `index`, so the losses of two sets of weights can be compared.
+
+    Args:
+      loss_fn: the loss per example, [B].
+      time_sampler: draws the times of a batch and their weights.
+      cond_fn: batch -> the conditioning that the network receives, or None.
+      key: the evaluation key of the run.
+    """
 
     def eval_step(params: Params, batch: dict[str, Array], index: Array) -> Array:
         t_key, eps_key = jax.random.split(jax.random.fold_in(key, index))
@@ -201,14 +225,14 @@ def make_accuracy_step(
 ) -> EvalStep:
     """Return accuracy_step(params, batch, index) -> {"accuracy_t_quartile_1": [B], ...}.
 
-    Every image is judged once in each quarter of {1..T}; t and ε depend on `index` and the quarter
-    only.
+    Every image is classified once in each quarter of {1..T}. t and ε depend only on `key`, `index`
+    and the quarter.
 
     Args:
-      right_fn: (params, x_0, t, eps, label) -> bool [B], whether the class that the network finds
-        in x_t is the label.
+      right_fn: (params, x_0, t, eps, label) -> bool [B], whether the network's class for x_t is
+        the label.
       num_timesteps: T.
-      key: of the run.
+      key: the evaluation key of the run.
     """
 
     def accuracy_step(params: Params, batch: dict[str, Array], index: Array) -> dict[str, Array]:
