@@ -113,7 +113,7 @@ def dynamic_threshold(
     """
     if not 0.0 < percentile <= 1.0:
         raise UserError(
-            f"the percentile of dynamic_threshold must be in [0, 1], found {percentile}"
+            f"the percentile of dynamic_threshold must be in (0, 1], found {percentile}"
         )
 
     def clipped(x_t: Array, t: Array) -> Prediction:

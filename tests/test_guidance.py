@@ -334,7 +334,7 @@ def test_a_guide_may_read_any_params():
         (lambda: make(guidance=float("nan")), "w must be at least -1"),
         (lambda: make(percentile=0.9), "percentile of dynamic_threshold is 0.9, but clip_x_0 is F"),
         (lambda: make(percentile=99.5, clip_x_0=True), r"must be in \[0, 1\], found 99.5"),
-        (lambda: dynamic_threshold(PROCESS, denoiser(), -0.1), r"must be in \[0, 1\], found -0.1"),
+        (lambda: dynamic_threshold(PROCESS, denoiser(), -0.1), r"must be in \(0, 1\], found -0.1"),
         (
             lambda: guidance.classifier_free(PROCESS, pair_fn(), 1.0, rescale=1.1),
             r"rescale must be in \[0, 1\], found 1.1",

@@ -117,7 +117,7 @@ def _rows(whole: bound.Bound, split: str) -> list[Row]:
     """Return the bound, and its parts as in table 4 of Ho et al. 2020."""
     n, T = whole.prior.size, whole.edges[-1]
     computed = len(whole.edges) - 1
-    note = "every term" if computed == T else f"{computed} of {T} terms, drawn anew for each image"
+    note = "every term" if computed == T else f"{computed} of {T} terms, drawn for each image"
     total = bound.total(whole)
     rows = [Row(f"bits_per_dim_{split}", *bound.mean_and_error(total), n, note)]
     rows.append(Row(f"L_T_{split}", *bound.mean_and_error(whole.prior), n, "bits/dim"))

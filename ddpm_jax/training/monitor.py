@@ -53,8 +53,8 @@ def make_monitor(
         )
     if dataset.num_classes < 2:
         raise UserError(
-            f"eval.samples_every is {every}, but the data have no labels to train a classifier on, "
-            "in whose features samples are judged; set it to 0"
+            f"eval.samples_every is {every}, but the data have no labels, and samples are "
+            "judged in the features of a classifier that is trained on labels; set it to 0"
         )
     network, _ = references.classifier(config.data, dataset)
     reference = references.reference(config.data, dataset, "train", network)
