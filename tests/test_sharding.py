@@ -123,7 +123,7 @@ def test_a_checkpoint_of_one_mesh_is_read_on_another(tmp_path):
     ("mesh", "said"),
     [
         ({"fsdp": 3}, "mesh.fsdp is 3, but must divide the number of devices, 8"),
-        ({"fsdp": 0}, "mesh.fsdp is 0"),
+        ({"fsdp": 0}, "mesh.fsdp must be at least 1, found 0"),
         ({"data": 4, "fsdp": 4}, "mesh.data 4 x mesh.fsdp 4 is 16, but there are 8 devices"),
         ({"data": 0}, "mesh.data 0"),
     ],

@@ -147,4 +147,4 @@ def test_small_images_are_made_larger_held_out_ones_or_one_of_the_users(tmp_path
 @needs_font
 def test_the_cache_of_texts_lies_in_the_data_directory(config, run):
     (path,) = (pathlib.Path(config.data.data_dir) / "encoded_texts").iterdir()
-    assert path.name.startswith("all-MiniLM-L6-v2_")
+    assert path.name.startswith("all-MiniLM-L6-v2-")
