@@ -54,7 +54,7 @@ def run(process, keys, grid):
         def denoise_fn(x_t, t):
             output = apply_network(process, network, PARAMS, x_t, t, None, train=False, key=None)
             say = lambda *args, **kwargs: output  # noqa: E731
-            each = [make_denoise_fn(process, say, None, kind=kind)(x_t, t) for kind in KINDS]
+            each = [make_denoise_fn(process, say, None, kind=name)(x_t, t) for name in KINDS]
             return jax.tree.map(lambda *leaves: jnp.stack(leaves)[kind], *each)
 
         return samplers.sample_loop(sampler, denoise_fn, keys, grid, x_T)

@@ -27,6 +27,7 @@ def directory(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def theirs(directory):
+    pytest.importorskip("torch")
     return fidelity.extractor(directory / "zip.pth")
 
 
