@@ -143,7 +143,7 @@ def evaluate_by_ode(
 ) -> Row:
     """Estimate the exact likelihood of a split's images, by the probability-flow ODE.
 
-    `ddpm_jax.ode_likelihood` explains what is measured.
+    `ddpm_jax.likelihood.ode` explains what is measured.
 
     Args:
       run: the run, from `runs.open_run`.
