@@ -183,7 +183,8 @@ class TrainConfig:
     batch_size: int = 128  # images per step, over all devices and processes together
     # seed of initialisation, data order, noise and samples, in 0..2^32-1
     seed: int = 0
-    # training steps per compiled call; 0 is 1 on CPU and 10 on other devices
+    # training steps per compiled call; 0 is 1 on CPU and 10 on other devices. A request to stop
+    # waits for two calls, so choose 1 if a step takes longer than a quarter of a second
     steps_per_call: int = 0
     # micro-batches per step: their gradients are averaged, so a large batch needs less memory
     accumulate: int = 1

@@ -36,6 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optim.learning_rate = 1e-4
     config.train.num_steps = 1_000_000
     config.train.batch_size = 256
+    config.train.steps_per_call = 1  # a step is long; a request to stop waits for two calls
     config.train.num_samples = 16
     config.sample.chunk_size = 16
     config.mesh.fsdp = 8

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 
 import jax
 import numpy as np
@@ -31,6 +32,7 @@ from ddpm_jax.runtime.interrupt import StopRequest
 from ddpm_jax.runtime.output import surviving
 from ddpm_jax.training import in_flight, progress
 from ddpm_jax.training.feed import feed, plan_calls
+from ddpm_jax.training.log import Log
 from ddpm_jax.training.loop import train
 from ddpm_jax.training.pictures import Pictures
 from experiments import command
@@ -214,11 +216,10 @@ def test_the_log_is_written_without_pytorch_where_that_is_installed(tmp_path):
 
 
 def test_a_clock_that_stands_or_goes_back_changes_the_speed_alone(monkeypatch):
-    times = iter([10.0, 12.0, 12.0, 5.0, 5.0, 5.0, 5.0, 9.0, 9.0])
-    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(times))
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: 10.0)
     line = progress.ProgressLine(Console(quiet=True), 0, 100, batch_size=8)
     line.restart_clock(0)
-    speeds = [line.update(step, 0.5) for step in (1, 2, 3, 4)]
+    speeds = [line.update(step, 0.5, at) for step, at in enumerate((12.0, 5.0, 5.0, 9.0), 1)]
     assert speeds == [4, 4, 4, 2] and all(math.isfinite(speed) for speed in speeds)
 
 
@@ -229,7 +230,7 @@ def test_one_slow_interval_moves_the_time_left_little(monkeypatch):
     line.restart_clock(0)
     for n, seconds in enumerate([1.0] * 9 + [7.0], start=1):
         clock[0] += seconds
-        line.update(10 * n, 0.5)
+        line.update(10 * n, 0.5, clock[0])
         shown = line._console.file.getvalue().split()[-2]
         minutes, seconds = map(int, shown.split(":")[1:])
         said.append(60 * minutes + seconds)
@@ -278,6 +279,9 @@ class Call:
     def block_until_ready(self):
         Call.clock = max(Call.clock, self.ends)
 
+    def is_ready(self):
+        return Call.clock >= self.ends
+
 
 @pytest.mark.parametrize("seconds", [1e-4, 0.02, 0.3, 0.9, 4.0, 60.0])
 def test_the_host_runs_ahead_by_a_second_or_by_one_call(seconds, monkeypatch):
@@ -291,6 +295,37 @@ def test_the_host_runs_ahead_by_a_second_or_by_one_call(seconds, monkeypatch):
         begun = begun or Call.clock
         Call.clock += 0.9 * seconds  # the host's own work is hidden
     assert Call.ends == pytest.approx(40 * seconds)  # the device was never idle
+
+
+def test_each_interval_has_the_speed_of_the_device(tmp_path):
+    def takes_40_ms(x):  # however far the host runs ahead
+        time.sleep(0.04)
+        return x
+
+    @jax.jit
+    def call(x):
+        x = jax.pure_callback(takes_40_ms, x, x)
+        names = ("loss", "grad_norm", "param_norm", "skipped", "skipped_in_a_row")
+        quartiles = dict.fromkeys(("quartile_sum", "quartile_count"), np.ones(4, np.float32))
+        return x, dict.fromkeys(names, x) | quartiles
+
+    x, _ = jax.block_until_ready(call(np.float32(0)))
+    writer = metrics.MetricsWriter(workdir.WorkDir(tmp_path), 0)
+    line = progress.ProgressLine(Console(quiet=True), 0, 15, batch_size=8)
+    log, flight = Log(writer, line, lambda step: 1e-3, 20, str), in_flight.InFlight()
+    line.restart_clock(0)
+    for step in range(1, 16):
+        x, found = call(x)
+        log.add(found)
+        last = flight.add(found)
+        if step % 5 == 0:
+            log.end_interval(step, last)
+        if step == 10:  # as before a checkpoint
+            log.flush()
+    log.flush()
+    writer.close()
+    speeds = [row["images_per_second"] for row in metrics.read(tmp_path / "metrics.jsonl")]
+    assert len(speeds) == 3 and max(speeds) < 1.5 * 8 / 0.04, speeds
 
 
 def test_a_hangup_stops_a_run_once_and_nohup_keeps_it_ignored():

@@ -3,11 +3,13 @@
 So the host never waits for the newest step.
 """
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.runs.metrics import Interval, MetricsWriter
+from ddpm_jax.training.in_flight import Call
 from ddpm_jax.training.progress import ProgressLine
 from ddpm_jax.types import Array
 
@@ -34,14 +36,18 @@ class Log:
         self._writer, self._progress, self._rate = writer, progress, rate
         self._max_nonfinite, self._last_good = max_nonfinite, last_good
         self._current = Interval()
-        self._late: tuple[int, Interval] | None = None
+        self._late: tuple[int, Interval, Call] | None = None
 
     def add(self, metrics: dict[str, Array]) -> None:
         """Add the metrics of one call: scalars or [n], on the device."""
         self._current.add(metrics)
 
-    def end_interval(self, step: int) -> None:
-        """Write the previous interval, and end the current one after `step` steps of the run.
+    def end_interval(self, step: int, call: Call) -> None:
+        """Write the previous interval, and end the current one.
+
+        Args:
+          step: the number of steps of the run at the end of the interval.
+          call: the last call of the interval.
 
         Raises:
           UserError: as `flush`.
@@ -49,7 +55,7 @@ class Log:
         self.flush()
         self._writer.flush()
         if self._current:
-            self._late, self._current = (step, self._current), Interval()
+            self._late, self._current = (step, self._current, call), Interval()
 
     def flush(self) -> int:
         """Write the ended interval; return how many updates in a row were skipped at its end.
@@ -59,9 +65,9 @@ class Log:
         """
         if self._late is None:
             return 0
-        (step, interval), self._late = self._late, None
-        row = interval.fetch()
-        speed = self._progress.update(step, row["loss"])
+        (step, interval, call), self._late = self._late, None
+        row = interval.fetch()  # waits until the call has ended
+        speed = self._progress.update(step, row["loss"], call.ended or time.perf_counter())
         # Step n + 1, counted from 1, uses the learning rate after n updates
         row.update(learning_rate=float(self._rate(step - 1)), images_per_second=speed)
         self._writer.scalars(step, row)

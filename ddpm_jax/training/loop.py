@@ -210,14 +210,14 @@ def _train(
                 state, metrics = steps[n](state, batch)
                 step += n or 1
                 log.add(metrics)
-                in_flight.add(metrics)
+                call = in_flight.add(metrics)
                 stopping = stop.now(i)  # asked once: a signal can come at any line
                 ending = stopping or step == last
                 due = {name for name, n in every.items() if n and step % n == 0}
                 if step == last and held_out and not pictures:
                     due.add("held_out")
                 if due or ending:
-                    log.end_interval(step)
+                    log.end_interval(step, call)
                 if due - {"log"} or ending:
                     skipped = log.flush()
                     if held_out and "held_out" in due and not hurry():
@@ -269,7 +269,7 @@ def _train(
     except SourceError as error:
         if step == start or jax.process_count() > 1:  # all must save together
             raise
-        log.end_interval(step)
+        log.end_interval(step, call)
         log.flush()
         checkpoints.save(state, wait=True)
         raise SourceError(f"{error}; the state of step {step} is saved") from error

@@ -47,15 +47,21 @@ class ProgressLine:
         """Measure the speed from now on. Call it after compilation, pictures and checkpoints."""
         self._since = (step, time.perf_counter())
 
-    def update(self, step: int, loss: float) -> float:
-        """Show the step and its loss; return the speed in images/s since the last update."""
+    def update(self, step: int, loss: float, ended: float) -> float:
+        """Show the step and its loss; return the speed in images/s since the last update.
+
+        Args:
+          step: the step.
+          loss: the mean loss since the last update.
+          ended: the time when the step ended, in seconds of `time.perf_counter`.
+        """
         if self._since is not None and step > self._since[0]:
-            seconds = time.perf_counter() - self._since[1]
+            seconds = ended - self._since[1]
             if seconds > 0:  # a clock may stop or go back; then the last speed is kept
                 steps = step - self._since[0]
                 self._rate = steps * self._batch_size / seconds
                 self._past.append((steps, seconds))
-        self.restart_clock(step)
+        self._since = (step, ended)
         left = "--"
         if self._past:
             steps, seconds = map(sum, zip(*self._past, strict=True))
