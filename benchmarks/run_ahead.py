@@ -2,11 +2,11 @@
 
     python -m benchmarks.run_ahead --config=experiments/digits.py
 
-The script runs the real train step of a config on random images. In turn, it runs a round of
-steps with the bound of `ddpm_jax/training/in_flight.py` and a round without it. The first round of
-each is not counted. It prints the median time of a step for both, and the median and the range of
-the ratios of neighbouring rounds. It prints how long the host waits at the end of a round: a request
-to stop waits as long.
+The script runs the real train step of a config on random images. In turn, it runs a round of steps
+with the bound of `ddpm_jax/training/in_flight.py` and a round without it. The first of each is not
+counted. It prints the median time of a step for both, and the median and the range of the ratios of
+neighbouring rounds. It also prints how long the host waits at the end of a round: a request to stop
+waits as long.
 """
 
 import statistics

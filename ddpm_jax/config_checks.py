@@ -48,6 +48,7 @@ RANGES = {  # of every number in a config; a tuple's is that of its entries
     "process.gamma_max": ANY,
     "model.channels": COUNT,
     "model.channel_multipliers": COUNT,
+    "model.patch_size": COUNT,
     "model.num_res_blocks": COUNT,
     "model.attention_resolutions": COUNT,
     "model.num_heads": COUNT,

@@ -77,6 +77,7 @@ def _sizes(config: ModelConfig) -> dict:
     return dict(
         channels=config.channels,
         channel_multipliers=config.channel_multipliers,
+        patch_size=config.patch_size,
         num_res_blocks=config.num_res_blocks,
         attention_resolutions=config.attention_resolutions,
         num_heads=config.num_heads,

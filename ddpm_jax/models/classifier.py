@@ -13,7 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ddpm_jax.models.blocks import time_embedding
+from ddpm_jax.models.blocks import time_embedding, to_patches
 from ddpm_jax.models.convolution import convolution
 from ddpm_jax.models.recomputation import recomputed
 from ddpm_jax.types import Array
@@ -28,6 +28,7 @@ class Classifier(nn.Module):
     num_classes: int
     channels: int = 128
     channel_multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    patch_size: int = 1
     num_res_blocks: int = 2
     attention_resolutions: tuple[int, ...] = (16,)
     num_heads: int = 1
@@ -45,7 +46,7 @@ class Classifier(nn.Module):
         """Return the logits [B, num_classes] float32.
 
         Args:
-          x: [B, H, W, C] float; H and W divisible by 2^(levels - 1).
+          x: [B, H, W, C] float; H and W divisible by p 2^(levels - 1).
           t: [B] times to embed.
           cond: ignored, because the label is the thing to predict.
           train: whether dropout is on (needs the "dropout" rng).
@@ -70,7 +71,8 @@ class Classifier(nn.Module):
             return h
 
         widths = [self.channels * multiplier for multiplier in self.channel_multipliers]
-        h = nn.Conv(self.channels, **conv, name="conv_in")(x.astype(self.dtype))  #  [B, H, W, C]
+        x = to_patches(x, self.patch_size).astype(self.dtype)  #              [B, H/p, W/p, p p C]
+        h = nn.Conv(self.channels, **conv, name="conv_in")(x)
         for level, width in enumerate(widths):
             attend = h.shape[1] in self.attention_resolutions
             for i in range(self.num_res_blocks):

@@ -24,7 +24,12 @@ import jax.numpy as jnp
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.attention import fan_avg, zeros
-from ddpm_jax.models.blocks import time_embedding, with_fourier_features
+from ddpm_jax.models.blocks import (
+    from_patches,
+    time_embedding,
+    to_patches,
+    with_fourier_features,
+)
 from ddpm_jax.models.convolution import convolution
 from ddpm_jax.models.inputs import ContextOrNull, EmbeddedVector, check_cond, concatenate_image
 from ddpm_jax.models.recomputation import recomputed
@@ -39,8 +44,9 @@ class UNet(nn.Module):
         predicts a variance as well.
       channels: width C of the first level.
       channel_multipliers: widths in units of C, one per level; H and W halve from level to level.
+      patch_size: side p of the square patches of pixels that the first level sees as one pixel.
       num_res_blocks: residual blocks per level while downsampling (one more while upsampling).
-      attention_resolutions: heights H at which attention follows every block.
+      attention_resolutions: heights of the levels at which attention follows every block.
       num_heads: heads of every attention; must divide every level's width.
       dropout: rate inside the residual blocks, only in training.
       num_groups: groups of every GroupNorm; must divide every level's width.
@@ -59,6 +65,7 @@ class UNet(nn.Module):
     out_channels: int = 3
     channels: int = 128
     channel_multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    patch_size: int = 1
     num_res_blocks: int = 2
     attention_resolutions: tuple[int, ...] = (16,)
     num_heads: int = 1
@@ -81,7 +88,7 @@ class UNet(nn.Module):
         """Return the network's output, float32 [B, H, W, out_channels].
 
         Args:
-          x: [B, H, W, C] float; H and W divisible by 2^(levels - 1).
+          x: [B, H, W, C] float; H and W divisible by p 2^(levels - 1).
           t: [B] times to embed.
           cond: any of "label" [B] int32 in {0..num_classes-1} (negative is the null class),
             "embedding" [B, D], "context" [B, L, D] with "context_mask" bool [B, L], "image"
@@ -128,7 +135,8 @@ class UNet(nn.Module):
 
         widths = [self.channels * multiplier for multiplier in self.channel_multipliers]
         last = len(widths) - 1
-        h = conv(self.channels, "conv_in")(x.astype(self.dtype))  #               [B, H, W, C]
+        x = to_patches(x, self.patch_size)
+        h = conv(self.channels, "conv_in")(x.astype(self.dtype))  #       [B, H/p, W/p, C]
         skips = [h]
         for level, width in enumerate(widths):
             attend = h.shape[1] in self.attention_resolutions
@@ -152,8 +160,9 @@ class UNet(nn.Module):
                 h = conv(width, f"up_{level}_conv")(h)
 
         h = nn.swish(nn.GroupNorm(self.num_groups, dtype=self.dtype, name="norm_out")(h))
-        out = nn.Conv(self.out_channels, (3, 3), kernel_init=zeros, name="conv_out", **how)
-        return out(h.astype(jnp.float32))  #                                      [B, H, W, C]
+        features = self.patch_size**2 * self.out_channels
+        out = nn.Conv(features, (3, 3), kernel_init=zeros, name="conv_out", **how)
+        return from_patches(out(h.astype(jnp.float32)), self.patch_size)  #       [B, H, W, C]
 
     def _embed(self, t: Array, cond: Mapping[str, Array]) -> Array:
         """Embed t, and the label and the vector if the network has inputs for them: [B, 4C]."""
@@ -194,17 +203,19 @@ class UNet(nn.Module):
           UserError: a size cannot be halved often enough, no level has the height of an attention,
             or the groups or heads do not divide a width. The message says what to change.
         """
-        halvings = len(self.channel_multipliers) - 1
-        factor = 2**halvings
+        halvings, patch = len(self.channel_multipliers) - 1, self.patch_size
+        factor = patch * 2**halvings
         height, width = image_size
         if height % factor or width % factor:
             up = [math.ceil(side / factor) * factor for side in image_size]
+            patches = f" in patches of {patch}x{patch}" if patch > 1 else ""
             raise UserError(
-                f"images of {height}x{width} cannot be halved {halvings} times: both sides must be "
-                f"divisible by {factor}; resize them to {up[0]}x{up[1]} (data.image_size) or set "
-                "fewer model.channel_multipliers"
+                f"images of {height}x{width}{patches} cannot be halved {halvings} times: both "
+                f"sides must be divisible by {factor}; resize them to {up[0]}x{up[1]} "
+                "(data.image_size) or set fewer model.channel_multipliers"
+                + (" or a smaller model.patch_size" if patch > 1 else "")
             )
-        resolutions = [height // 2**level for level in range(len(self.channel_multipliers))]
+        resolutions = [height // (patch * 2**i) for i in range(len(self.channel_multipliers))]
         for resolution in self.attention_resolutions:
             if resolution not in resolutions:
                 raise UserError(
