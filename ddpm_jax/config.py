@@ -42,7 +42,8 @@ class DataConfig:
     # none, so it must be set
     channels: int = 0
     # how an image becomes image_size x image_size. center: scale its shorter side to image_size and
-    # cut out the middle. stretch: scale both sides to image_size
+    # cut out the middle. stretch: scale both sides to image_size. pad: center the image on a black
+    # canvas without scaling
     crop: str = "center"
     flip: bool = True  # flip training images left to right at random, half of the time
     # folder only: also read images through symbolic links that lead out of the directory

@@ -61,10 +61,10 @@ def test_no_split_of_held_out_images(config):
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-@pytest.mark.parametrize("crop", ["center", "stretch"])
-def test_size_and_channels_are_converted_as_in_a_folder(config, tmp_path, channels, crop):
+@pytest.mark.parametrize(("crop", "size"), [("center", 5), ("stretch", 5), ("pad", 9)])
+def test_size_and_channels_are_converted_as_in_a_folder(config, tmp_path, channels, crop, size):
     np.savez(config.path, images=IMAGES[:4])
-    wanted = dict(image_size=5, channels=channels, crop=crop, holdout=0.0)
+    wanted = dict(image_size=size, channels=channels, crop=crop, holdout=0.0)
     dataset = open_dataset(dataclasses.replace(config, **wanted))
     (tmp_path / "folder").mkdir()
     for i, pixels in enumerate(IMAGES[:4]):

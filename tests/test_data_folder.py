@@ -419,6 +419,29 @@ def test_files_that_are_left_out_are_counted_by_ending(config, caplog):
     assert "holds no images that can be read (it holds 2 .heic, 1" in refusal(config)
 
 
+def test_a_named_pipe_is_left_out_and_counted(config, caplog):
+    root = pathlib.Path(config.path)
+    save(root / "a.png")
+    os.mkfifo(root / "b.png")
+    (root / "c.png").symlink_to(root / "b.png")
+    assert scan(root) == ["a.png"]  # otherwise the next line would wait forever
+    (line,) = warnings_of(config, caplog)
+    assert "left out 2 of 3 files" in line and "2 special (a pipe, a socket or a device)" in line
+
+
+@pytest.mark.parametrize("on_bad_image", ["refuse", "skip"])
+def test_an_image_that_is_too_large_to_be_padded_is_named(config, caplog, on_bad_image):
+    save(pathlib.Path(config.path) / "fits.png", size=(7, 8))
+    large = save(pathlib.Path(config.path) / "large.png", size=(9, 8))
+    config = dataclasses.replace(config, crop="pad", on_bad_image=on_bad_image)
+    if on_bad_image == "refuse":
+        said = refusal(config)
+    else:
+        (said,) = warnings_of(config, caplog)
+        assert len(open_dataset(config).train) == 1
+    assert f"{large}: an image of 9 x 8 pixels does not fit into data.image_size=8" in said
+
+
 @contextlib.contextmanager
 def ordinary_user():
     """Be a user without root's rights, who may read any directory."""

@@ -1,4 +1,4 @@
-"""Conversions of images against arithmetic on pixels: modes, alpha over white, crop, stretch."""
+"""Conversions of images against arithmetic on pixels: modes, alpha, crop, stretch, pad."""
 
 import io
 import struct
@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from ddpm_jax.data import images
+from ddpm_jax.errors import UserError
 
 
 def pixels(image: Image.Image) -> np.ndarray:
@@ -136,6 +137,25 @@ def test_center_takes_the_middle_square_and_stretch_the_whole(upright):
     assert whole.shape == (30, 30, 3)
     along = whole[:, 15] if upright else whole[15]
     assert along[[4, 15, 25]].tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("upright", [False, True])
+def test_pad_keeps_the_pixels_in_the_middle_of_a_black_canvas(colours, channels, upright):
+    picture = images.convert(colours, channels)  # 6 x 4
+    picture = picture.transpose(Image.Transpose.ROTATE_90) if upright else picture
+    padded = pixels(images.resize(picture, 9, "pad"))
+    rows, columns = (slice(1, 7), slice(2, 6)) if upright else (slice(2, 6), slice(1, 7))
+    np.testing.assert_array_equal(padded[rows, columns], pixels(picture))
+    assert padded.shape == (9, 9, channels)
+    padded[rows, columns] = 0
+    assert not padded.any()
+
+
+@pytest.mark.parametrize("size", [(33, 20), (20, 33)])
+def test_pad_refuses_an_image_that_is_larger(size):
+    with pytest.raises(UserError, match=f"{size[0]} x {size[1]} pixels.*data.image_size=32"):
+        images.resize(Image.new("L", size), 32, "pad")
 
 
 def test_the_size_itself_keeps_the_bytes(colours):

@@ -1,6 +1,7 @@
 """Sets that TFDS prepared, sets that are not prepared, and what TFDS prints during it."""
 
 import json
+import os
 import pathlib
 import resource
 import shutil
@@ -94,6 +95,31 @@ def test_crop_decides_what_is_seen_of_images_of_other_shapes(data_dir, crop, str
     images, _ = dataset.train.read(np.arange(12))
     darkest = images[images[:, 8, 8, 0].argmin()]  # 20 x 30: the middle square has no strip
     assert (darkest[0, :, 2].min() > 128) == strip
+
+
+def test_pad_keeps_the_pixels_of_a_prepared_set(digits_dir):
+    stored = open_dataset(DataConfig(name="digits", data_dir=str(digits_dir)))
+    config = DataConfig(name="digits", data_dir=str(digits_dir), image_size=12, crop="pad")
+    images, _ = open_dataset(config).train.read(np.arange(50))
+    expected, _ = stored.train.read(np.arange(50))
+    np.testing.assert_array_equal(images, np.pad(expected, [(0, 0), (2, 2), (2, 2), (0, 0)]))
+    small = refusal(name="digits", data_dir=str(digits_dir), image_size=7, crop="pad")
+    assert "8 x 8 pixels does not fit into data.image_size=7" in small
+
+
+def test_an_image_with_too_many_pixels_is_one_line(data_dir, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    message = refusal(name="oxford_flowers102", data_dir=data_dir, test_split="", image_size=8)
+    assert f"{data_dir}/oxford_flowers102/2.1.1 has too many pixels for Pillow" in message
+    assert "exceeds limit of 20 pixels" in message
+
+
+@pytest.mark.parametrize("name", ["digits", "oxford_flowers102", "emoji"])
+def test_a_path_that_the_set_does_not_use_is_refused(tmp_path, name):
+    assert refusal(name=name, data_dir=str(tmp_path), path="mine") == (
+        f"data.path is 'mine', but data.name={name} does not use it (folder, array: yes); "
+        "leave it at ''"
+    )
 
 
 @pytest.mark.parametrize(
@@ -337,6 +363,19 @@ def test_the_default_directory_is_the_one_of_tfds(monkeypatch):
     )
     monkeypatch.setenv("HOME", "/home/somebody")
     assert prepared.data_directory("~/sets") == "/home/somebody/sets"
+
+
+def test_without_a_home_directory_a_data_directory_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2_000_000_000)  # as by docker run -u
+    default = tfds.core.constants.get_default_data_dir()
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", default)
+    for data_dir in ("", "~/sets", "~no_such_user/sets"):
+        message = refusal(name="digits", data_dir=data_dir)
+        assert f"data directory {data_dir or default}; set data.data_dir" in message
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_digest_is_of_the_version_and_the_sizes_of_the_splits(digits_dir, data_dir):

@@ -1,6 +1,7 @@
 """Archives against a real server on this machine: placed by hand, downloaded, wrong, cut short."""
 
 import dataclasses
+import gzip
 import hashlib
 import http.server
 import threading
@@ -9,13 +10,13 @@ import pytest
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.runtime import files as download
-from ddpm_jax.runtime.files import Archive, fetch
+from ddpm_jax.runtime.files import Archive, Package, fetch
 
 CONTENT = b"what upstream publishes " * 1000
 
 
-def archive_of(url: str) -> Archive:
-    return Archive(url, len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
+def archive_of(url: str, **kwargs) -> Archive:
+    return Archive(url, len(CONTENT), hashlib.sha256(CONTENT).hexdigest(), **kwargs)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -27,6 +28,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_error(404)
             return
         body = {"/other": b"a page of a hotel's wireless network"}.get(self.path[:6], CONTENT)
+        body = gzip.compress(body) if self.path.endswith(".gz.gz") else body
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -70,6 +72,26 @@ def test_a_download_is_verified_and_kept(server, tmp_path):
     assert server.requests == ["/a.tar.gz"]
 
 
+def test_the_content_of_a_gzipped_download_is_verified(server, tmp_path):
+    archive = archive_of(f"{server.url}/a.gz.gz", gzipped=True)
+    path = fetch(archive, "set", str(tmp_path))
+    assert gzip.decompress(path.read_bytes()) == CONTENT
+    path.write_bytes(gzip.compress(CONTENT, compresslevel=0))  # another file of the same content
+    assert fetch(archive, "set", str(tmp_path)) == path and len(server.requests) == 1
+    path.write_bytes(path.read_bytes()[:-9])
+    assert gzip.decompress(fetch(archive, "set", str(tmp_path)).read_bytes()) == CONTENT
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("file", ["other/a.gz.gz", "half/a.gz.gz", "a.gz"])
+def test_a_gzipped_download_of_another_content_is_refused(server, tmp_path, file):
+    package = Package("the-package", str(tmp_path / "absent"))
+    archive = archive_of(f"{server.url}/{file}", gzipped=True, package=package)
+    message = refusal(archive, tmp_path)
+    assert archive.url in message and f"uncompressed sha256 {archive.sha256}" in message
+    assert "apt install the-package" in message
+
+
 def test_a_kept_download_that_is_damaged_is_fetched_again(server, tmp_path):
     archive = archive_of(f"{server.url}/a.tar.gz")
     path = fetch(archive, "set", str(tmp_path))
@@ -100,9 +122,10 @@ def test_a_wrong_file_placed_by_hand_is_named_with_both_checksums(server, tmp_pa
     assert server.requests == []
 
 
-def test_a_manual_directory_that_is_absent_is_refused(tmp_path):
-    message = refusal(archive_of("http://x.invalid/a"), tmp_path, manual_dir=str(tmp_path / "no"))
-    assert "data.manual_dir" in message and str(tmp_path / "no") in message
+@pytest.mark.parametrize("manual_dir", ["/no/such/directory", "~no_such_user/manual"])
+def test_a_manual_directory_that_is_absent_is_refused(tmp_path, manual_dir):
+    message = refusal(archive_of("http://x.invalid/a"), tmp_path, manual_dir=manual_dir)
+    assert "data.manual_dir" in message and manual_dir in message
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from ddpm_jax.config import DataConfig
+from ddpm_jax.config_checks import check_unused
 from ddpm_jax.data import arrays, images, prepared
 from ddpm_jax.data.cifar import Cifar10, Cifar100
 from ddpm_jax.data.digits import Digits
@@ -30,6 +32,7 @@ BUILDERS = {
     "emoji": Emoji,
     "folder": Folder,
 }
+WITH_PATH = (Folder.name, arrays.NAME)  # the sets that read data.path
 
 NUM_NAMED = 10  # how many classes a line names
 
@@ -128,7 +131,13 @@ def _open(config: DataConfig) -> Dataset:
         digest = ", ".join([builder.info.full_name, *counts])
 
     def decode(record: dict[str, Any]) -> tuple[np.ndarray, int]:
-        image = images.decode(record["image"], config.image_size, shape[2], config.crop)
+        try:
+            image = images.decode(record["image"], config.image_size, shape[2], config.crop)
+        except Image.DecompressionBombError as error:
+            raise UserError(
+                f"an image of the set in {builder.data_path} has too many pixels for Pillow "
+                f"({error}); prepare the set with smaller images"
+            ) from error
         return image, int(record["label"]) if class_names else 0
 
     splits = {"data.train_split": config.train_split}
@@ -176,6 +185,9 @@ def _check(config: DataConfig) -> None:
         )
     if config.crop not in images.CROPS:
         raise unknown("data.crop", config.crop, images.CROPS)
+    if config.name not in WITH_PATH:
+        users = f" ({', '.join(WITH_PATH)}: yes)"
+        check_unused(config, ["path"], f"data.name={config.name}", users)
 
 
 def _image_shape(info: tfds.core.DatasetInfo, config: DataConfig) -> tuple[int, int, int]:

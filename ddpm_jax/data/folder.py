@@ -1,8 +1,9 @@
 """A folder of images: any size and format that Pillow opens, prepared once at the size of the run.
 
 `<path>/<class>/**/<image>` has labels: the classes are the sub-folders of `path`, sorted by name.
-`<path>/<image>` has no labels. Files with another ending than an image's are left out, and a line
-counts them. Names that begin with a dot are ignored. `images.py` converts the images.
+`<path>/<image>` has no labels. Files with another ending than an image's are left out, and so are
+named pipes and other special files. A line counts them. Names that begin with a dot are ignored.
+`images.py` converts the images.
 
 A link that leads out of the folder is refused unless data.follow_links is True. Otherwise a folder
 packed by a stranger could make us read any file of this machine.
@@ -21,6 +22,7 @@ import logging
 import os
 import pathlib
 import re
+import stat
 import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -178,7 +180,7 @@ class Folder(Builder, skip_registration=True):
 def scan(root: pathlib.Path, follow_links: bool = False) -> list[str]:
     """Return the paths of the image files under `root`, relative to `root`, with "/", sorted.
 
-    A line counts the other files by their endings.
+    A line counts the other files by their endings, and the special files.
 
     Args:
       root: an absolute path.
@@ -208,7 +210,10 @@ def scan(root: pathlib.Path, follow_links: bool = False) -> list[str]:
                 continue
             if ending in endings:
                 _is_inside(root, here / name, follow_links)
-                files.append((here / name).relative_to(root).as_posix())
+                if _is_special(here / name):
+                    others["special (a pipe, a socket or a device)"] += 1
+                else:
+                    files.append((here / name).relative_to(root).as_posix())
             else:
                 others[printable(ending) or "without an ending"] += 1
     if not files:
@@ -219,8 +224,8 @@ def scan(root: pathlib.Path, follow_links: bool = False) -> list[str]:
         )
     if others:
         logger.warning(
-            "left out %d of %d files in %s, for their endings: %s; convert them to PNG or JPEG if "
-            "they are images",
+            "left out %d of %d files in %s, for their endings or kind: %s; convert them to PNG or "
+            "JPEG if they are images",
             others.total(),
             others.total() + len(files),
             printable(str(root)),
@@ -262,6 +267,14 @@ def _is_inside(root: pathlib.Path, path: pathlib.Path, follow_links: bool) -> bo
             "set data.follow_links=True if you made every such link yourself"
         )
     return not pathlib.Path(os.path.realpath(path.parent)).is_relative_to(target)
+
+
+def _is_special(path: pathlib.Path) -> bool:
+    """Return whether `path` is a pipe, a socket or a device; reading a pipe would wait forever."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:  # a broken link; opening the image reports it later
+        return False
 
 
 def content(root: pathlib.Path, files: list[str]) -> str:
@@ -412,10 +425,10 @@ def bad_image(reason: str) -> UserError:
 def _stamp(path: pathlib.Path) -> str:
     """Return a text that changes when the file changes: its size and its time of change."""
     try:
-        stat = path.stat()
+        found = path.stat()
     except OSError:  # a broken link; opening the image reports it later
         return "absent"
-    return f"{stat.st_size} {stat.st_mtime_ns}"
+    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def _sha256(path: pathlib.Path) -> str:

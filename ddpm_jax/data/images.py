@@ -9,7 +9,8 @@ The conversions, in order:
 3. `channels` 1 or 3: transparent pixels are composited over white. `channels` 4: opaque images
    get an alpha of 255.
 4. `crop` "center" scales the shorter side to `size` and cuts out the middle of the longer side.
-   "stretch" scales both sides to `size`. The filter is Pillow's antialiased Lanczos filter. An
+   "stretch" scales both sides to `size`. The filter is Pillow's antialiased Lanczos filter. "pad"
+   does not scale: it centers the image on a black canvas, which is transparent for 4 channels. An
    image that already has the size keeps its pixels.
 """
 
@@ -23,8 +24,10 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
+from ddpm_jax.errors import UserError
+
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-CROPS = ("center", "stretch")
+CROPS = ("center", "stretch", "pad")
 # By what Pillow multiplies the pixels of a PNG file as it reads them, by its name of their layout.
 FACTORS = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}
 
@@ -115,11 +118,24 @@ def resize(image: Image.Image, size: int, crop: str = "center") -> Image.Image:
     Args:
       image: grey, RGB or RGBA.
       size: the side in pixels.
-      crop: "center" or "stretch", see the module.
+      crop: "center", "stretch" or "pad", see the module.
+
+    Raises:
+      UserError: "pad", and the image is larger than `size`.
     """
     width, height = image.size
     if (width, height) == (size, size):
         return image
+    if crop == "pad":
+        if max(width, height) > size:
+            raise UserError(
+                f"an image of {width} x {height} pixels does not fit into data.image_size={size}, "
+                "and data.crop='pad' does not scale; raise data.image_size, or set data.crop to "
+                "center or stretch"
+            )
+        canvas = Image.new(image.mode, (size, size))
+        canvas.paste(image, ((size - width) // 2, (size - height) // 2))
+        return canvas
     box = (0.0, 0.0, float(width), float(height))
     if crop == "center":  # the filter also uses the pixels just outside of the square
         side = min(width, height)
@@ -151,10 +167,11 @@ def decode(data: bytes, size: int, channels: int, crop: str = "center") -> np.nd
       data: the bytes of an image file.
       size: H = W = size; 0 keeps the image's own height and width.
       channels: C, one of 1, 3 and 4.
-      crop: "center" or "stretch", see the module.
+      crop: "center", "stretch" or "pad", see the module.
 
     Raises:
       ValueError: the pixels have no fixed range (`convert`).
+      UserError: "pad", and the image is larger than `size`.
     """
     with open_image(io.BytesIO(data)) as image:
         image = convert(image, channels)

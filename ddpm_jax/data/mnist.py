@@ -2,8 +2,9 @@
 
 Both have 28x28 grey images in ten classes: 60,000 training and 10,000 test images.
 
-The builders read the upstream files. Features, keys, names and versions are the same as in TFDS's
-own builders. So TFDS reads the array_record files written here, and the other way round.
+The builders read the upstream files; those of Fashion-MNIST can also come from a Debian package.
+Features, keys, names and versions are the same as in TFDS's own builders. So TFDS reads the
+array_record files written here, and the other way round.
 """
 
 import gzip
@@ -17,7 +18,7 @@ from PIL import Image
 
 from ddpm_jax.data.images import encode_png
 from ddpm_jax.data.prepared import Builder
-from ddpm_jax.runtime.files import Archive, fetch
+from ddpm_jax.runtime.files import Archive, Package, fetch
 
 
 class Mnist(Builder, skip_registration=True):
@@ -26,22 +27,23 @@ class Mnist(Builder, skip_registration=True):
     name = "mnist"
     VERSION = tfds.core.Version("3.0.1")
     URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
-    ARCHIVES = {  # file: (size, sha256)
+    PACKAGE: Package | None = None
+    ARCHIVES = {  # file: (size, sha256) of its uncompressed content
         "train-images-idx3-ubyte.gz": (
-            9912422,
-            "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+            47040016,
+            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
         ),
         "train-labels-idx1-ubyte.gz": (
-            28881,
-            "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+            60008,
+            "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
         ),
         "t10k-images-idx3-ubyte.gz": (
-            1648877,
-            "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+            7840016,
+            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
         ),
         "t10k-labels-idx1-ubyte.gz": (
-            4542,
-            "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+            10008,
+            "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
         ),
     }
     CLASS_NAMES = tuple(str(digit) for digit in range(10))
@@ -62,12 +64,12 @@ class Mnist(Builder, skip_registration=True):
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
         paths = [
             fetch(
-                Archive(self.URL + file, *size_and_sha256),
+                Archive(self.URL + file, size, sha256, gzipped=True, package=self.PACKAGE),
                 self.name,
                 str(dl_manager.download_dir),
                 self.data_config.manual_dir,
             )
-            for file, size_and_sha256 in self.ARCHIVES.items()
+            for file, (size, sha256) in self.ARCHIVES.items()
         ]
         return {
             "train": self._generate_examples(paths[0], paths[1]),
@@ -88,22 +90,23 @@ class FashionMnist(Mnist, skip_registration=True):
 
     name = "fashion_mnist"
     URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+    PACKAGE = Package("dataset-fashion-mnist", "/usr/share/datasets/fashion-mnist")
     ARCHIVES = {
         "train-images-idx3-ubyte.gz": (
-            26421880,
-            "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+            47040016,
+            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
         ),
         "train-labels-idx1-ubyte.gz": (
-            29515,
-            "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+            60008,
+            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
         ),
         "t10k-images-idx3-ubyte.gz": (
-            4422102,
-            "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+            7840016,
+            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
         ),
         "t10k-labels-idx1-ubyte.gz": (
-            5148,
-            "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+            10008,
+            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
         ),
     }
     CLASS_NAMES = (

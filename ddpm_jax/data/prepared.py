@@ -47,8 +47,18 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def data_directory(data_dir: str) -> str:
-    """Return the directory of the prepared sets: `data_dir`, or TFDS's default if it is empty."""
-    return os.path.expanduser(data_dir or str(constants.DATA_DIR))
+    """Return the directory of the prepared sets: `data_dir`, or TFDS's default if it is empty.
+
+    Raises:
+      UserError: the directory begins with "~", but there is no such home directory.
+    """
+    path = os.path.expanduser(data_dir or str(constants.DATA_DIR))
+    if path.startswith("~"):
+        raise UserError(
+            f"there is no home directory for the data directory {path}; set data.data_dir to a "
+            "directory"
+        )
+    return path
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:

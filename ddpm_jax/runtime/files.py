@@ -6,6 +6,7 @@ a stalled connection. Here both end in seconds, with one line that says what to 
 
 import contextlib
 import dataclasses
+import gzip
 import hashlib
 import json
 import logging
@@ -14,6 +15,7 @@ import os
 import pathlib
 import uuid
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -102,6 +104,19 @@ def load_or_make(
 
 
 @dataclasses.dataclass(frozen=True)
+class Package:
+    """A Debian package that contains published files.
+
+    Attributes:
+      name: the name of the package.
+      directory: the directory in which the package installs the files.
+    """
+
+    name: str
+    directory: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Archive:
     """A published file.
 
@@ -109,11 +124,16 @@ class Archive:
       url: the URL of the file.
       size: size of the file in bytes.
       sha256: SHA-256 of the file, 64 hexadecimal digits.
+      gzipped: whether the file is compressed by gzip, and `size` and `sha256` are those of its
+        uncompressed content. Distributors compress the same content into different files.
+      package: the Debian package that contains the file; None if there is no package.
     """
 
     url: str
     size: int
     sha256: str
+    gzipped: bool = False
+    package: Package | None = None
 
     @property
     def filename(self) -> str:
@@ -124,8 +144,9 @@ class Archive:
 def fetch(archive: Archive, name: str, download_dir: str, manual_dir: str = "") -> pathlib.Path:
     """Return the path of a verified copy of the archive; download it if there is no copy.
 
-    The search order is `<manual_dir>/<name>`, `manual_dir`, then the download of an earlier call.
-    `<manual_dir>/<name>` is for file names that several data sets share.
+    The search order is `<manual_dir>/<name>`, `manual_dir`, the directory of the Debian package,
+    then the download of an earlier call. `<manual_dir>/<name>` is for file names that several data
+    sets share.
 
     Args:
       archive: the published file.
@@ -134,24 +155,29 @@ def fetch(archive: Archive, name: str, download_dir: str, manual_dir: str = "") 
       manual_dir: the directory of files that are placed by hand; "" is `<download_dir>/manual`.
 
     Raises:
-      UserError: a file that was placed by hand differs from the published file, `manual_dir` is not
-        a directory, or there is no copy and the download fails.
+      UserError: a file that was placed by hand or by the package differs from the published file,
+        `manual_dir` is not a directory, or there is no copy and the download fails.
     """
-    manual = pathlib.Path(manual_dir or os.path.join(download_dir, "manual")).expanduser()
+    place = manual_dir or os.path.join(download_dir, "manual")
+    manual = pathlib.Path(os.path.expanduser(place))
     if manual_dir and not manual.is_dir():
         raise UserError(f"data.manual_dir {manual_dir} is not a directory")
-    for path in (manual / name / archive.filename, manual / archive.filename):
-        if path.is_file():
-            found = sha256(path)
-            if found == archive.sha256:
-                return path
-            raise UserError(
-                f"{path} is not {archive.url}: expected sha256 {archive.sha256}, found {found}; "
-                f"replace it, or remove it to let it be downloaded (a file of that name for "
-                f"another set belongs into a directory named after that set)"
-            )
+    remedy = (
+        "replace it, or remove it to let it be downloaded (a file of that name for another set "
+        "belongs into a directory named after that set)"
+    )
+    remedies = {manual / name: remedy, manual: remedy}
+    if package := archive.package:
+        repair = f"repair it: apt install --reinstall {package.name}"
+        remedies[pathlib.Path(package.directory)] = repair
+    for directory, remedy in remedies.items():
+        path = directory / archive.filename
+        if os.path.lexists(path):
+            if fault := _fault(archive, path):
+                raise UserError(f"{path} is not {archive.url}: {fault}; {remedy}")
+            return path
     path = pathlib.Path(download_dir) / name / archive.filename
-    if path.is_file() and sha256(path) == archive.sha256:
+    if path.is_file() and not _fault(archive, path):
         return path
     _download(archive, path, manual / name)
     return path
@@ -163,33 +189,66 @@ def sha256(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _fault(archive: Archive, path: pathlib.Path) -> str:
+    """Return what is wrong with a copy of the archive; "" if nothing is wrong."""
+    if not path.is_file():
+        return "it is not a file"
+    try:
+        found = _content_sha256(path, archive.size) if archive.gzipped else sha256(path)
+    except (OSError, EOFError, zlib.error) as error:  # the last two: a damaged gzip file
+        return f"it cannot be read ({getattr(error, 'strerror', None) or error})"
+    if found == archive.sha256:
+        return ""
+    return f"expected {_identity(archive)}, found {found}"
+
+
+def _identity(archive: Archive) -> str:
+    """Return the checksum of the archive, in words."""
+    return f"{'uncompressed ' if archive.gzipped else ''}sha256 {archive.sha256}"
+
+
+def _content_sha256(path: pathlib.Path, size: int) -> str:
+    """Return the SHA-256 of a gzip file's content, or a phrase if it is longer than `size` bytes.
+
+    A small file can have a content that fills the memory or never seems to end. So at most
+    `size` + 1 bytes are uncompressed, in blocks.
+    """
+    digest, left = hashlib.sha256(), size + 1
+    with gzip.open(path) as file:
+        while left and (block := file.read(min(left, BLOCK))):
+            digest.update(block)
+            left -= len(block)
+    return digest.hexdigest() if left else f"more than {size} bytes"
+
+
 def _download(archive: Archive, path: pathlib.Path, manual: pathlib.Path) -> None:
     """Download and verify an archive. A file at `path` is always complete."""
     import requests  # here, so that only downloads pay for these slow imports
     from tqdm import tqdm
 
-    logger.info("downloading %s (%d bytes)", archive.url, archive.size)
-    by_hand = (
-        f"run again, or place {archive.filename} (sha256 {archive.sha256}) in {manual} by hand"
+    size = f"{archive.size} bytes{' uncompressed' if archive.gzipped else ''}"
+    logger.info("downloading %s (%s)", archive.url, size)
+    package = archive.package
+    install = f"or install the files (apt install {package.name}), " if package else ""
+    remedy = (
+        f"run again, {install}or place {archive.filename} ({_identity(archive)}) in {manual} by "
+        "hand"
     )
     try:
-        with replacing(path) as part, part.open("wb") as file:
-            digest = hashlib.sha256()
-            bar = tqdm(total=archive.size, unit="B", unit_scale=True, disable=None)
+        with replacing(path) as part:
             timeout = (CONNECT_TIMEOUT, READ_TIMEOUT)
+            total = None if archive.gzipped else archive.size
+            bar = tqdm(total=total, unit="B", unit_scale=True, disable=None)
             with bar, requests.get(archive.url, stream=True, timeout=timeout) as response:
                 response.raise_for_status()
-                for block in response.iter_content(BLOCK):
-                    file.write(block)
-                    digest.update(block)
-                    bar.update(len(block))
-            if digest.hexdigest() != archive.sha256:
-                raise UserError(
-                    f"what {archive.url} sent has sha256 {digest.hexdigest()}, expected "
-                    f"{archive.sha256}; {by_hand}"
-                )
+                with part.open("wb") as file:
+                    for block in response.iter_content(BLOCK):
+                        file.write(block)
+                        bar.update(len(block))
+            if fault := _fault(archive, part):
+                raise UserError(f"what {archive.url} sent is wrong: {fault}; {remedy}")
     except requests.RequestException as error:
-        raise UserError(f"cannot download {archive.url} ({_reason(error)}); {by_hand}") from error
+        raise UserError(f"cannot download {archive.url} ({_reason(error)}); {remedy}") from error
 
 
 def _reason(error: Exception) -> str:
