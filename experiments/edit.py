@@ -12,9 +12,10 @@
 
 The images are held-out images of the run, or those of --images: a PNG, or an .npz with `images`,
 uint8 [n, H, W, C], as `experiments.sample` writes it. The program writes a grid (PNG) with one row
-per image and the given images at the left. It also writes the edited images: an .npz with `images`,
-uint8 [n, k, H, W, C], where k is the number of results per image, and `settings`, a string of JSON.
-The names of the files say what differs from the defaults.
+per image and the given images at the left. Labels above the columns say what is shown: #1, #2 are
+results, 25% is the part of the second image, t=100 is the depth. The program also writes an .npz
+with the edited `images`, uint8 [n, k, H, W, C], where k is the number of results per image, and
+`settings`, a string of JSON. The names of the files say what differs from the defaults.
 """
 
 import dataclasses
@@ -178,7 +179,7 @@ def _column_labels(k: int, depths: list[int]) -> list[str]:
     if EDIT.value == "inpaint":
         return ["given", "kept", *(f"#{i + 1}" for i in range(k))]
     if EDIT.value == "interpolate":
-        return ["given", *(f"{weight:.2g}" for weight in np.linspace(0, 1, k)), "given"]
+        return ["given", *(f"{weight:.0%}" for weight in np.linspace(0, 1, k)), "given"]
     return ["given", *(f"t={depth}" for depth in depths)]
 
 

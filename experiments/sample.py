@@ -101,8 +101,6 @@ OUT = flags.DEFINE_string(
 )
 flags.mark_flag_as_required("workdir")
 
-MAX_COLUMNS = 20  # of a grid of classes
-
 
 def main() -> None:
     workdir = open_for_reading(WORKDIR.value)
@@ -138,16 +136,15 @@ def main() -> None:
     if "image" in cond:
         arrays["lowres"] = to_uint8(cond["image"])
     print(f"{N.value} images in {seconds:.1f} s (compilation included)")
-    picture = _picture(images, config, facts)
+    picture = grids.grid_of_labelled(images, _names(labels, facts), side=32)
     outputs.write(out, OUT.value, picture, arrays, _settings(run, params))
 
 
-def _picture(images: np.ndarray, config: Config, facts: DatasetFacts) -> np.ndarray:
-    """Return a grid of the images: of classes in turn, a column for each."""
-    names = facts.class_names
-    if config.model.class_conditional and LABEL.value is None and 1 < len(names) <= MAX_COLUMNS:
-        return grids.make_grid(images, columns=len(names), side=32, column_labels=names)
-    return grids.make_grid(images, side=32)
+def _names(labels: np.ndarray | None, facts: DatasetFacts) -> list[str]:
+    """Return the name of each image's class; all alike if the images have no classes."""
+    if labels is None:
+        return [""] * N.value
+    return [facts.class_names[label] for label in labels]
 
 
 def _draw(
