@@ -29,6 +29,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.figures.curves import quality as draw
 from ddpm_jax.randomness import draw_x_T, fold_in, image_keys
 from ddpm_jax.runtime import compiler
+from ddpm_jax.runtime.files import absolute
 from experiments import command, outputs
 
 TRAILING, ALL = ("trailing",), ("trailing", "log_snr", "karras")  # grids
@@ -212,8 +213,8 @@ def _save_plot(table: Table, band: tuple[str, float, float] | None = None) -> No
         for grid in ALL
     }
     figure = draw(panels, f"Fréchet distance, {N.value} images", band)
-    outputs.save_figure(outputs.absolute(OUT.value), figure, OUT.value)
-    print(f"plot: {outputs.absolute(OUT.value)}")
+    outputs.save_figure(absolute(OUT.value), figure, OUT.value)
+    print(f"plot: {absolute(OUT.value)}")
 
 
 if __name__ == "__main__":

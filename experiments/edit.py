@@ -37,6 +37,7 @@ from ddpm_jax.figures import grids
 from ddpm_jax.pixels import to_uint8, to_x_0
 from ddpm_jax.randomness import MAX_SEED, image_keys
 from ddpm_jax.runtime import rows
+from ddpm_jax.runtime.files import absolute
 from ddpm_jax.runtime.progress import Progress
 from experiments import command, outputs
 from experiments.progress import ProgressLine, chunk_size
@@ -131,7 +132,7 @@ def main() -> None:
     if EDIT.value == "inpaint":
         mask = _mask(x_0.shape)
         editing.resampling_grid(grid, RESAMPLES.value, JUMP.value)  # refuses what cannot be
-    directory = outputs.absolute(WORKDIR.value) / "samples"
+    directory = absolute(WORKDIR.value) / "samples"
     out = outputs.stem(OUT.value, directory, _name(run, depths))
     with ProgressLine() as progress:
         given, edited = _edit(_editor(run, label, progress), grid, x_0, mask, depths)
@@ -295,7 +296,7 @@ def _mask(shape: tuple[int, ...]) -> np.ndarray:
     height, width = shape[1:3]
     if MASK.value in MASKS:
         return MASKS[MASK.value](height, width)
-    if not outputs.absolute(MASK.value).is_file():
+    if not absolute(MASK.value).is_file():
         raise UserError(
             f"--mask={MASK.value} is not one of {', '.join(MASKS)}, and there is no such file; a "
             "file (PNG or .npz) is light where the image is kept"
@@ -313,7 +314,7 @@ def _mask(shape: tuple[int, ...]) -> np.ndarray:
 
 def _read(name: str, path: str, channels: int) -> np.ndarray:
     """Read the array `name` of an .npz, or a picture as uint8 [H, W, channels]."""
-    file = outputs.absolute(path)
+    file = absolute(path)
     try:
         if file.suffix == ".npz":
             with np.load(file) as arrays:
@@ -354,10 +355,10 @@ def _name(run: runs.Run, depths: list[int]) -> str:
 def _settings(run: runs.Run, depths: list[int]) -> dict[str, Any]:
     """Return all that the edited images depend on."""
     return {
-        "workdir": str(outputs.absolute(WORKDIR.value)),
+        "workdir": str(absolute(WORKDIR.value)),
         "step": run.step,
         "edit": EDIT.value,
-        "images": IMAGES.value and str(outputs.absolute(IMAGES.value)),
+        "images": IMAGES.value and str(absolute(IMAGES.value)),
         "n": N.value,
         "seed": SEED.value,
         "label": LABEL.value,

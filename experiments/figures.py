@@ -28,6 +28,7 @@ from ddpm_jax.pixels import to_x_0
 from ddpm_jax.process import GaussianProcess, q_sample
 from ddpm_jax.randomness import MAX_SEED, draw_x_T, image_keys
 from ddpm_jax.runs import Run, open_run
+from ddpm_jax.runtime.files import absolute
 from experiments import command, config_flag, outputs
 from experiments.progress import ProgressLine
 
@@ -83,8 +84,8 @@ def main() -> None:
 
 def _directory() -> pathlib.Path:
     """Return the directory of the figures; refuse one that cannot be written."""
-    default = "figures" if WORKDIR.value is None else outputs.absolute(WORKDIR.value) / "figures"
-    out = outputs.absolute(OUT.value or default)
+    default = "figures" if WORKDIR.value is None else absolute(WORKDIR.value) / "figures"
+    out = absolute(OUT.value or default)
     outputs.check_writable(out, OUT.value)
     return out
 

@@ -18,15 +18,10 @@ from matplotlib.figure import Figure
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.figures import grids
-from ddpm_jax.runtime.files import replacing
+from ddpm_jax.runtime.files import absolute, replacing
 
 SUFFIXES = (".png", ".npz")
 MAX_NAME = 150  # characters of a default name; file systems allow 255 bytes
-
-
-def absolute(path: str | os.PathLike) -> pathlib.Path:
-    """Return the absolute path; ~ is the home directory."""
-    return pathlib.Path(os.path.expanduser(path)).absolute()
 
 
 def stem(out: str | None, directory: pathlib.Path, name: str) -> pathlib.Path:

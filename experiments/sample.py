@@ -45,6 +45,7 @@ from ddpm_jax.pretrained import text_encoder
 from ddpm_jax.randomness import MAX_SEED
 from ddpm_jax.runs.open import Run, open_run, sample_of
 from ddpm_jax.runs.workdir import DatasetFacts, open_for_reading, read_config, read_facts
+from ddpm_jax.runtime.files import absolute
 from ddpm_jax.runtime.progress import Progress
 from ddpm_jax.sampling import sample_in_chunks
 from ddpm_jax.types import Conditioning, Params
@@ -185,18 +186,18 @@ def _settings(run: Run, params: Params) -> dict[str, Any]:
     classifier = None
     if CLASSIFIER.value is not None:
         classifier = {
-            "workdir": str(outputs.absolute(CLASSIFIER.value)),
+            "workdir": str(absolute(CLASSIFIER.value)),
             "weights": digest(params["classifier"]),
             "scale": 1.0 if CLASSIFIER_SCALE.value is None else CLASSIFIER_SCALE.value,
         }
     return {
-        "workdir": str(outputs.absolute(WORKDIR.value)),
+        "workdir": str(absolute(WORKDIR.value)),
         "step": run.step,
         "n": N.value,
         "seed": SEED.value,
         "label": LABEL.value,
         "text": TEXT.value,
-        "image": IMAGE.value and str(outputs.absolute(IMAGE.value)),
+        "image": IMAGE.value and str(absolute(IMAGE.value)),
         "classifier": classifier,
         "sample": dataclasses.asdict(run.config.sample),
     }
@@ -243,7 +244,7 @@ def _images(config: Config, image_shape: tuple[int, int, int]) -> dict[str, np.n
         pixels, _ = source.read(np.arange(N.value) % len(source))
         return {"image": np.asarray(coarse(to_x_0(jnp.asarray(pixels)), factor))}
     try:
-        small = decode(outputs.absolute(IMAGE.value).read_bytes(), 0, channels)
+        small = decode(absolute(IMAGE.value).read_bytes(), 0, channels)
     except (OSError, ValueError) as error:
         raise UserError(f"--image={IMAGE.value} cannot be read: {error}") from error
     if small.shape[:2] != (height // factor, width // factor):
