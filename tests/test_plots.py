@@ -200,6 +200,23 @@ def test_a_workdir_that_is_no_run_is_one_line_and_exit_2(data_dir, tmp_path):
     assert not (tmp_path / "figures").exists()
 
 
+@pytest.mark.parametrize("T", [1, 4, 20])
+def test_a_short_chain_is_drawn_without_the_schedules_that_it_cannot_have(data_dir, tmp_path, T):
+    schedule = "--config.process.schedule="
+    length = f"--config.process.num_timesteps={T}"
+    result = _run(data_dir, length, schedule + "cosine", f"--out={tmp_path}")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    for name in ("linear", "quadratic", "sigmoid", "constant"):
+        (line,) = (line for line in lines if line.startswith(f"the schedule {name} is left out: "))
+        assert f"with T = {T}: take T > 20" in line
+    assert {path.stem for path in tmp_path.iterdir()} == {"schedules", "forward", "spectrum"}
+    with Image.open(tmp_path / "forward.png") as image:  # columns of 1.25 inches
+        assert image.width == int(150 * max(1.25 * min(T + 1, 8) + 0.4, 5))
+    impossible = _run(data_dir, length, schedule + "linear", f"--out={tmp_path}")
+    assert impossible.returncode == 2 and "take T > 20" in impossible.stderr
+
+
 @pytest.mark.slow
 def test_without_a_workdir_the_command_says_what_is_left_out(data_dir, tmp_path):
     result = _run(data_dir, f"--out={tmp_path}")

@@ -101,7 +101,7 @@ def plot_forward(
             ax.set_xlabel(rf"$\bar\alpha_t$ = {alpha_bar:.2g}", fontsize=7, labelpad=3)
         row[0].set_ylabel(name, fontsize=10)
     for ax, fraction in zip(axes[0], fractions, strict=True):
-        ax.set_title(f"{fraction:g}" if fraction else r"$t/T$ = 0")
+        ax.set_title(f"{fraction:.2g}" if fraction else r"$t/T$ = 0")
     figure.suptitle(
         r"Forward chain  $x_t=\sqrt{\bar\alpha_t}\,x_0+\sqrt{1-\bar\alpha_t}\,\epsilon$"
         ",  the same $\\epsilon$ everywhere"
@@ -171,7 +171,7 @@ def plot_spectrum(
     left, right = figure.subplots(1, 2)
     left.plot(frequencies, data, color="black", linewidth=3, label="data")
     for i, (power, colour) in enumerate(zip(x_t, shades(len(x_t)), strict=True)):
-        left.plot(frequencies, power, color=colour, label=f"{fractions[i]:g}", **marker(i))
+        left.plot(frequencies, power, color=colour, label=f"{fractions[i]:.2g}", **marker(i))
     left.axhline(1, color=GREY, linestyle="--", linewidth=1.2, label="noise")
     left.set(xscale="log", yscale="log", xlabel="frequency (cycles per image)")
     left.set(ylabel="power (white noise of variance 1 is 1)")
