@@ -36,6 +36,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.figures import grids
 from ddpm_jax.pixels import to_uint8, to_x_0
 from ddpm_jax.randomness import MAX_SEED, image_keys
+from ddpm_jax.runs.workdir import warn_if_changed
 from ddpm_jax.runtime import rows
 from ddpm_jax.runtime.files import absolute
 from ddpm_jax.runtime.progress import Progress
@@ -259,6 +260,7 @@ def _images(run: runs.Run) -> np.ndarray:
     shape = run.facts.image_shape
     if IMAGES.value is None:
         dataset = data.open_dataset(run.config.data)
+        warn_if_changed(absolute(WORKDIR.value), run.facts, dataset.digest)
         source = dataset.test or dataset.train
         images, _ = source.read(np.arange(min(n, len(source))))
     else:

@@ -51,7 +51,7 @@ from ddpm_jax.evaluation.table import Row
 from ddpm_jax.figures.curves import rate_distortion
 from ddpm_jax.likelihood.bound import Part
 from ddpm_jax.runs import Run, open_run
-from ddpm_jax.runs.workdir import WorkDir, open_for_reading, read_config
+from ddpm_jax.runs.workdir import WorkDir, open_for_reading, read_config, warn_if_changed
 from ddpm_jax.runtime.files import replacing, to_json
 from ddpm_jax.runtime.progress import Progress
 from experiments import command, outputs
@@ -150,6 +150,7 @@ def main() -> None:
     _check_flags()
     run = open_run(workdir.root, STEP.value, sample=_sampling(config))
     dataset = data.open_dataset(config.data)
+    warn_if_changed(workdir.root, run.facts, dataset.digest)
     _check(run, dataset, config)
     outputs.check_writable(workdir.root, None, ["evaluate.json"])
     outputs.check_writable(workdir.samples, None, [f"{name}.png" for name in PICTURES])

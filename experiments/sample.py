@@ -44,7 +44,13 @@ from ddpm_jax.pixels import to_uint8, to_x_0
 from ddpm_jax.pretrained import text_encoder
 from ddpm_jax.randomness import MAX_SEED
 from ddpm_jax.runs.open import Run, open_run, sample_of
-from ddpm_jax.runs.workdir import DatasetFacts, open_for_reading, read_config, read_facts
+from ddpm_jax.runs.workdir import (
+    DatasetFacts,
+    open_for_reading,
+    read_config,
+    read_facts,
+    warn_if_changed,
+)
 from ddpm_jax.runtime.files import absolute
 from ddpm_jax.runtime.progress import Progress
 from ddpm_jax.sampling import sample_in_chunks
@@ -123,7 +129,7 @@ def main() -> None:
     conditional = config.model.class_conditional or CLASSIFIER.value is not None
     labels = _labels(conditional, facts.num_classes)
     cond = {} if labels is None else {"label": labels}
-    cond |= _text(config) | _images(config, facts.image_shape)
+    cond |= _text(config) | _images(config, facts)
     guided = config.sample.guidance if GUIDANCE.value is None else GUIDANCE.value
     if guided and not set(cond) - {"image"}:
         raise UserError(f"guidance is {guided:g}, but there is no text to guide to; add --text")
@@ -228,9 +234,9 @@ def _text(config: Config) -> dict[str, np.ndarray]:
     return {k: np.repeat(v, N.value, axis=0) for k, v in rows.items() if k in cond_names(config)}
 
 
-def _images(config: Config, image_shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
+def _images(config: Config, facts: DatasetFacts) -> dict[str, np.ndarray]:
     """Return the small images as an entry of cond; their pixels are repeated to full size."""
-    factor, (height, width, channels) = config.model.super_resolution, image_shape
+    factor, (height, width, channels) = config.model.super_resolution, facts.image_shape
     if not factor:
         if IMAGE.value is not None:
             raise UserError(
@@ -240,6 +246,7 @@ def _images(config: Config, image_shape: tuple[int, int, int]) -> dict[str, np.n
         return {}
     if IMAGE.value is None:
         dataset = open_dataset(config.data)
+        warn_if_changed(absolute(WORKDIR.value), facts, dataset.digest)
         source = dataset.test or dataset.train
         pixels, _ = source.read(np.arange(N.value) % len(source))
         return {"image": np.asarray(coarse(to_x_0(jnp.asarray(pixels)), factor))}

@@ -146,6 +146,23 @@ def locked(root: str | os.PathLike) -> Iterator[None]:
         yield
 
 
+def warn_if_changed(root: str | os.PathLike, facts: DatasetFacts, digest: str) -> None:
+    """Log a warning if the data are not those of the training; old runs have no digest.
+
+    Args:
+      root: the work directory, for the message.
+      facts: the facts of the run's data.
+      digest: `data.Dataset.digest` of the data now.
+    """
+    if facts.digest not in ("", digest):
+        logger.warning(
+            "the data have changed since %s was trained: %s then, %s now",
+            root,
+            facts.digest,
+            digest,
+        )
+
+
 def check_same_run(root: str | os.PathLike, config: Config, facts: DatasetFacts) -> None:
     """Check that a work directory is new or has the same config and data; write nothing.
 
