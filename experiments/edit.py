@@ -43,12 +43,13 @@ from ddpm_jax.runtime.progress import Progress
 from experiments import command, outputs
 from experiments.progress import ProgressLine, chunk_size
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the trained run.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the trained run.", required=True)
 EDIT = flags.DEFINE_enum(
     "edit",
     None,
     ["inpaint", "interpolate", "sdedit"],
     "Kind of edit, explained above.",
+    required=True,
 )
 IMAGES = flags.DEFINE_string(
     "images", None, "File of the images to edit, PNG or .npz. Default: the run's held-out images."
@@ -110,7 +111,6 @@ OUT = flags.DEFINE_string(
     None,
     "Path of the output files, or a directory for them. Default: <workdir>/samples.",
 )
-flags.mark_flags_as_required(["workdir", "edit"])
 
 
 USES = {  # the options that not every edit uses
@@ -232,14 +232,15 @@ def _editor(run: runs.Run, label: int | None, progress: Progress) -> Callable:
 
 def _depths(T: int) -> list[int]:
     """Return the timesteps of --depth."""
+    given = DEPTH.value or [str(max(1, T // 2))]
     try:
-        depths = [int(depth) for depth in DEPTH.value or [max(1, T // 2)]]
+        depths = [int(depth) for depth in given]
     except ValueError:
         depths = [0]
     if any(not 1 <= depth <= T for depth in depths):
-        raise UserError(f"--depth must be timesteps in 1..{T} (T), found {','.join(DEPTH.value)}")
+        raise UserError(f"--depth must be timesteps in 1..{T} (T), found {','.join(given)}")
     if len(depths) > 1 and EDIT.value != "sdedit":
-        raise UserError(f"--edit={EDIT.value} takes one --depth, found {','.join(DEPTH.value)}")
+        raise UserError(f"--edit={EDIT.value} takes one --depth, found {','.join(given)}")
     return depths
 
 

@@ -57,7 +57,7 @@ from ddpm_jax.runtime.progress import Progress
 from experiments import command, outputs
 from experiments.progress import ProgressLine, chunk_size
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the trained run.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the trained run.", required=True)
 STEP = flags.DEFINE_integer(
     "step", None, "Training step of the checkpoint to load. Default: the newest checkpoint."
 )
@@ -133,7 +133,6 @@ ODE = flags.DEFINE_integer(
 GUIDANCE = flags.DEFINE_float(
     "guidance", None, "Weight w of classifier-free guidance; 0 is off. Default: the run's own."
 )
-flags.mark_flag_as_required("workdir")
 
 
 SETTINGS = (  # the flags that the table depends on, but for the checkpoint

@@ -151,7 +151,9 @@ def _processes(
     Raises:
       UserError: the config's own schedule is impossible.
     """
-    own, found, left_out = config.process.schedule, {}, {}
+    own = config.process.schedule
+    found: dict[str, GaussianProcess] = {}
+    left_out: dict[str, str] = {}
     for name in build.SCHEDULES:
         try:
             found[name] = build.process(with_schedule(config.process, name))
@@ -160,8 +162,10 @@ def _processes(
                 raise
             left_out[name] = str(error)
     if own not in build.SCHEDULES:  # it is learned
-        trained = run is not None and run.config.process.schedule == own
-        found[own] = run.process if trained else build.make_chain(config).initial()
+        if run is not None and run.config.process.schedule == own:
+            found[own] = run.process
+        else:
+            found[own] = build.make_chain(config).initial()
     return found, left_out
 
 

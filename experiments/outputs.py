@@ -101,7 +101,8 @@ def write(
     png, npz = (path.with_name(path.name + suffix) for suffix in SUFFIXES)
     try:
         with replacing(npz) as part:
-            np.savez(part, settings=np.array(_json(settings)), **arrays)
+            content: dict[str, Any] = {"settings": np.array(_json(settings)), **arrays}
+            np.savez(part, **content)
         grids.save_png(png, picture)
     except OSError as error:
         raise not_writable(path, out, error) from error

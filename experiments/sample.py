@@ -58,7 +58,7 @@ from ddpm_jax.types import Conditioning, Params
 from experiments import command, outputs
 from experiments.progress import ProgressLine, chunk_size
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the trained run.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the trained run.", required=True)
 N = flags.DEFINE_integer("n", 64, "Number of images to draw.", lower_bound=1)
 SEED = flags.DEFINE_integer(
     "seed",
@@ -106,7 +106,6 @@ OUT = flags.DEFINE_string(
     None,
     "Path of the output files, or a directory for them. Default: <workdir>/samples.",
 )
-flags.mark_flag_as_required("workdir")
 
 
 def main() -> None:

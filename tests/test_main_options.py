@@ -123,11 +123,12 @@ def test_two_evaluations_of_other_settings_are_both_kept_and_a_second_overwrites
         done = run_main("evaluate", *flags, f"--bound_terms={terms}")
         assert done.returncode == 0, done.stderr
         assert str(root / "evaluate.json") in done.stdout
-    names = sorted(path.name for path in (root / "evaluations").iterdir())
+    names = {path.name for path in (root / "evaluations").iterdir()}
     start = "step3_features-none_bound_images-2_bound_terms"
-    assert names == [f"{start}-1.json", f"{start}-2.json"]
+    pictures = ("_progressive.png", "_rate_distortion.png")
+    assert names == {f"{start}-{n}{end}" for n in (1, 2) for end in (".json", *pictures)}
     newest = (root / "evaluate.json").read_bytes()
-    assert newest == (root / "evaluations" / names[1]).read_bytes()
+    assert newest == (root / "evaluations" / f"{start}-2.json").read_bytes()
 
 
 def test_paths_are_printed_whole(root, monkeypatch, tmp_path):
