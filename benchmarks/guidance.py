@@ -76,7 +76,13 @@ def main() -> None:
         cells = (f.format(m, e) for f, m, e in zip(formats, means, errors, strict=True))
         print(f"| {w:g} | " + " | ".join(cells) + " |", flush=True)
     if OUT.value:
-        picture = grids.make_grid(np.concatenate(shown), columns=SHOWN, side=32)
+        picture = grids.make_grid(
+            np.concatenate(shown),
+            columns=SHOWN,
+            side=32,
+            column_labels=[str(i) for i in np.sort(np.arange(SHOWN) % NUM_CLASSES)],
+            row_labels=[f"w={w}" for w in WEIGHTS.value],
+        )
         grids.save_png(pathlib.Path(OUT.value), picture)
 
 

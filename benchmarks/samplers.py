@@ -7,7 +7,9 @@ The quality is the Fréchet distance of `benchmarks/digits_quality.py`. For each
 start from the same noise. They have the same number of network evaluations, not of steps. The
 reference is the whole chain by ancestral sampling, from several seeds. --results keeps the results.
 The same command, started again, continues the measurement, or only draws the plot if everything is
-measured.
+measured. The plot can also be drawn from the table of a page, without a run:
+
+    python -m benchmarks.samplers --table=docs/samplers.md --out=docs/figures/samplers.png
 """
 
 import functools
@@ -17,16 +19,18 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 from absl import flags
 
 from benchmarks.digits_quality import quality
 from ddpm_jax import build, runs, samplers
 from ddpm_jax.config import SampleConfig
+from ddpm_jax.errors import UserError
+from ddpm_jax.figures.curves import quality as draw
 from ddpm_jax.randomness import draw_x_T, fold_in, image_keys
 from ddpm_jax.runtime import compiler
-from experiments import command
+from ddpm_jax.runtime.files import absolute
+from experiments import command, outputs
 
 TRAILING, ALL = ("trailing",), ("trailing", "log_snr", "karras")  # grids
 
@@ -45,7 +49,11 @@ PARTS = flags.DEFINE_list(
 GRIDS = flags.DEFINE_list("grids", list(ALL), "Grids, for the parts table and candidates.")
 RESULTS = flags.DEFINE_string("results", None, "JSON file of results; the script adds to it.")
 OUT = flags.DEFINE_string("out", None, "File of the plot (PNG). Default: no plot.")
-flags.mark_flags_as_required(["workdir", "results"])
+TABLE = flags.DEFINE_string(
+    "table",
+    None,
+    "Markdown file with the table that this script prints: measure nothing, only draw its plot.",
+)
 
 CHUNK = 50  # images at once: their activations fit in the CPU's caches
 ONE, TWO = (
@@ -71,9 +79,16 @@ CANDIDATES = ("dpm_solver_pp_2m", "dpm_solver_pp_2m, SDE", "unipc, order 2")
 BUDGET = 20  # evaluations of the candidates
 
 Results = dict[str, float]
+Table = dict[tuple[str, str], dict[int, float]]  # (sampler, grid) -> evaluations -> distance
 
 
 def main() -> None:
+    if TABLE.value is not None:
+        _save_plot(_read(pathlib.Path(TABLE.value)))
+        return
+    for flag in (WORKDIR, RESULTS):
+        if flag.value is None:
+            raise UserError(f"--{flag.name} is missing; only --table needs no run")
     run = runs.open_run(WORKDIR.value)
     path = pathlib.Path(RESULTS.value)
     results = json.loads(path.read_text()) if path.exists() else {}
@@ -102,9 +117,14 @@ def main() -> None:
         for what in asked[part]:
             measure(*what)
 
-    _report(results, evaluations, T)
-    if OUT.value:
-        _plot(results, evaluations, T, pathlib.Path(OUT.value))
+    table = {
+        row: {e: results[_key(*row, e, 0)] for e in evaluations if _key(*row, e, 0) in results}
+        for row in ((n, g) for n, (_, _, grids) in SAMPLERS.items() for g in grids)
+    }
+    _report(table, evaluations, results, T)
+    whole = [value for name in WHOLE for value in _seeds(results, name, "trailing", T)]
+    label = f"ancestral, all {T} steps, {len(whole)} runs"
+    _save_plot(table, (label, min(whole), max(whole)) if whole else None)
 
 
 def _key(name: str, grid: str, evaluations: int, seed: int) -> str:
@@ -155,15 +175,13 @@ def _mean(values: list[float]) -> str:
     return f"{np.mean(values):.3f} ± {error:.3f} ({len(values)} seeds)"
 
 
-def _report(results: Results, evaluations: list[int], T: int) -> None:
+def _report(table: Table, evaluations: list[int], results: Results, T: int) -> None:
     """Print the table in Markdown, and the means over seeds."""
     print("| sampler | grid | " + " | ".join(map(str, evaluations)) + " |")
     print("|---|---|" + "---|" * len(evaluations))
-    for name, (_, _, grids) in SAMPLERS.items():
-        for grid in grids:
-            found = [results.get(_key(name, grid, e, 0)) for e in evaluations]
-            cells = " | ".join("-" if value is None else f"{value:.2f}" for value in found)
-            print(f"| {name} | {grid} | {cells} |")
+    for (name, grid), found in table.items():
+        cells = (f"{found[e]:.2f}" if e in found else "-" for e in evaluations)
+        print(f"| {name} | {grid} | " + " | ".join(cells) + " |")
     for name in CANDIDATES:
         for grid in SAMPLERS[name][2]:
             print(f"{name}, {grid}, {BUDGET}: {_mean(_seeds(results, name, grid, BUDGET))}")
@@ -171,32 +189,32 @@ def _report(results: Results, evaluations: list[int], T: int) -> None:
         print(f"{name}, all {T} steps: {_mean(_seeds(results, name, 'trailing', T))}")
 
 
-def _plot(results: Results, evaluations: list[int], T: int, out: pathlib.Path) -> None:
-    """Draw distance against evaluations, a panel for each grid; the band is the whole chain."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+def _read(path: pathlib.Path) -> Table:
+    """Read the table that `_report` prints from a Markdown file."""
+    rows = [line.strip("|").split("|") for line in path.read_text().splitlines() if line[:1] == "|"]
+    cells = [[cell.strip() for cell in row] for row in rows]
+    heads = [row for row in cells if row[:2] == ["sampler", "grid"] and row[2].isdigit()]
+    if not heads:
+        raise UserError(f"--table={path} has no table with the columns sampler, grid and numbers")
+    evaluations = [int(e) for e in heads[0][2:]]
+    return {
+        (name, grid): {e: float(v) for e, v in zip(evaluations, values, strict=True) if v != "-"}
+        for name, grid, *values in cells
+        if name in SAMPLERS and len(values) == len(evaluations)
+    }
 
-    whole = [value for name in WHOLE for value in _seeds(results, name, "trailing", T)]
-    figure, panels = pyplot.subplots(
-        1, len(ALL), figsize=(12, 5.5), sharey=True, layout="constrained"
-    )
-    for grid, axes in zip(ALL, panels, strict=True):
-        for i, (name, (_, _, grids)) in enumerate(SAMPLERS.items()):
-            if grid in grids:
-                values = [results.get(_key(name, grid, e, 0), np.nan) for e in evaluations]
-                style = {"marker": "osv^D"[i % 5], "color": pyplot.get_cmap("Paired")(i)}
-                axes.plot(evaluations, values, **style, label=name)
-        if whole:
-            label = f"ancestral, all {T} steps, {len(whole)} runs"
-            axes.axhspan(min(whole), max(whole), color="0.8", label=label)
-        axes.set(xscale="log", yscale="log", xlabel="network evaluations", title=f"{grid} grid")
-        axes.set_xticks(evaluations, [str(e) for e in evaluations])
-        axes.minorticks_off()
-        axes.set_yticks([0.5, 1, 2, 5], ["0.5", "1", "2", "5"])
-    panels[0].set_ylabel(f"Fréchet distance, {N.value} images")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
-    figure.savefig(out, dpi=100)
+
+def _save_plot(table: Table, band: tuple[str, float, float] | None = None) -> None:
+    """Draw distance against evaluations, a panel for each grid; the band is the whole chain."""
+    if OUT.value is None:
+        return
+    panels = {
+        f"{grid} grid": {n: found for (n, g), found in table.items() if g == grid and found}
+        for grid in ALL
+    }
+    figure = draw(panels, f"Fréchet distance, {N.value} images", band)
+    outputs.save_figure(absolute(OUT.value), figure, OUT.value)
+    print(f"plot: {absolute(OUT.value)}")
 
 
 if __name__ == "__main__":

@@ -105,7 +105,9 @@ def main() -> None:
     if OUT.value:
         rows = np.concatenate([small[None], draws[:SHOWN_DRAWS], large[None]])[:, :SHOWN]
         cells = to_uint8(rows.reshape(-1, *large.shape[1:]))
-        grids.save_png(pathlib.Path(OUT.value), grids.make_grid(cells, columns=SHOWN, side=32))
+        labels = ["given", *["sample"] * (len(rows) - 2), "original"]
+        picture = grids.make_grid(cells, columns=SHOWN, side=32, row_labels=labels)
+        grids.save_png(pathlib.Path(OUT.value), picture)
 
 
 def _small(images: np.ndarray, factor: int) -> np.ndarray:

@@ -91,7 +91,13 @@ def main() -> None:
             shown.append(to_uint8(images).reshape(len(PROMPTS.value), SHOWN, *images.shape[1:]))
     if OUT.value:
         rows = np.concatenate(shown, axis=1)  # a row for each prompt, w after w
-        picture = grids.make_grid(rows.reshape(-1, *rows.shape[2:]), columns=rows.shape[1], side=32)
+        picture = grids.make_grid(
+            rows.reshape(-1, *rows.shape[2:]),
+            columns=rows.shape[1],
+            side=32,
+            column_labels=[f"w={w}" for w in WEIGHTS.value for _ in range(SHOWN)],
+            row_labels=PROMPTS.value,
+        )
         grids.save_png(pathlib.Path(OUT.value), picture)
 
 

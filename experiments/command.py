@@ -6,7 +6,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from absl import app, flags
@@ -97,7 +97,7 @@ def _report_unraisable(unraisable: Any) -> None:
         sys.__unraisablehook__(unraisable)
 
 
-def _fail(error: Exception) -> None:
+def _fail(error: Exception) -> NoReturn:
     text = " ".join(str(error).split())
     print(f"error: {text}", file=sys.stderr)
     code = 75 if isinstance(error, PassingError) else 2

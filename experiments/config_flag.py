@@ -43,7 +43,8 @@ def define(help_string: str, flag_values: flags.FlagValues = flags.FLAGS) -> fla
 
 def default_workdir() -> str:
     """Return runs/NAME, where NAME is the name of the config file without .py."""
-    return os.path.join("runs", flags.FLAGS["config"].path.stem)
+    flag: Any = flags.FLAGS["config"]  # a _ConfigFlag
+    return os.path.join("runs", flag.path.stem)
 
 
 def load(argument: str) -> ConfigDict:
@@ -65,6 +66,7 @@ def load(argument: str) -> ConfigDict:
     try:
         loader = importlib.machinery.SourceFileLoader("_config_file", str(path))
         spec = importlib.util.spec_from_file_location(loader.name, path, loader=loader)
+        assert spec is not None  # because the loader is given
         module = importlib.util.module_from_spec(spec)
         sys.modules[loader.name] = module  # dataclasses in the file look up their module here
         loader.exec_module(module)
@@ -124,15 +126,16 @@ class _ConfigFlag(flags.Flag):
         if self.present:
             raise UserError(f"--config is given twice, the second time as {argument}")
         self.path = pathlib.Path(argument.partition(":")[0])
-        self.value = load(argument)
+        self.value = config = load(argument)
         self.present += 1
-        self._define_fields("config", self.value)
+        self._define_fields("config", config)
 
     def _define_fields(self, prefix: str, config: ConfigDict) -> None:
         for field in config:
             name, kind = f"{prefix}.{field}", config.get_type(field)
+            value: Any = config[field]
             if kind is ConfigDict:
-                self._define_fields(name, config[field])
+                self._define_fields(name, value)
             elif kind in _PARSERS:
                 flag = _FieldFlag(name, config, field, kind)
                 flags.DEFINE_flag(flag, self._flag_values, module_name=__name__)
@@ -154,13 +157,14 @@ class _FieldFlag(flags.Flag):
         self._config, self._field, self._kind = config, field, kind
 
     def parse(self, argument: str) -> None:
+        value: Any
         try:
             value = self.parser.parse(argument)
         except (TypeError, ValueError) as error:
             kind = _KINDS[self._kind]
             raise UserError(f"--{self.name} must be {kind}, found {argument!r}") from error
         if self._kind is tuple and self.present:
-            value = self.value + value
+            value = (self.value or ()) + value
         self._config[self._field] = self.value = value
         self.present += 1
 

@@ -12,9 +12,10 @@
 
 The images are held-out images of the run, or those of --images: a PNG, or an .npz with `images`,
 uint8 [n, H, W, C], as `experiments.sample` writes it. The program writes a grid (PNG) with one row
-per image and the given images at the left. It also writes the edited images: an .npz with `images`,
-uint8 [n, k, H, W, C], where k is the number of results per image, and `settings`, a string of JSON.
-The names of the files say what differs from the defaults.
+per image and the given images at the left. Labels above the columns say what is shown: #1, #2 are
+results, 25% is the part of the second image, t=100 is the depth. The program also writes an .npz
+with the edited `images`, uint8 [n, k, H, W, C], where k is the number of results per image, and
+`settings`, a string of JSON. The names of the files say what differs from the defaults.
 """
 
 import dataclasses
@@ -35,17 +36,20 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.figures import grids
 from ddpm_jax.pixels import to_uint8, to_x_0
 from ddpm_jax.randomness import MAX_SEED, image_keys
+from ddpm_jax.runs.workdir import warn_if_changed
 from ddpm_jax.runtime import rows
+from ddpm_jax.runtime.files import absolute
 from ddpm_jax.runtime.progress import Progress
 from experiments import command, outputs
 from experiments.progress import ProgressLine, chunk_size
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the trained run.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the trained run.", required=True)
 EDIT = flags.DEFINE_enum(
     "edit",
     None,
     ["inpaint", "interpolate", "sdedit"],
     "Kind of edit, explained above.",
+    required=True,
 )
 IMAGES = flags.DEFINE_string(
     "images", None, "File of the images to edit, PNG or .npz. Default: the run's held-out images."
@@ -107,7 +111,6 @@ OUT = flags.DEFINE_string(
     None,
     "Path of the output files, or a directory for them. Default: <workdir>/samples.",
 )
-flags.mark_flags_as_required(["workdir", "edit"])
 
 
 USES = {  # the options that not every edit uses
@@ -130,7 +133,7 @@ def main() -> None:
     if EDIT.value == "inpaint":
         mask = _mask(x_0.shape)
         editing.resampling_grid(grid, RESAMPLES.value, JUMP.value)  # refuses what cannot be
-    directory = outputs.absolute(WORKDIR.value) / "samples"
+    directory = absolute(WORKDIR.value) / "samples"
     out = outputs.stem(OUT.value, directory, _name(run, depths))
     with ProgressLine() as progress:
         given, edited = _edit(_editor(run, label, progress), grid, x_0, mask, depths)
@@ -178,7 +181,7 @@ def _column_labels(k: int, depths: list[int]) -> list[str]:
     if EDIT.value == "inpaint":
         return ["given", "kept", *(f"#{i + 1}" for i in range(k))]
     if EDIT.value == "interpolate":
-        return ["given", *(f"{weight:.2g}" for weight in np.linspace(0, 1, k)), "given"]
+        return ["given", *(f"{weight:.0%}" for weight in np.linspace(0, 1, k)), "given"]
     return ["given", *(f"t={depth}" for depth in depths)]
 
 
@@ -229,14 +232,15 @@ def _editor(run: runs.Run, label: int | None, progress: Progress) -> Callable:
 
 def _depths(T: int) -> list[int]:
     """Return the timesteps of --depth."""
+    given = DEPTH.value or [str(max(1, T // 2))]
     try:
-        depths = [int(depth) for depth in DEPTH.value or [max(1, T // 2)]]
+        depths = [int(depth) for depth in given]
     except ValueError:
         depths = [0]
     if any(not 1 <= depth <= T for depth in depths):
-        raise UserError(f"--depth must be timesteps in 1..{T} (T), found {','.join(DEPTH.value)}")
+        raise UserError(f"--depth must be timesteps in 1..{T} (T), found {','.join(given)}")
     if len(depths) > 1 and EDIT.value != "sdedit":
-        raise UserError(f"--edit={EDIT.value} takes one --depth, found {','.join(DEPTH.value)}")
+        raise UserError(f"--edit={EDIT.value} takes one --depth, found {','.join(given)}")
     return depths
 
 
@@ -257,6 +261,7 @@ def _images(run: runs.Run) -> np.ndarray:
     shape = run.facts.image_shape
     if IMAGES.value is None:
         dataset = data.open_dataset(run.config.data)
+        warn_if_changed(absolute(WORKDIR.value), run.facts, dataset.digest)
         source = dataset.test or dataset.train
         images, _ = source.read(np.arange(min(n, len(source))))
     else:
@@ -294,7 +299,7 @@ def _mask(shape: tuple[int, ...]) -> np.ndarray:
     height, width = shape[1:3]
     if MASK.value in MASKS:
         return MASKS[MASK.value](height, width)
-    if not outputs.absolute(MASK.value).is_file():
+    if not absolute(MASK.value).is_file():
         raise UserError(
             f"--mask={MASK.value} is not one of {', '.join(MASKS)}, and there is no such file; a "
             "file (PNG or .npz) is light where the image is kept"
@@ -312,7 +317,7 @@ def _mask(shape: tuple[int, ...]) -> np.ndarray:
 
 def _read(name: str, path: str, channels: int) -> np.ndarray:
     """Read the array `name` of an .npz, or a picture as uint8 [H, W, channels]."""
-    file = outputs.absolute(path)
+    file = absolute(path)
     try:
         if file.suffix == ".npz":
             with np.load(file) as arrays:
@@ -353,10 +358,10 @@ def _name(run: runs.Run, depths: list[int]) -> str:
 def _settings(run: runs.Run, depths: list[int]) -> dict[str, Any]:
     """Return all that the edited images depend on."""
     return {
-        "workdir": str(outputs.absolute(WORKDIR.value)),
+        "workdir": str(absolute(WORKDIR.value)),
         "step": run.step,
         "edit": EDIT.value,
-        "images": IMAGES.value and str(outputs.absolute(IMAGES.value)),
+        "images": IMAGES.value and str(absolute(IMAGES.value)),
         "n": N.value,
         "seed": SEED.value,
         "label": LABEL.value,

@@ -2,13 +2,15 @@
 
     python -m experiments.evaluate --workdir=runs/digits
 
-The program prints a table and writes it to <workdir>/evaluate.json. It keeps a copy in
-<workdir>/evaluations, with the checkpoint and the flags in its name, so that other settings do not
-overwrite it. It writes three pictures to <workdir>/samples:
+The program prints a table and writes it to <workdir>/evaluate.json. It writes three pictures to
+<workdir>/samples:
 
   rate_distortion.png            rate against distortion
   progressive.png                x̂_0 from x_t for falling t: images as their bits arrive
   nearest_training_images.png    samples, each above the training image nearest to it
+
+These files are of the newest evaluation. The program keeps a copy of each in <workdir>/evaluations,
+with the checkpoint and the flags in its name, so that other settings do not overwrite it.
 
 By default a fast sampler, `config.eval.sampler`, draws the samples, and the table names it. The
 whole chain of Ho et al. takes fifty times as long.
@@ -49,13 +51,13 @@ from ddpm_jax.evaluation.table import Row
 from ddpm_jax.figures.curves import rate_distortion
 from ddpm_jax.likelihood.bound import Part
 from ddpm_jax.runs import Run, open_run
-from ddpm_jax.runs.workdir import WorkDir, open_for_reading, read_config
+from ddpm_jax.runs.workdir import WorkDir, open_for_reading, read_config, warn_if_changed
 from ddpm_jax.runtime.files import replacing, to_json
 from ddpm_jax.runtime.progress import Progress
 from experiments import command, outputs
 from experiments.progress import ProgressLine, chunk_size
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the trained run.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the trained run.", required=True)
 STEP = flags.DEFINE_integer(
     "step", None, "Training step of the checkpoint to load. Default: the newest checkpoint."
 )
@@ -131,7 +133,6 @@ ODE = flags.DEFINE_integer(
 GUIDANCE = flags.DEFINE_float(
     "guidance", None, "Weight w of classifier-free guidance; 0 is off. Default: the run's own."
 )
-flags.mark_flag_as_required("workdir")
 
 
 SETTINGS = (  # the flags that the table depends on, but for the checkpoint
@@ -148,9 +149,11 @@ def main() -> None:
     _check_flags()
     run = open_run(workdir.root, STEP.value, sample=_sampling(config))
     dataset = data.open_dataset(config.data)
+    warn_if_changed(workdir.root, run.facts, dataset.digest)
     _check(run, dataset, config)
     outputs.check_writable(workdir.root, None, ["evaluate.json"])
     outputs.check_writable(workdir.samples, None, [f"{name}.png" for name in PICTURES])
+    outputs.check_writable(workdir.root / "evaluations", None)
     pictures: dict[str, np.ndarray] = {}
     with ProgressLine() as progress:
         # First the features: a data set that they cannot be of is then refused at once
@@ -172,12 +175,10 @@ def main() -> None:
             pictures["nearest_training_images"] = report.neighbours
             facts |= _about_samples(run, dataset, about)
     print_table(rows, facts)
-    kept = _write(workdir, rows, facts, curves)
-    _draw(run, workdir, curves, pictures)
-    print(
-        f"table: {workdir.root / 'evaluate.json'} ({time.perf_counter() - start:.0f} s){os.linesep}"
-        f"a copy that other settings do not overwrite: {kept}"
-    )
+    kept = _stem(workdir, run.step)
+    _draw(run, workdir, kept, curves, pictures)
+    _write(workdir, kept, rows, facts, curves)
+    print(f"all this took {time.perf_counter() - start:.0f} s")
 
 
 def _check_flags() -> None:
@@ -282,26 +283,49 @@ def _in_chunks(run: Run, n: int) -> Run:
 def _draw(
     run: Run,
     workdir: WorkDir,
+    kept: pathlib.Path,
     curves: dict[str, list[Part]],
     pictures: dict[str, np.ndarray],
 ) -> None:
-    """Write the pictures, and draw the rate-distortion curves."""
+    """Write the pictures, and draw the rate-distortion curves; keep a copy of each."""
     abouts = {
+        "rate_distortion": "rate and distortion",
         "progressive": "progressive decoding",
         "nearest_training_images": "samples above their nearest training images",
     }
-    if curves:
-        points = {
-            split: [((part.low + part.high) / 2, part.rate, part.distortion) for part in curve]
-            for split, curve in curves.items()
-        }
-        plot = workdir.samples / "rate_distortion.png"
-        outputs.save_figure(plot, rate_distortion(points, run.process.num_timesteps))
-        print(f"rate and distortion: {plot}")
-    for name, picture in pictures.items():
+    points = {
+        split: [((part.low + part.high) / 2, part.rate, part.distortion) for part in curve]
+        for split, curve in curves.items()
+    }
+    plot = {"rate_distortion": rate_distortion(points, run.process.num_timesteps)} if curves else {}
+    for name, picture in (plot | pictures).items():
         path = workdir.samples / f"{name}.png"
-        outputs.save_picture(path, picture)
-        print(f"{abouts[name]}: {path}")
+        if isinstance(picture, np.ndarray):
+            outputs.save_picture(path, picture)
+        else:
+            outputs.save_figure(path, picture)
+        _keep(abouts[name], path, kept.with_name(f"{kept.name}_{name}.png"))
+
+
+def _keep(what: str, newest: pathlib.Path, copy: pathlib.Path) -> None:
+    """Copy a file of the newest evaluation, and print both paths."""
+    try:
+        with replacing(copy) as part:
+            part.write_bytes(newest.read_bytes())
+    except OSError as error:
+        raise outputs.not_writable(copy, None, error) from error
+    print(f"{what}: {newest}{os.linesep}  a copy that other settings do not overwrite: {copy}")
+
+
+def _stem(workdir: WorkDir, step: int) -> pathlib.Path:
+    """Return the path of the copies without their endings: it says the checkpoint and the flags."""
+    given = {
+        name: flags.FLAGS[name].value
+        for name in SETTINGS
+        if flags.FLAGS[name].value != flags.FLAGS[name].default
+    }
+    words = (f"{name}-{str(value).replace(os.sep, '-')}" for name, value in given.items())
+    return workdir.root / "evaluations" / outputs.join(f"step{step}", *words)
 
 
 def print_table(rows: list[Row], facts: dict[str, Any]) -> None:
@@ -356,26 +380,26 @@ def _network(
 
 
 def _write(
-    workdir: WorkDir, rows: list[Row], facts: dict[str, Any], curves: dict[str, list[Part]]
-) -> pathlib.Path:
-    """Write the table and the curves as JSON: the newest, and a file of these settings to keep."""
+    workdir: WorkDir,
+    kept: pathlib.Path,
+    rows: list[Row],
+    facts: dict[str, Any],
+    curves: dict[str, list[Part]],
+) -> None:
+    """Write the table and the curves as JSON, and keep a copy."""
     settings = {name: flags.FLAGS[name].value for name in SETTINGS}
-    given = {k: v for k, v in settings.items() if v != flags.FLAGS[k].default}
     content = {**facts, "settings": settings, "rows": [row._asdict() for row in rows]}
     content["rate_distortion"] = {
         split: [part._asdict() for part in curve] for split, curve in curves.items()
     }
     text = to_json(content, indent=2, ensure_ascii=False) + "\n"
-    words = (f"{k}-{str(v).replace(os.sep, '-')}" for k, v in given.items())
-    name = outputs.join(f"step{facts['checkpoint']}", *words)
-    kept = workdir.root / "evaluations" / f"{name}.json"
-    for path in (kept, workdir.root / "evaluate.json"):
-        try:
-            with replacing(path) as part:
-                part.write_text(text)
-        except OSError as error:
-            raise outputs.not_writable(path, None, error) from error
-    return kept
+    path = workdir.root / "evaluate.json"
+    try:
+        with replacing(path) as part:
+            part.write_text(text)
+    except OSError as error:
+        raise outputs.not_writable(path, None, error) from error
+    _keep("table", path, kept.with_name(f"{kept.name}.json"))
 
 
 if __name__ == "__main__":

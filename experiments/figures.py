@@ -9,6 +9,7 @@
 
 The schedules have the length and the ends of `config.process`. If its schedule is learned, it is
 drawn too: as it is before training, or with the --workdir of such a training as it is after it.
+Schedules that cannot have this length are left out, and the program says so.
 reverse.png shows samples of --workdir, by the config of that run.
 """
 
@@ -23,11 +24,13 @@ from matplotlib.figure import Figure
 from ddpm_jax import build, data
 from ddpm_jax.build.processes import with_schedule
 from ddpm_jax.config import Config, from_dict
+from ddpm_jax.errors import UserError
 from ddpm_jax.figures import plots
 from ddpm_jax.pixels import to_x_0
 from ddpm_jax.process import GaussianProcess, q_sample
 from ddpm_jax.randomness import MAX_SEED, draw_x_T, image_keys
 from ddpm_jax.runs import Run, open_run
+from ddpm_jax.runtime.files import absolute
 from experiments import command, config_flag, outputs
 from experiments.progress import ProgressLine
 
@@ -61,7 +64,7 @@ def main() -> None:
     config = from_dict(CONFIG.value)
     run = open_run(WORKDIR.value) if WORKDIR.value is not None else None
     out = _directory()
-    processes = _processes(config, run)
+    processes, left_out = _processes(config, run)
     images = _images(config)
     figures = {
         "schedules": lambda: draw_schedules(processes),
@@ -77,14 +80,16 @@ def main() -> None:
         progress("drawing figures", len(figures), len(figures))
     for name in figures:
         print(f"{name}: {out / f'{name}.png'}")
+    for name, reason in left_out.items():
+        print(f"the schedule {name} is left out: {reason}")
     if run is None:
         print("reverse.png is not drawn: it needs a trained run; pass --workdir")
 
 
 def _directory() -> pathlib.Path:
     """Return the directory of the figures; refuse one that cannot be written."""
-    default = "figures" if WORKDIR.value is None else outputs.absolute(WORKDIR.value) / "figures"
-    out = outputs.absolute(OUT.value or default)
+    default = "figures" if WORKDIR.value is None else absolute(WORKDIR.value) / "figures"
+    out = absolute(OUT.value or default)
     outputs.check_writable(out, OUT.value)
     return out
 
@@ -99,20 +104,22 @@ def draw_schedules(processes: dict[str, GaussianProcess]) -> Figure:
 
 def draw_forward(processes: dict[str, GaussianProcess], x_0: np.ndarray) -> Figure:
     """Draw the images x_0: [n, H, W, C] on their way to noise."""
-    x_t, alphas_cumprod = {}, {}
+    x_t, alphas_cumprod, fractions = {}, {}, np.empty(0)
     for name, process in processes.items():
-        x_t[name], t = _noised(process, x_0, FORWARD_TIMES)
+        t, fractions = _times(process, FORWARD_TIMES)
+        x_t[name] = _noised(process, x_0, t)
         alphas_cumprod[name] = np.asarray(process.alphas_cumprod)[t]
-    return plots.plot_forward(x_t, alphas_cumprod, FORWARD_TIMES)
+    return plots.plot_forward(x_t, alphas_cumprod, fractions.tolist())
 
 
 def draw_spectrum(processes: dict[str, GaussianProcess], schedule: str, x_0: np.ndarray) -> Figure:
     """Draw the power spectrum of x_0: [n, H, W, C] and of its x_t under one schedule."""
     frequencies, power = plots.radial_power(x_0)
-    x_t, _ = _noised(processes[schedule], x_0, SPECTRUM_TIMES)
+    t, fractions = _times(processes[schedule], SPECTRUM_TIMES)
+    x_t = _noised(processes[schedule], x_0, t)
     powers = np.stack([plots.radial_power(x)[1] for x in x_t])
     log_snr = {name: np.asarray(p.log_snr) for name, p in processes.items()}
-    return plots.plot_spectrum(frequencies, power, powers, SPECTRUM_TIMES, schedule, log_snr)
+    return plots.plot_spectrum(frequencies, power, powers, fractions.tolist(), schedule, log_snr)
 
 
 def draw_reverse(run: Run) -> Figure:
@@ -136,14 +143,30 @@ def draw_reverse(run: Run) -> Figure:
     return plots.plot_reverse(x_t, x_0_hat, [T, *s.tolist()])
 
 
-def _processes(config: Config, run: Run | None) -> dict[str, GaussianProcess]:
-    """Return the process of the config with every schedule, by name."""
-    found = {name: build.process(with_schedule(config.process, name)) for name in build.SCHEDULES}
+def _processes(
+    config: Config, run: Run | None
+) -> tuple[dict[str, GaussianProcess], dict[str, str]]:
+    """Return the process of the config with every schedule, and why a schedule has none.
+
+    Raises:
+      UserError: the config's own schedule is impossible.
+    """
     own = config.process.schedule
-    if own not in found:  # it is learned
-        trained = run is not None and run.config.process.schedule == own
-        found[own] = run.process if trained else build.make_chain(config).initial()
-    return found
+    found: dict[str, GaussianProcess] = {}
+    left_out: dict[str, str] = {}
+    for name in build.SCHEDULES:
+        try:
+            found[name] = build.process(with_schedule(config.process, name))
+        except UserError as error:  # such as a beta of 1 or more, if T is at most 20
+            if name == own:
+                raise
+            left_out[name] = str(error)
+    if own not in build.SCHEDULES:  # it is learned
+        if run is not None and run.config.process.schedule == own:
+            found[own] = run.process
+        else:
+            found[own] = build.make_chain(config).initial()
+    return found, left_out
 
 
 def _images(config: Config) -> np.ndarray:
@@ -159,14 +182,17 @@ def _images(config: Config) -> np.ndarray:
     return np.asarray(to_x_0(jnp.asarray(images[order])))
 
 
-def _noised(
-    process: GaussianProcess, x_0: np.ndarray, fractions: tuple[float, ...]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return x_t: [times, n, H, W, C] with one ε for all times, and t: [times]."""
+def _times(process: GaussianProcess, fractions: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the timesteps nearest to fractions of T, and their t/T; a short chain has fewer."""
+    t = np.unique([max(round(f * process.num_timesteps), int(f > 0)) for f in fractions])
+    return t.astype(np.int32), t / process.num_timesteps
+
+
+def _noised(process: GaussianProcess, x_0: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """Return x_t: [times, n, H, W, C] with one ε for all times t: [times]."""
     eps = jax.random.normal(jax.random.key(SEED.value), x_0.shape)
-    t = np.round(np.multiply(fractions, process.num_timesteps)).astype(np.int32)
     x_t = jax.jit(jax.vmap(q_sample, (None, None, 0, None)))(process, x_0, t, eps)
-    return np.asarray(x_t), t
+    return np.asarray(x_t)
 
 
 if __name__ == "__main__":

@@ -18,15 +18,10 @@ from matplotlib.figure import Figure
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.figures import grids
-from ddpm_jax.runtime.files import replacing
+from ddpm_jax.runtime.files import absolute, replacing
 
 SUFFIXES = (".png", ".npz")
 MAX_NAME = 150  # characters of a default name; file systems allow 255 bytes
-
-
-def absolute(path: str | os.PathLike) -> pathlib.Path:
-    """Return the absolute path; ~ is the home directory."""
-    return pathlib.Path(os.path.expanduser(path)).absolute()
 
 
 def stem(out: str | None, directory: pathlib.Path, name: str) -> pathlib.Path:
@@ -106,7 +101,8 @@ def write(
     png, npz = (path.with_name(path.name + suffix) for suffix in SUFFIXES)
     try:
         with replacing(npz) as part:
-            np.savez(part, settings=np.array(_json(settings)), **arrays)
+            content: dict[str, Any] = {"settings": np.array(_json(settings)), **arrays}
+            np.savez(part, **content)
         grids.save_png(png, picture)
     except OSError as error:
         raise not_writable(path, out, error) from error

@@ -44,14 +44,21 @@ from ddpm_jax.pixels import to_uint8, to_x_0
 from ddpm_jax.pretrained import text_encoder
 from ddpm_jax.randomness import MAX_SEED
 from ddpm_jax.runs.open import Run, open_run, sample_of
-from ddpm_jax.runs.workdir import DatasetFacts, open_for_reading, read_config, read_facts
+from ddpm_jax.runs.workdir import (
+    DatasetFacts,
+    open_for_reading,
+    read_config,
+    read_facts,
+    warn_if_changed,
+)
+from ddpm_jax.runtime.files import absolute
 from ddpm_jax.runtime.progress import Progress
 from ddpm_jax.sampling import sample_in_chunks
 from ddpm_jax.types import Conditioning, Params
 from experiments import command, outputs
 from experiments.progress import ProgressLine, chunk_size
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the trained run.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the trained run.", required=True)
 N = flags.DEFINE_integer("n", 64, "Number of images to draw.", lower_bound=1)
 SEED = flags.DEFINE_integer(
     "seed",
@@ -99,9 +106,6 @@ OUT = flags.DEFINE_string(
     None,
     "Path of the output files, or a directory for them. Default: <workdir>/samples.",
 )
-flags.mark_flag_as_required("workdir")
-
-MAX_COLUMNS = 20  # of a grid of classes
 
 
 def main() -> None:
@@ -124,7 +128,7 @@ def main() -> None:
     conditional = config.model.class_conditional or CLASSIFIER.value is not None
     labels = _labels(conditional, facts.num_classes)
     cond = {} if labels is None else {"label": labels}
-    cond |= _text(config) | _images(config, facts.image_shape)
+    cond |= _text(config) | _images(config, facts)
     guided = config.sample.guidance if GUIDANCE.value is None else GUIDANCE.value
     if guided and not set(cond) - {"image"}:
         raise UserError(f"guidance is {guided:g}, but there is no text to guide to; add --text")
@@ -138,16 +142,15 @@ def main() -> None:
     if "image" in cond:
         arrays["lowres"] = to_uint8(cond["image"])
     print(f"{N.value} images in {seconds:.1f} s (compilation included)")
-    picture = _picture(images, config, facts)
+    picture = grids.grid_of_labelled(images, _names(labels, facts), side=32)
     outputs.write(out, OUT.value, picture, arrays, _settings(run, params))
 
 
-def _picture(images: np.ndarray, config: Config, facts: DatasetFacts) -> np.ndarray:
-    """Return a grid of the images: of classes in turn, a column for each."""
-    names = facts.class_names
-    if config.model.class_conditional and LABEL.value is None and 1 < len(names) <= MAX_COLUMNS:
-        return grids.make_grid(images, columns=len(names), side=32, column_labels=names)
-    return grids.make_grid(images, side=32)
+def _names(labels: np.ndarray | None, facts: DatasetFacts) -> list[str]:
+    """Return the name of each image's class; all alike if the images have no classes."""
+    if labels is None:
+        return [""] * N.value
+    return [facts.class_names[label] for label in labels]
 
 
 def _draw(
@@ -188,18 +191,18 @@ def _settings(run: Run, params: Params) -> dict[str, Any]:
     classifier = None
     if CLASSIFIER.value is not None:
         classifier = {
-            "workdir": str(outputs.absolute(CLASSIFIER.value)),
+            "workdir": str(absolute(CLASSIFIER.value)),
             "weights": digest(params["classifier"]),
             "scale": 1.0 if CLASSIFIER_SCALE.value is None else CLASSIFIER_SCALE.value,
         }
     return {
-        "workdir": str(outputs.absolute(WORKDIR.value)),
+        "workdir": str(absolute(WORKDIR.value)),
         "step": run.step,
         "n": N.value,
         "seed": SEED.value,
         "label": LABEL.value,
         "text": TEXT.value,
-        "image": IMAGE.value and str(outputs.absolute(IMAGE.value)),
+        "image": IMAGE.value and str(absolute(IMAGE.value)),
         "classifier": classifier,
         "sample": dataclasses.asdict(run.config.sample),
     }
@@ -230,9 +233,9 @@ def _text(config: Config) -> dict[str, np.ndarray]:
     return {k: np.repeat(v, N.value, axis=0) for k, v in rows.items() if k in cond_names(config)}
 
 
-def _images(config: Config, image_shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
+def _images(config: Config, facts: DatasetFacts) -> dict[str, np.ndarray]:
     """Return the small images as an entry of cond; their pixels are repeated to full size."""
-    factor, (height, width, channels) = config.model.super_resolution, image_shape
+    factor, (height, width, channels) = config.model.super_resolution, facts.image_shape
     if not factor:
         if IMAGE.value is not None:
             raise UserError(
@@ -242,11 +245,12 @@ def _images(config: Config, image_shape: tuple[int, int, int]) -> dict[str, np.n
         return {}
     if IMAGE.value is None:
         dataset = open_dataset(config.data)
+        warn_if_changed(absolute(WORKDIR.value), facts, dataset.digest)
         source = dataset.test or dataset.train
         pixels, _ = source.read(np.arange(N.value) % len(source))
         return {"image": np.asarray(coarse(to_x_0(jnp.asarray(pixels)), factor))}
     try:
-        small = decode(outputs.absolute(IMAGE.value).read_bytes(), 0, channels)
+        small = decode(absolute(IMAGE.value).read_bytes(), 0, channels)
     except (OSError, ValueError) as error:
         raise UserError(f"--image={IMAGE.value} cannot be read: {error}") from error
     if small.shape[:2] != (height // factor, width // factor):

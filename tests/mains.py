@@ -32,8 +32,8 @@ class Finished(NamedTuple):
     stderr: str
 
 
-def run(name: str, *arguments: str) -> Finished:
-    """Run `python -m experiments.<name> *arguments` in this process.
+def run(name: str, *arguments: str, package: str = "experiments") -> Finished:
+    """Run `python -m <package>.<name> *arguments` in this process.
 
     The flags, the logs, the current directory and the hooks are then as they were before.
     """
@@ -43,7 +43,7 @@ def run(name: str, *arguments: str) -> Finished:
             with contextlib.redirect_stderr(io.StringIO()) as stderr:
                 sys.argv = [f"{name}.py", *arguments]
                 try:
-                    runpy.run_module(f"experiments.{name}", run_name="__main__", alter_sys=True)
+                    runpy.run_module(f"{package}.{name}", run_name="__main__", alter_sys=True)
                 except SystemExit as exit_:
                     code = exit_.code or 0
     return Finished(code, stdout.getvalue(), stderr.getvalue())

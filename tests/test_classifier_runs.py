@@ -49,6 +49,9 @@ def test_training_learns_resumes_bit_for_bit_and_reports_accuracy_by_quarter(tmp
     said = capsys.readouterr().out
     assert "resumed at step 60" in said and "held-out accuracy_t_quartile_1: 0." in said
     assert again == accuracy
+    assert train(digits(80), tmp_path / "parts").figures == accuracy  # done: from its log
+    said = capsys.readouterr().out
+    assert "compiled" not in said and "held-out accuracy_t_quartile_1: 0." in said
     facts = (8, 8, 1)
     model = build.classifier(digits(80).model, facts, 10)
     abstract = jax.eval_shape(model.init, jax.random.key(0))

@@ -1,15 +1,18 @@
 """The options of the mains: what cannot be is refused in one line, before the work."""
 
+import dataclasses
 import os
 
 import numpy as np
 import pytest
 from mains import ROOT
 from mains import run as run_main
-from test_guided_runs import config_of, make_run
+from test_guided_runs import FACTS, config_of, make_run
 from test_quality import run_and_data  # noqa: F401
 
+from ddpm_jax.data import open_dataset
 from ddpm_jax.figures import plots
+from ddpm_jax.runs import workdir
 from ddpm_jax.runtime import rows
 
 pytestmark = [
@@ -120,11 +123,12 @@ def test_two_evaluations_of_other_settings_are_both_kept_and_a_second_overwrites
         done = run_main("evaluate", *flags, f"--bound_terms={terms}")
         assert done.returncode == 0, done.stderr
         assert str(root / "evaluate.json") in done.stdout
-    names = sorted(path.name for path in (root / "evaluations").iterdir())
+    names = {path.name for path in (root / "evaluations").iterdir()}
     start = "step3_features-none_bound_images-2_bound_terms"
-    assert names == [f"{start}-1.json", f"{start}-2.json"]
+    pictures = ("_progressive.png", "_rate_distortion.png")
+    assert names == {f"{start}-{n}{end}" for n in (1, 2) for end in (".json", *pictures)}
     newest = (root / "evaluate.json").read_bytes()
-    assert newest == (root / "evaluations" / names[1]).read_bytes()
+    assert newest == (root / "evaluations" / f"{start}-2.json").read_bytes()
 
 
 def test_paths_are_printed_whole(root, monkeypatch, tmp_path):
@@ -134,3 +138,39 @@ def test_paths_are_printed_whole(root, monkeypatch, tmp_path):
     assert done.returncode == 0, done.stderr
     paths = [line.partition(": ")[2] for line in done.stdout.splitlines() if ": " in line]
     assert len(paths) == 2 and all(os.path.isabs(p) and os.path.exists(p) for p in paths), paths
+
+
+def run_on_arrays(root, digest, **model):
+    """A run on an array of images, with this digest of them; None is that of the images now."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 1), np.uint8)
+    np.savez(root.parent / "set.npz", images=images, labels=np.arange(40) % 3)
+    config = config_of(data=dict(name="array", path=str(root.parent / "set.npz")), model=model)
+    make_run(root, config)
+    if digest is None:
+        digest = open_dataset(config.data).digest
+    workdir.write_facts(workdir.WorkDir(root), dataclasses.replace(FACTS, digest=digest))
+
+
+@pytest.mark.parametrize(
+    ("digest", "warns"),
+    [("7 images, sha256 0f", True), (None, False), ("", False)],  # "": a run of an old version
+)
+def test_a_set_that_has_changed_since_the_training_is_one_line(tmp_path, digest, warns):
+    run_on_arrays(tmp_path / "run", digest)
+    flags = ("--features=none", "--bound_images=0")
+    done = run_main("evaluate", f"--workdir={tmp_path / 'run'}", *flags)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("WARNING")]
+    assert len(lines) == warns
+    if warns:
+        words = f"changed since {tmp_path / 'run'} was trained: {digest} then, 40 images"
+        assert words in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"), [("edit", ("--edit=sdedit", "--depth=1")), ("sample", ("--num_steps=1",))]
+)
+def test_a_main_that_reads_images_of_a_changed_set_says_so(tmp_path, name, flags):
+    run_on_arrays(tmp_path / "run", "7 images", super_resolution=2 * (name == "sample"))
+    done = run_main(name, f"--workdir={tmp_path / 'run'}", "--n=1", *flags)
+    assert done.returncode == 0 and done.stderr.count("the data have changed since") == 1, done

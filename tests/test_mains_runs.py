@@ -41,10 +41,16 @@ def cache(tmp_path_factory):
 def run(tmp_path_factory, cache):
     root = tmp_path_factory.mktemp("runs") / "run"
     done = command(
-        "train", DIGITS, *FLAGS, "--config.train.num_steps=2", f"--workdir={root}", cache=cache
+        "train",
+        DIGITS,
+        *FLAGS,
+        "--config.train.num_steps=2",
+        f"--workdir={relative(root)}",
+        cache=cache,
     )
     assert done.returncode == 0, done.stderr
     assert "done: 2 steps" in done.stdout
+    check_absolute(done.stdout)
     return root
 
 
@@ -53,33 +59,54 @@ def succeed(*arguments, cache):
     assert done.returncode == 0, done.stderr
     # the mains log in plain lines, and no library warns
     assert all(line.startswith("INFO: ") for line in done.stderr.splitlines()), done.stderr
+    check_absolute(done.stdout)
     return done.stdout
+
+
+def relative(path) -> str:
+    """The path as a user may give it, from the directory of the process."""
+    return os.path.relpath(path, ROOT)
+
+
+def check_absolute(said: str) -> None:
+    """Check that what a main prints has paths, and that all of them are absolute."""
+    words = [word.strip(".,;()") for word in said.split()]
+    paths = [word for word in words if "/" in word and (ROOT / word).exists()]
+    assert paths and all(path.startswith("/") for path in paths), said
 
 
 def test_sample(run, cache, tmp_path):
     said = succeed(
-        "sample", f"--workdir={run}", "--n=3", f"--out={tmp_path / 'images'}", cache=cache
+        "sample",
+        f"--workdir={relative(run)}",
+        "--n=3",
+        f"--out={relative(tmp_path / 'images')}",
+        cache=cache,
     )
-    assert str(tmp_path / "images.png") in said
+    assert str(ROOT / relative(tmp_path / "images.png")) in said
     assert np.load(tmp_path / "images.npz")["images"].shape == (3, 8, 8, 1)
 
 
 def test_edit(run, cache, tmp_path):
     images = np.zeros((2, 8, 8, 1), np.uint8)
     np.savez(tmp_path / "in.npz", images=images)
-    flags = (f"--images={tmp_path / 'in.npz'}", f"--out={tmp_path / 'out'}", "--depth=2")
-    succeed("edit", f"--workdir={run}", "--edit=interpolate", "--n=1", *flags, cache=cache)
+    flags = (f"--images={tmp_path / 'in.npz'}", f"--out={relative(tmp_path / 'out')}", "--depth=2")
+    succeed(
+        "edit", f"--workdir={relative(run)}", "--edit=interpolate", "--n=1", *flags, cache=cache
+    )
     assert np.load(tmp_path / "out.npz")["images"].shape[-3:] == (8, 8, 1)
 
 
 def test_evaluate(run, cache):
     flags = ("--n=100", "--seeds=1", "--num_steps=2", "--bound_images=4", "--bound_terms=2")
-    assert "fd100_train" in succeed("evaluate", f"--workdir={run}", *flags, cache=cache)
+    assert "fd100_train" in succeed("evaluate", f"--workdir={relative(run)}", *flags, cache=cache)
     assert json.loads((run / "evaluate.json").read_text())["checkpoint"] == 2
 
 
 def test_figures(run, cache, tmp_path):
-    succeed("figures", DIGITS, f"--workdir={run}", f"--out={tmp_path}", cache=cache)
+    succeed(
+        "figures", DIGITS, f"--workdir={relative(run)}", f"--out={relative(tmp_path)}", cache=cache
+    )
     assert {path.stem for path in tmp_path.glob("*.png")} >= {"schedules", "forward", "reverse"}
 
 
@@ -90,7 +117,7 @@ def test_train_classifier(cache, tmp_path):
         "--config=experiments/digits_classifier.py",
         *tiny,
         "--config.train.num_steps=2",
-        f"--workdir={tmp_path / 'judge'}",
+        f"--workdir={relative(tmp_path / 'judge')}",
         cache=cache,
     )
     assert (tmp_path / "judge" / "checkpoints" / "2").is_dir(), said

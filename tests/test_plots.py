@@ -200,6 +200,23 @@ def test_a_workdir_that_is_no_run_is_one_line_and_exit_2(data_dir, tmp_path):
     assert not (tmp_path / "figures").exists()
 
 
+@pytest.mark.parametrize("T", [1, 4, 20])
+def test_a_short_chain_is_drawn_without_the_schedules_that_it_cannot_have(data_dir, tmp_path, T):
+    schedule = "--config.process.schedule="
+    length = f"--config.process.num_timesteps={T}"
+    result = _run(data_dir, length, schedule + "cosine", f"--out={tmp_path}")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    for name in ("linear", "quadratic", "sigmoid", "constant"):
+        (line,) = (line for line in lines if line.startswith(f"the schedule {name} is left out: "))
+        assert f"with T = {T}: take T > 20" in line
+    assert {path.stem for path in tmp_path.iterdir()} == {"schedules", "forward", "spectrum"}
+    with Image.open(tmp_path / "forward.png") as image:  # columns of 1.25 inches
+        assert image.width == int(150 * max(1.25 * min(T + 1, 8) + 0.4, 5))
+    impossible = _run(data_dir, length, schedule + "linear", f"--out={tmp_path}")
+    assert impossible.returncode == 2 and "take T > 20" in impossible.stderr
+
+
 @pytest.mark.slow
 def test_without_a_workdir_the_command_says_what_is_left_out(data_dir, tmp_path):
     result = _run(data_dir, f"--out={tmp_path}")
@@ -289,3 +306,49 @@ def test_labels_of_a_grid_are_in_a_margin_and_change_no_image(channels):
         assert row.max() == 255 and row.min() < 100
     if channels == 4:
         assert np.all(both[:top, :, 3] == 255)
+
+
+def _as_labelled(images: np.ndarray, labels: list[str]) -> tuple[int, bool, bool]:
+    """The columns of the grid of labelled images, and whether it has labels above and at the left.
+
+    The images are as large as the cells.
+    """
+    grid = grids.grid_of_labelled(images, labels)
+    for columns in range(1, len(images) + 1):
+        plain = grids.make_grid(images, columns)
+        top, left = np.subtract(grid.shape[:2], plain.shape[:2])
+        if min(top, left) >= 0 and np.array_equal(grid[top:, left:], plain):
+            return columns, top > 0, left > 0
+    raise AssertionError("the images are not in the grid")
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (["a"] * 9, (3, False, False)),  # all alike
+        (["a"], (1, False, False)),
+        (list("abc" * 3), (3, True, False)),  # in turn
+        (list("abcd"), (4, True, False)),  # fewer images than classes
+        (list("ab" * 18), (6, True, False)),  # the turn several times in a row
+        ([str(i) for i in range(25)], (5, False, True)),  # too many columns
+        (list("aaabbbccc"), (3, False, True)),  # not in turn
+    ],
+)
+def test_a_grid_of_labelled_images_shows_labels_that_vary(labels, expected):
+    images = np.random.default_rng(0).integers(0, 256, (len(labels), 40, 40, 1), np.uint8)
+    assert _as_labelled(images, labels) == expected
+
+
+def test_a_row_says_its_first_and_its_last_label(monkeypatch):
+    rows = []
+    monkeypatch.setattr(grids, "make_grid", lambda *a, row_labels, **k: rows.extend(row_labels))
+    images = np.zeros((6, 4, 4, 1), np.uint8)
+    grids.grid_of_labelled(images, ["x", "x", "y", "z", "z", "z"])
+    assert rows == ["x .. y", "z"]
+
+
+def test_a_long_label_of_a_row_is_cut():
+    images = np.zeros((2, 8, 8, 1), np.uint8)
+    plain = grids.make_grid(images, 1)
+    grid = grids.make_grid(images, 1, row_labels=["n" * 1000, "b"])
+    assert 150 < grid.shape[1] - plain.shape[1] <= grids.MAX_MARGIN + 6

@@ -12,6 +12,7 @@ from sampler_cases import DETERMINISTIC, SAMPLERS
 import ddpm_jax
 from ddpm_jax import samplers, timesteps
 from ddpm_jax.errors import UserError
+from ddpm_jax.samplers.predictor_corrector import ZERO
 from ddpm_jax.types import Prediction
 
 T, SHAPE = 10, (4, 6)
@@ -130,6 +131,26 @@ def test_without_corrections_predictor_corrector_is_ancestral_sampling():
     own_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 0)
     theirs, _ = ancestral.step(denoise_fn, own_keys, ancestral.init(x_T), 7, 3)
     np.testing.assert_allclose(ours.x, theirs.x, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-9, 1.0])
+def test_predictor_corrector_and_its_gradient_are_finite_where_the_score_is_zero(scale):
+    process, (keys, x_T) = process_of("linear"), setting()
+
+    def stepped(scale, num_corrections=1):
+        def denoise_fn(x_t, t):
+            alpha_t, sigma_t = oracles.tables(process, t)
+            eps = scale * x_t
+            return Prediction((x_t - sigma_t * eps) / alpha_t, eps)
+
+        sampler = samplers.predictor_corrector(process, num_corrections=num_corrections)
+        return sampler.step(denoise_fn, keys, sampler.init(x_T), 7, 3)[0].x
+
+    x, slope = jax.jvp(stepped, (scale,), (1.0,))
+    assert np.isfinite(x).all() and np.isfinite(slope).all()
+    assert np.isfinite(jax.grad(lambda scale: stepped(scale).sum())(scale))
+    corrected = np.abs(x - stepped(scale, 0)).max() > 1e-6
+    assert corrected == (scale > ZERO)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -3,6 +3,8 @@
 What holds each part of it is in the other modules; runs as real processes are in test_resume.py.
 """
 
+import functools
+import json
 import os
 import re
 import signal
@@ -11,7 +13,7 @@ import threading
 import jax
 import numpy as np
 import pytest
-from mains import run
+from mains import ROOT, run
 from tiny import FLAGS
 
 import ddpm_jax
@@ -33,9 +35,15 @@ def stop_after(root, step, done):
             return
 
 
+def _record(compiled: list[str], event: str, seconds: float, **rest: str | int) -> None:
+    if event.endswith("backend_compile_duration"):
+        compiled.append(f"{event} {rest}")
+
+
 def test_a_run_is_trained_stopped_resumed_loaded_and_sampled(tmp_path):
     root, done = tmp_path / "run", threading.Event()
-    train = ["train", "--config=experiments/digits.py", *FLAGS, f"--workdir={root}"]
+    given = os.path.relpath(root, ROOT)  # the mains run there
+    train = ["train", "--config=experiments/digits.py", *FLAGS, f"--workdir={given}"]
     train += ["--config.mesh.data=1", "--config.train.log_every=1"]
     watcher = threading.Thread(target=stop_after, args=(root, 4, done))
     watcher.start()
@@ -56,7 +64,22 @@ def test_a_run_is_trained_stopped_resumed_loaded_and_sampled(tmp_path):
     assert [row["step"] for row in rows] == list(range(1, step + 3))
     assert all(np.isfinite(row["loss"]) for row in rows)
 
-    drawn = run("sample", f"--workdir={root}", "--n=3", f"--out={tmp_path / 'out'}")
+    # Once more: the run is done, and says so without compiling. The config keeps the higher number.
+    compiled: list[str] = []
+    record = functools.partial(_record, compiled)
+    jax.monitoring.register_event_duration_secs_listener(record)
+    again, fewer = (run(*train, f"--config.train.num_steps={step + n}") for n in (2, 1))
+    jax.monitoring.unregister_event_duration_listener(record)
+    assert (again.returncode, fewer.returncode) == (0, 0), (again, fewer)
+    assert not compiled and "compiled" not in again.stdout + fewer.stdout
+    assert again.stdout.splitlines()[-4:] == resumed.stdout.splitlines()[-4:]
+    assert f"nothing to train: the run is at step {step + 2}, beyond" in fewer.stdout
+    assert json.loads((root / "config.json").read_text())["train"]["num_steps"] == step + 2
+    for said in (stopped, resumed, again, fewer):
+        assert f"work directory: {ROOT / given}\n" in said.stdout
+        assert given not in said.stdout.replace(str(ROOT / given), "")
+
+    drawn = run("sample", f"--workdir={given}", "--n=3", f"--out={tmp_path / 'out'}")
     assert drawn.returncode == 0, drawn
     images = np.load(tmp_path / "out.npz")["images"]
     sample, params = ddpm_jax.load(root)

@@ -264,6 +264,7 @@ def test_every_held_out_batch_draws_its_own_t_and_eps_and_all_of_them_count_once
         init=lambda: state,
         train_step=lambda state, batch: (state, {}),
         eval_step=lambda *args: {"noise": step(*args)},
+        figures=("noise",),
     )
     held_out = make_held_out(config, dataset, {}, parts, devices.make_mesh(config))
     drawn = [np.asarray(step(START, a_batch(), i)) for i in (0, 1)]

@@ -10,6 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 from ddpm_jax.runtime.files import replacing
 
 TEXT_SIZE = 10  # pixels
+MAX_MARGIN = 200  # pixels of a label of a row
+MAX_COLUMNS = 20  # of a grid with a label for each column
 
 
 def make_grid(
@@ -28,7 +30,7 @@ def make_grid(
       side: images are enlarged by max(1, side // H), by repeating pixels; 0 keeps their size.
       gap: pixels between the images, and around them, in mid-grey.
       column_labels: texts above the columns, cut to their width; () is none.
-      row_labels: texts at the left of the rows; () is none.
+      row_labels: texts at the left of the rows, cut to `MAX_MARGIN`; () is none.
 
     Returns:
       [rows * (H' + gap) + gap, columns * (W' + gap) + gap, C] uint8. The enlarged images have
@@ -50,6 +52,30 @@ def make_grid(
     return canvas
 
 
+def grid_of_labelled(images: np.ndarray, labels: Sequence[str], side: int = 0) -> np.ndarray:
+    """Arrange images in a grid that says what each image is labelled.
+
+    Labels that come in turn, such as a b c a b c, are above their columns. Otherwise each row says
+    its first and its last label. If all labels are alike, the grid has no labels.
+
+    Args:
+      images: [n, H, W, C] uint8, C = 1, 3 or 4.
+      labels: [n], the label of each image.
+      side: as for `make_grid`.
+    """
+    turn, root = list(dict.fromkeys(labels)), math.sqrt(len(labels))
+    if len(turn) == 1:
+        return make_grid(images, side=side)
+    in_turn = all(label == turn[i % len(turn)] for i, label in enumerate(labels))
+    if in_turn and len(turn) <= MAX_COLUMNS:
+        turns = max(1, round(root / len(turn)))  # in a row
+        return make_grid(images, len(turn) * turns, side, column_labels=turn * turns)
+    columns = math.ceil(root)
+    rows = [labels[i : i + columns] for i in range(0, len(labels), columns)]
+    ends = [dict.fromkeys([row[0], row[-1]]) for row in rows]
+    return make_grid(images, columns, side, row_labels=[" .. ".join(each) for each in ends])
+
+
 def _labelled(
     grid: np.ndarray,
     step: tuple[int, int],
@@ -60,6 +86,7 @@ def _labelled(
     """Return a grid with labels in a white margin; `step` is from one image to the next."""
     font = ImageFont.load_default(size=TEXT_SIZE)
     top = TEXT_SIZE + 6 if column_labels else 0
+    row_labels = [_cut(label, font, MAX_MARGIN) for label in row_labels]
     left = max((math.ceil(font.getlength(label)) + 6 for label in row_labels), default=0)
     size = left + grid.shape[1], top + grid.shape[0]
     margin = Image.new("L", size, 255)

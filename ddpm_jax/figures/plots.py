@@ -6,7 +6,6 @@ draws with Agg, and a notebook shows the figure that a cell returns.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -14,28 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from ddpm_jax.figures.style import GREY, STYLE, line_style, marker, shades
 from ddpm_jax.pixels import to_uint8
 
-# Okabe and Ito's colours, distinct for every common kind of colour blindness. The dashes
-# distinguish the lines in print.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9")
-DASHES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 GAP = 0.08  # space between two pictures, as a fraction of a picture's width
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.labelsize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.6,
-    "lines.linewidth": 1.8,
-    "legend.frameon": False,
-    "figure.titlesize": 12,
-    "figure.dpi": 150,
-    "mathtext.fontset": "dejavusans",
-}
 
 
 def radial_power(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -74,13 +55,13 @@ def plot_schedules(
     figure = Figure(figsize=(9.5, 4.0), layout="constrained")
     left, right = figure.subplots(1, 2)
     for i, name in enumerate(alphas_cumprod):
-        line = _line_style(i)
+        line = line_style(i)
         left.plot(_unit(alphas_cumprod[name]), alphas_cumprod[name], label=name, **line)
         finite = np.isfinite(log_snr[name])
         right.plot(_unit(log_snr[name])[finite], np.asarray(log_snr[name])[finite], **line)
     left.set(xlabel=r"$t/T$", ylabel=r"$\bar\alpha_t$", xlim=(0, 1), ylim=(0, 1.02))
     left.set_title(r"Signal that is left, $\bar\alpha_t$")
-    right.axhline(0, color="0.45", linewidth=0.9)
+    right.axhline(0, color=GREY, linewidth=0.9)
     right.annotate(
         "above: more signal than noise",
         (0.99, 0),
@@ -120,7 +101,7 @@ def plot_forward(
             ax.set_xlabel(rf"$\bar\alpha_t$ = {alpha_bar:.2g}", fontsize=7, labelpad=3)
         row[0].set_ylabel(name, fontsize=10)
     for ax, fraction in zip(axes[0], fractions, strict=True):
-        ax.set_title(f"{fraction:g}" if fraction else r"$t/T$ = 0")
+        ax.set_title(f"{fraction:.2g}" if fraction else r"$t/T$ = 0")
     figure.suptitle(
         r"Forward chain  $x_t=\sqrt{\bar\alpha_t}\,x_0+\sqrt{1-\bar\alpha_t}\,\epsilon$"
         ",  the same $\\epsilon$ everywhere"
@@ -188,11 +169,10 @@ def plot_spectrum(
     """
     figure = Figure(figsize=(10.0, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    colours = matplotlib.colormaps["viridis_r"](np.linspace(0.08, 0.92, len(fractions)))
-    left.plot(frequencies, data, color="black", marker="o", label="data")
-    for power, fraction, colour in zip(x_t, fractions, colours, strict=True):
-        left.plot(frequencies, power, color=colour, marker="o", markersize=3, label=f"{fraction:g}")
-    left.axhline(1, color="0.45", linestyle="--", linewidth=1.2, label="noise")
+    left.plot(frequencies, data, color="black", linewidth=3, label="data")
+    for i, (power, colour) in enumerate(zip(x_t, shades(len(x_t)), strict=True)):
+        left.plot(frequencies, power, color=colour, label=f"{fractions[i]:.2g}", **marker(i))
+    left.axhline(1, color=GREY, linestyle="--", linewidth=1.2, label="noise")
     left.set(xscale="log", yscale="log", xlabel="frequency (cycles per image)")
     left.set(ylabel="power (white noise of variance 1 is 1)")
     left.set_title(f"Power spectrum of $x_t$, {schedule} schedule")
@@ -202,7 +182,7 @@ def plot_spectrum(
     left.legend(title="$t/T$", loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
     for i, (name, table) in enumerate(log_snr.items()):
         lost = first_lost(data, table) / (len(table) - 1)
-        right.plot(frequencies, lost, marker="o", markersize=3, label=name, **_line_style(i))
+        right.plot(frequencies, lost, label=name, **line_style(i), **marker(i))
     right.set(xscale="log", ylim=(0, 1), xlabel="frequency (cycles per image)")
     right.set(ylabel="$t/T$ at which noise exceeds signal")
     right.set_title("Low frequencies are the last to go")
@@ -226,10 +206,6 @@ def first_lost(power: np.ndarray, log_snr: np.ndarray) -> np.ndarray:
     """
     below = np.log(power)[:, None] + log_snr[None, :] < 0
     return np.where(below.any(axis=1), below.argmax(axis=1), len(log_snr) - 1)
-
-
-def _line_style(i: int) -> dict:
-    return {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i % len(DASHES)]}
 
 
 def _unit(table: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from typing import Any
 from ddpm_jax import config as config_lib
 from ddpm_jax.config import Config
 from ddpm_jax.errors import UserError
-from ddpm_jax.runtime.files import replacing
+from ddpm_jax.runtime.files import absolute, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +102,11 @@ class WorkDir:
     def samples(self) -> pathlib.Path:
         return self.root / "samples"
 
+    def newest_step(self) -> int:
+        """Return the step of the newest checkpoint, which may be damaged; 0 if there is none."""
+        found = self.checkpoints.glob("[0-9]*") if self.checkpoints.is_dir() else ()
+        return max((int(path.name) for path in found if path.name.isdecimal()), default=0)
+
 
 @contextlib.contextmanager
 def locked(root: str | os.PathLike) -> Iterator[None]:
@@ -115,7 +120,7 @@ def locked(root: str | os.PathLike) -> Iterator[None]:
       UserError: the directory cannot be written, a file in it is a link, or another process trains
         there.
     """
-    path = _absolute(root) / "lock"
+    path = absolute(root) / "lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _check_links(path.parent)
@@ -141,6 +146,23 @@ def locked(root: str | os.PathLike) -> Iterator[None]:
         yield
 
 
+def warn_if_changed(root: str | os.PathLike, facts: DatasetFacts, digest: str) -> None:
+    """Log a warning if the data are not those of the training; old runs have no digest.
+
+    Args:
+      root: the work directory, for the message.
+      facts: the facts of the run's data.
+      digest: `data.Dataset.digest` of the data now.
+    """
+    if facts.digest not in ("", digest):
+        logger.warning(
+            "the data have changed since %s was trained: %s then, %s now",
+            root,
+            facts.digest,
+            digest,
+        )
+
+
 def check_same_run(root: str | os.PathLike, config: Config, facts: DatasetFacts) -> None:
     """Check that a work directory is new or has the same config and data; write nothing.
 
@@ -152,7 +174,7 @@ def check_same_run(root: str | os.PathLike, config: Config, facts: DatasetFacts)
     Raises:
       UserError: the directory belongs to another run; the message names the differences.
     """
-    _check_run(WorkDir(_absolute(root)), config, facts)
+    _check_run(WorkDir(absolute(root)), config, facts)
 
 
 def open_for_training(
@@ -162,14 +184,15 @@ def open_for_training(
 
     Args:
       root: the work directory.
-      config: the config of the run; it is written to config.json.
+      config: the config of the run; it is written to config.json. If the run is already beyond
+        `train.num_steps`, this field keeps its value there.
       facts: the facts of the data; they are written to dataset.json. None writes no facts.
 
     Raises:
       UserError: the directory cannot be written, belongs to another config (the message names the
         keys that differ), or was trained on other data.
     """
-    workdir = WorkDir(_absolute(root))
+    workdir = WorkDir(absolute(root))
     try:
         workdir.root.mkdir(parents=True, exist_ok=True)
         probe = workdir.root / f".writable-{os.getpid()}"
@@ -178,7 +201,10 @@ def open_for_training(
     except OSError as error:
         raise _not_writable(root, error) from error
     _check_run(workdir, config, facts)
-    _write_json(workdir.config, config_lib.to_dict(config))
+    written = config_lib.to_dict(config)
+    if workdir.config.exists() and workdir.newest_step() > config.train.num_steps:
+        written["train"]["num_steps"] = read_config(workdir).train.num_steps
+    _write_json(workdir.config, written)
     if facts:
         before = read_facts(workdir).digest if workdir.dataset.exists() else ""
         if before not in ("", facts.digest):
@@ -198,7 +224,7 @@ def open_for_reading(root: str | os.PathLike) -> WorkDir:
     Raises:
       UserError: `root` is not the work directory of a run, or a file in it is a link.
     """
-    workdir = WorkDir(_absolute(root))
+    workdir = WorkDir(absolute(root))
     _check_links(workdir.root)
     if not workdir.config.exists() or not workdir.dataset.exists():
         raise UserError(
@@ -236,11 +262,6 @@ def read_facts(workdir: WorkDir) -> DatasetFacts:
         facts.get("text", ""),
         facts.get("digest", ""),
     )
-
-
-def _absolute(root: str | os.PathLike) -> pathlib.Path:
-    """Return the absolute path; ~ is the home directory."""
-    return pathlib.Path(os.path.expanduser(root)).absolute()
 
 
 def _check_links(root: pathlib.Path) -> None:

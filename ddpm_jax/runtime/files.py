@@ -31,6 +31,11 @@ logger = logging.getLogger(__name__)
 Arrays = dict[str, np.ndarray]
 
 
+def absolute(path: str | os.PathLike) -> pathlib.Path:
+    """Return the absolute path; ~ is the home directory."""
+    return pathlib.Path(os.path.expanduser(path)).absolute()
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yield a temporary path to write to; at the end of `with`, this file replaces `path`.

@@ -9,7 +9,8 @@ Deviates from algorithm 3, which predicts first and then corrects. Here the corr
 t, as in the authors' code. It then never needs the score of clean data.
 
 Deviates from the authors' code, which averages the norms over the batch. Here each image has its
-own step size, so an image does not depend on the rest of the batch.
+own step size, so an image does not depend on the rest of the batch. An image with a score of 0 has
+no step size, and is not corrected.
 """
 
 from collections.abc import Callable
@@ -23,6 +24,9 @@ from ddpm_jax.randomness import fold_in
 from ddpm_jax.samplers.ancestral import AncestralState, ancestral
 from ddpm_jax.samplers.base import Noise, Sampler, with_options
 from ddpm_jax.types import Array, DenoiseFn, Prediction, PRNGKey
+
+# A score with this norm or less counts as 0. Above it, the step and its derivative fit in float32.
+ZERO = 1e-10
 
 
 def predictor_corrector(
@@ -75,8 +79,10 @@ def _advance(
     def correct(i: Array, x: Array) -> Array:
         score = -denoise_fn(x, t).eps / sigma_t
         z = noise(fold_in(key, i + 1), t, x.shape)
-        ratio = _norm(z) / _norm(score)  # inf or NaN where the score is 0
-        size = 2.0 * alpha * jnp.square(snr * jnp.where(jnp.isfinite(ratio), ratio, 0.0))
+        norm = _norm(score)
+        # The inner `where` keeps NaN out of the gradient: 0 times the derivative of z/0.
+        ratio = jnp.where(norm > ZERO, _norm(z) / jnp.where(norm > ZERO, norm, 1.0), 0.0)
+        size = 2.0 * alpha * jnp.square(snr * ratio)
         size = expand(size, x)
         return x + size * score + _root(2.0 * size) * z
 

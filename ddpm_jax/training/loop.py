@@ -26,14 +26,17 @@ from ddpm_jax.models import count_parameters
 from ddpm_jax.pretrained import text_encoder
 from ddpm_jax.runs.checkpoint import Checkpoints
 from ddpm_jax.runs.metrics import MetricsWriter
+from ddpm_jax.runs.metrics import read as read_metrics
 from ddpm_jax.runs.state import TrainState
 from ddpm_jax.runs.workdir import (
     DatasetFacts,
+    WorkDir,
     check_same_run,
     locked,
     open_for_training,
 )
 from ddpm_jax.runtime import devices, distributed, sharding
+from ddpm_jax.runtime.files import absolute
 from ddpm_jax.runtime.interrupt import StopRequest
 from ddpm_jax.runtime.output import surviving
 from ddpm_jax.training.feed import feed, plan_calls
@@ -161,9 +164,10 @@ def _train(
     )
     distributed.leader_first(lambda: check_same_run(root, config, facts))
     _describe(console, config, dataset, parts, count_parameters(programs.state.params), root)
-    _, n = next(plan_calls(0, last, steps_per_call, list(every.values())))
-    memory = programs.fitting(n)
-    console.print(f"train step: compiled in {programs.seconds:.1f} s; memory {memory}")
+    if distributed.leader_first(WorkDir(absolute(root)).newest_step) < last:
+        _, n = next(plan_calls(0, last, steps_per_call, list(every.values())))
+        memory = programs.fitting(n)
+        console.print(f"train step: compiled in {programs.seconds:.1f} s; memory {memory}")
 
     # The state: new, or from the newest complete checkpoint of this directory.
     workdir = distributed.leader_first(lambda: open_for_training(root, config, facts))
@@ -247,10 +251,15 @@ def _train(
         if step < last:
             console.print(f"stopped by signal {stop.signal} at step {step}; the state is saved")
             return Result(state, stop.signal, {})
+        # A finished run that is started again has both already, and compiles nothing.
         if pictures:
-            grid = pictures.draw(step, "ema", sharding.on_this_process(mesh, state.ema_params))
+            grid = pictures.path(step, "ema")
+            if not (start == last and distributed.leader_first(grid.exists)):
+                grid = pictures.draw(step, "ema", sharding.on_this_process(mesh, state.ema_params))
         elif held_out and start == last:
-            figures = held_out(state.ema_params)
+            rows = [row for row in read_metrics(workdir.metrics) if row["step"] == last]
+            figures = {name: row[name] for row in rows for name in parts.figures if name in row}
+            figures = figures or held_out(state.ema_params)
         skipped = int(state.opt_state.total_notfinite)
         console.print(
             f"done: {last} steps"
@@ -307,4 +316,4 @@ def _describe(
             f"learning rate only reaches {parts.rate(steps - 1):.1e} of "
             f"{config.optim.learning_rate:.1e}; take fewer warm-up steps"
         )
-    console.print(f"{parts.name}: {num_parameters:,} parameters; work directory: {root}")
+    console.print(f"{parts.name}: {num_parameters:,} parameters; work directory: {absolute(root)}")

@@ -26,6 +26,7 @@ from ddpm_jax.runtime.sharding import gatherer
 from ddpm_jax.time_samplers import TimeSampler
 from ddpm_jax.training.optimizer import learning_rate, make_optimizer
 from ddpm_jax.training.step import (
+    ACCURACIES,
     CondFn,
     EvalStep,
     LossFn,
@@ -51,6 +52,7 @@ class Parts(NamedTuple):
       train_step: (state, batch) -> (state, metrics).
       eval_step: (params, batch, index) -> {name: [B]}, the metrics of each held-out image. The log
         has their means under the same names.
+      figures: the names that `eval_step` returns.
       sample: (params, key, n, cond) -> images [n, H, W, C] float32; None if the network makes no
         images.
       sample_key: the key of all grids of a run.
@@ -62,6 +64,7 @@ class Parts(NamedTuple):
     init: Callable[[], TrainState]
     train_step: TrainStep
     eval_step: EvalStep
+    figures: tuple[str, ...]
     sample: Callable[..., Any] | None = None
     sample_key: Any = None
 
@@ -117,6 +120,7 @@ def denoiser_parts(
         model=model,
         **_training(config, model, loss_fn, chain.time_sampler, cond_fn, init_key, train_key),
         eval_step=lambda *args: {"held_out_loss": loss_step(*args)},
+        figures=("held_out_loss",),
         sample=sample_fn(config, model, image_shape),
         sample_key=sample_key,
     )
@@ -159,6 +163,7 @@ def classifier_parts(
             p_uncond=0.0,
         ),
         eval_step=make_accuracy_step(right_fn, process.num_timesteps, key=eval_key),
+        figures=ACCURACIES,
     )
 
 

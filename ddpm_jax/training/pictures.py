@@ -52,6 +52,10 @@ class Pictures:
         self._cond = cond
         self._enabled = enabled
 
+    def path(self, step: int, name: str) -> pathlib.Path:
+        """Return the path of the grid that `draw` writes."""
+        return self._workdir.samples / f"step_{step:07d}_{name}.png"
+
     def draw(self, step: int, name: str, params: Params) -> pathlib.Path | None:
         """Draw samples with one set of weights as a grid; return the path of the PNG.
 
@@ -77,7 +81,7 @@ class Pictures:
             logger.warning("no grid of the %s weights at step %d: %s", name, step, error)
             return None
         grid = grids.make_grid(images, side=32)
-        path = self._workdir.samples / f"step_{step:07d}_{name}.png"
+        path = self.path(step, name)
         if not self._enabled:
             return path
         grids.save_png(path, grid)

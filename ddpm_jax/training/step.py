@@ -35,6 +35,7 @@ TrainStep = Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict[str,
 EvalStep = Callable[[Params, dict[str, Array], Array], dict[str, Array]]
 
 QUARTILES = 4
+ACCURACIES = tuple(f"accuracy_t_quartile_{i + 1}" for i in range(QUARTILES))
 
 
 def init_state(
@@ -247,6 +248,6 @@ def make_accuracy_step(
             return right_fn(params, x_0, t, jax.random.normal(eps_key, x_0.shape), label)
 
         right = jax.lax.map(right_in, jnp.arange(QUARTILES))  #                   [4, B]
-        return {f"accuracy_t_quartile_{i + 1}": right[i] for i in range(QUARTILES)}
+        return dict(zip(ACCURACIES, right, strict=True))
 
     return accuracy_step
