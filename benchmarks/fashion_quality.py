@@ -114,9 +114,9 @@ def feature_network(config: DataConfig = DATA) -> tuple[FeatureNetwork, float]:
     for name, value in arrays.items():
         *path, last = name.split("/")
         if path and path[0] == "features":
-            functools.reduce(lambda tree, key: tree.setdefault(key, {}), path[1:], params)[
-                last
-            ] = value
+            functools.reduce(lambda tree, key: tree.setdefault(key, {}), path[1:], params)[last] = (
+                value
+            )
     head = arrays["head/kernel"], arrays["head/bias"]
 
     def apply(params: Any, images: Array) -> Array:
