@@ -165,6 +165,11 @@ def read_images(path: str) -> np.ndarray:
             f"{path}: images must be uint8 [n, 28, 28, 1] or [n, 32, 32, 1], found "
             f"{images.dtype} {list(images.shape)}"
         )
+    return without_border(images)
+
+
+def without_border(images: np.ndarray) -> np.ndarray:
+    """Return the inner 28x28 pixels of images [n, H, W, 1]; H = W is 28 or 32."""
     border = (images.shape[1] - 28) // 2
     return images[:, border : border + 28, border : border + 28]
 

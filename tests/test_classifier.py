@@ -83,6 +83,13 @@ def test_the_network_starts_without_an_opinion_and_depends_on_image_and_time():
     key = jax.random.key(0)
     dropped = apply(params, x, t, None, train=True, key=key)
     assert np.abs(dropped - moved).max() > 1e-3
+    patches = Classifier(num_classes=5, num_res_blocks=1, patch_size=2, **SETTINGS)
+    wide, start = as_model(patches, (16, 8, 3)), jnp.asarray(x).repeat(2, axis=1).repeat(2, axis=2)
+    shapes = jax.eval_shape(wide.init, jax.random.key(0))
+    assert shapes["conv_in"]["kernel"].shape == (3, 3, 12, 8)
+    seen = dict(params, conv_in=dict(params["conv_in"]))
+    seen["conv_in"]["kernel"] = jnp.concatenate([params["conv_in"]["kernel"] / 4] * 4, axis=2)
+    np.testing.assert_allclose(jax.jit(wide.apply)(seen, start, t), moved, rtol=1e-4, atol=1e-4)
     half = Classifier(num_classes=5, num_res_blocks=1, dtype=jnp.bfloat16, remat=True, **SETTINGS)
     low = jax.jit(as_model(half, (8, 4, 3)).apply)(params, x, t)
     assert low.dtype == jnp.float32

@@ -16,6 +16,7 @@ from ddpm_jax.errors import UserError
 VARIANTS = {
     "folder": ("", "small"),
     "emoji": ("", "small"),
+    "fashion_mnist": ("", "small"),
     "emoji_text": ("", "small"),
     "digits_bpd": ("simple", "hybrid", "vlb"),
 }

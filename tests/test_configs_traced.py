@@ -13,7 +13,12 @@ pytestmark = [
     pytest.mark.loose_promotion(reason="Linen's GroupNorm mixes ranks"),
 ]
 
-SHAPES = {"cifar10": (32, 32, 3), "digits": (8, 8, 1), "emoji": (32, 32, 3)}  # else of image_size
+SHAPES = {  # otherwise of image_size
+    "cifar10": (32, 32, 3),
+    "digits": (8, 8, 1),
+    "emoji": (32, 32, 3),
+    "fashion_mnist": (28, 28, 1),
+}
 
 
 def shape_of(config):

@@ -9,7 +9,7 @@ import pytest
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import UNet, as_model, count_parameters
-from ddpm_jax.models.blocks import time_embedding
+from ddpm_jax.models.blocks import from_patches, time_embedding, to_patches
 
 pytestmark = pytest.mark.quick_to_compile
 
@@ -151,6 +151,27 @@ def test_any_channels_and_sides_that_can_be_halved(image_shape):
     assert np.isfinite(output).all() and np.std(output) > 1e-3
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_patches_are_cut_out_row_by_row_and_put_back(size):
+    x = np.random.default_rng(0).normal(size=(2, 6, 12, 3))
+    found = np.asarray(to_patches(jnp.asarray(x), size))
+    assert found.shape == (2, 6 // size, 12 // size, size * size * 3)
+    for row, column in np.ndindex(found.shape[1:3]):
+        top, left = size * row, size * column
+        patch = x[:, top : top + size, left : left + size]
+        np.testing.assert_array_equal(found[:, row, column], patch.reshape(2, -1).astype("f4"))
+    np.testing.assert_array_equal(from_patches(jnp.asarray(found), size), x.astype("f4"))
+
+
+def test_a_network_on_patches_is_a_network_on_smaller_images_of_more_channels():
+    ours = small((16, 16, 3), patch_size=2)
+    plain = small((8, 8, 12))
+    params, (x, t) = weights(ours), inputs((16, 16, 3))
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, weights(plain))
+    expected = from_patches(forward(plain, params, to_patches(x, 2), t), 2)
+    np.testing.assert_allclose(forward(ours, params, x, t), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_the_output_of_an_image_depends_on_that_image_and_its_t_alone():
     model = small()
     params = weights(model)
@@ -267,6 +288,19 @@ def test_dropout_is_on_in_training_alone_and_follows_the_key():
             "them to 64x40 (data.image_size) or set fewer model.channel_multipliers",
         ),
         (
+            dict(patch_size=2, channel_multipliers=(1, 2, 2)),
+            (28, 28),
+            "images of 28x28 in patches of 2x2 cannot be halved 2 times: both sides must be "
+            "divisible by 8; resize them to 32x32 (data.image_size) or set fewer "
+            "model.channel_multipliers or a smaller model.patch_size",
+        ),
+        (
+            dict(patch_size=2, attention_resolutions=(32,)),
+            (32, 32),
+            "model.attention_resolutions has 32, but images of height 32 only pass through the "
+            "heights [16, 8, 4, 2]; choose among these",
+        ),
+        (
             dict(attention_resolutions=(16, 12)),
             (32, 32),
             "model.attention_resolutions has 12, but images of height 32 only pass through the "
@@ -308,6 +342,7 @@ def test_sizes_that_do_not_fit_are_refused_with_the_fix(settings, image_size, me
         dict(channels=12, channel_multipliers=(1, 3), num_heads=3, num_groups=4),
         dict(channels=8, channel_multipliers=(2, 1, 3), num_groups=8),
         dict(channels=8, channel_multipliers=(1,), num_groups=8),
+        dict(channels=8, channel_multipliers=(1, 1), num_groups=8, patch_size=4),
     ],
 )
 def test_what_check_sizes_lets_through_can_be_built(settings):

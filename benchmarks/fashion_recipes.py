@@ -1,0 +1,143 @@
+"""Which recipe gives most quality in little time? Short trainings on Fashion-MNIST.
+
+    python -m benchmarks.fashion_recipes --work=DIR
+    python -m benchmarks.fashion_recipes --work=DIR --only=v_cosine,eps_linear
+
+Each recipe changes `experiments/fashion_mnist.py:small` in one thing, and trains once. A recipe
+with the same network takes the same number of images. A recipe with another network takes as many
+images as it can in the same time, by the speeds measured beforehand (`RECIPES`). DPM-Solver++ 2M
+draws the samples in 25 steps, from two seeds. `benchmarks/fashion_quality.py` judges them. DIR
+keeps what is done. The same command continues from there, and prints the table.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+import ddpm_jax
+from benchmarks import fashion_quality
+from ddpm_jax import build, data
+from ddpm_jax.config import Config, from_dict, to_dict
+from ddpm_jax.data.cond import drawn_cond
+from ddpm_jax.errors import look_up
+from ddpm_jax.pixels import to_uint8
+from ddpm_jax.runs import metrics, open_run
+from ddpm_jax.runtime.files import replacing, to_json
+from ddpm_jax.sampling import sample_in_chunks
+from experiments import command, fashion_mnist
+
+WORK = flags.DEFINE_string("work", None, "Directory for the runs and the results.", required=True)
+ONLY = flags.DEFINE_list("only", [], "Names of the recipes to train. Default: all.")
+IMAGES = flags.DEFINE_integer(
+    "images", 96_000, "Training images of a recipe, counted with repeats."
+)
+
+RESULTS = "results.json"
+SAMPLES, SEEDS, CHUNK = 1000, 2, 250
+
+# name -> (changes of the config, how many images it takes in the time of one of the first recipe)
+RECIPES: dict[str, tuple[dict[str, Any], float]] = {
+    "v_cosine": ({}, 1.0),
+}
+
+
+def changed(config: Config, changes: dict[str, Any]) -> Config:
+    """Return the config with other values: {"section.field": value}."""
+    fields = to_dict(config)
+    for name, value in changes.items():
+        section, field = name.split(".")
+        fields[section][field] = value
+    return from_dict(fields)
+
+
+def base() -> Config:
+    """Return the config that the recipes change; without classes, to compare with any library."""
+    quiet = {
+        "model.class_conditional": False,
+        "train.num_samples": 4,
+        "train.checkpoint_every": 0,
+        "train.sample_every": 0,
+        "train.log_every": 100,
+        "eval.every": 0,
+    }
+    config = from_dict(fashion_mnist.get_config("small").to_dict())
+    return changed(config, quiet)
+
+
+def measure(
+    config: Config, workdir: pathlib.Path, sampling: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Train a config, draw samples and judge them.
+
+    Args:
+      config: the config of the run.
+      workdir: the run's work directory; a run that is there already is continued.
+      sampling: changes of the config for the samples that are judged; None is no change.
+
+    Returns:
+      The loss at the end, the median speed, and the mean and the error of each measure over
+      `SEEDS` seeds of sampling.
+    """
+    ddpm_jax.train(config, workdir)
+    rows = [row for row in metrics.read(workdir / "metrics.jsonl") if "loss" in row]
+    found: dict[str, Any] = {
+        "loss": rows[-1]["loss"],
+        "images_per_second": float(np.median([row["images_per_second"] for row in rows])),
+    }
+    run = open_run(workdir)
+    train = data.open_dataset(config.data).train
+    sampled = changed(run.config, sampling or {})
+    sample = build.sample_fn(sampled, run.process, run.model, run.facts.image_shape)
+    seeds = []
+    for seed in range(SEEDS):
+        cond = drawn_cond(run.config, train, None, SAMPLES, seed)
+        chunks = sample_in_chunks(sample, run.params, jax.random.key(seed), SAMPLES, CHUNK, cond)
+        seeds.append(np.concatenate([to_uint8(images) for images in chunks]))
+        np.savez(workdir / f"samples_{seed}.npz", images=seeds[-1])
+    inner = [fashion_quality.without_border(images) for images in seeds]
+    judged = dataclasses.replace(fashion_quality.DATA, data_dir=config.data.data_dir)
+    for row in fashion_quality.judge(inner, "train", judged):
+        found[row.name] = (row.value, row.error)
+    return found
+
+
+def main() -> None:
+    work = pathlib.Path(WORK.value).expanduser()
+    work.mkdir(parents=True, exist_ok=True)
+    path = work / RESULTS
+    results = json.loads(path.read_text()) if path.exists() else {}
+    for name in ONLY.value or RECIPES:
+        changes, images_in_equal_time = look_up(RECIPES, "--only", name)
+        if name in results:
+            continue
+        config = changed(base(), changes)
+        steps = round(IMAGES.value * images_in_equal_time / config.train.batch_size)
+        config = changed(config, {"train.num_steps": steps})
+        results[name] = {"steps": steps, **measure(config, work / name)}
+        with replacing(path) as temporary:
+            temporary.write_text(to_json(results, indent=1))
+    _print(results)
+    print(f"results: {path.resolve()}")
+
+
+def _print(results: dict[str, Any]) -> None:
+    table = Table("recipe")
+    columns = ("fd1k_train", "precision1k_train", "recall1k_train")
+    for column in ("steps", "loss", "images/s", *columns):
+        table.add_column(column, justify="right")
+    for name, row in sorted(results.items(), key=lambda item: item[1]["fd1k_train"][0]):
+        judged = [f"{row[c][0]:.3g} ± {row[c][1]:.2g}" for c in columns]
+        speed = f"{row['images_per_second']:.0f}"
+        table.add_row(name, str(row["steps"]), f"{row['loss']:.4f}", speed, *judged)
+    Console(soft_wrap=True).print(table)
+
+
+if __name__ == "__main__":
+    command.run(main)
