@@ -4,11 +4,12 @@
 
 The lecture trains a simple U-Net on 32x32 images for ten epochs, with a sigmoid schedule of 700
 timesteps. Here the images are those of Fashion-MNIST, with a black border of two pixels. The
-schedules have the same network, seeds and number of steps. An epoch is the first --images training
-images. For each schedule the script writes a grid of 64 samples (all 700 steps, ancestral). It
-prints the held-out loss, the bound in bits/dim, and the Fréchet distance of 1,000 samples. These are
-drawn by DPM-Solver++ 2M in 25 steps from two seeds (`benchmarks/fashion_quality.py`). DIR keeps what
-is done. The same command continues from there.
+schedules have the same network, seeds and number of steps. An epoch is the first --images images.
+
+For each schedule the script writes a grid of 64 samples (all 700 steps, ancestral). It prints the
+held-out loss, the bound in bits/dim, and the Fréchet distance of 1,000 samples. These are drawn by
+DPM-Solver++ 2M in 25 steps from two seeds, and judged as in `benchmarks/fashion_quality.py`. DIR
+keeps what is done. The same command continues from there.
 """
 
 import json
