@@ -5,33 +5,23 @@
 
 Each recipe changes `experiments/fashion_mnist.py:small` in one thing, and trains once. A recipe
 with the same network takes the same number of images. A recipe with another network takes as many
-images as it can in the same time, by the speeds measured beforehand (`RECIPES`). DPM-Solver++ 2M
-draws the samples in 25 steps, from two seeds. `benchmarks/fashion_quality.py` judges them. DIR
-keeps what is done. The same command continues from there, and prints the table.
+images as it can in the same time, by speeds measured beforehand (`benchmarks/fashion.py`).
+DPM-Solver++ 2M draws the samples in 25 steps, from two seeds. `benchmarks/fashion_quality.py`
+judges them. DIR keeps what is done. The same command continues from there, and prints the table.
 """
 
-import dataclasses
 import json
 import pathlib
 from typing import Any
 
-import jax
-import numpy as np
 from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-import ddpm_jax
-from benchmarks import fashion_quality
-from ddpm_jax import build, data
-from ddpm_jax.config import Config, from_dict, to_dict
-from ddpm_jax.data.cond import drawn_cond
+from benchmarks import fashion
 from ddpm_jax.errors import look_up
-from ddpm_jax.pixels import to_uint8
-from ddpm_jax.runs import metrics, open_run
 from ddpm_jax.runtime.files import replacing, to_json
-from ddpm_jax.sampling import sample_in_chunks
-from experiments import command, fashion_mnist
+from experiments import command
 
 WORK = flags.DEFINE_string("work", None, "Directory for the runs and the results.", required=True)
 ONLY = flags.DEFINE_list("only", [], "Names of the recipes to train. Default: all.")
@@ -40,89 +30,6 @@ IMAGES = flags.DEFINE_integer(
 )
 
 RESULTS = "results.json"
-SAMPLES, SEEDS, CHUNK = 1000, 2, 250
-
-# name -> (changes of the config, how many images it takes in the time of one of the first recipe).
-# The speeds: two cores, steps in turn, 2026-11-26.
-PIXELS = {"model.patch_size": 1, "model.channel_multipliers": (1, 2, 2), "model.channels": 24}
-RECIPES: dict[str, tuple[dict[str, Any], float]] = {
-    "v_cosine": ({}, 1.0),  # :small itself
-    "lr_1e-3": ({"optim.learning_rate": 1e-3}, 1.0),
-    "lr_6e-3": ({"optim.learning_rate": 6e-3}, 1.0),
-    "batch_32": ({"train.batch_size": 32}, 1.0),
-    "ema_0.99": ({"optim.ema_decay": 0.99}, 1.0),
-    "ema_0.998": ({"optim.ema_decay": 0.998}, 1.0),
-    "min_snr": ({"loss.weighting": "min_snr"}, 1.0),
-    "stratified": ({"loss.t_sampler": "stratified"}, 1.0),
-    "v_linear": ({"process.schedule": "linear"}, 1.0),
-    "x_0_cosine": ({"loss.kind": "x_0"}, 1.0),
-    "eps_cosine": ({"loss.kind": "eps"}, 1.0),
-    "eps_linear": ({"loss.kind": "eps", "process.schedule": "linear"}, 1.0),
-    "48_channels": ({"model.channels": 48}, 0.60),
-    "64_channels": ({"model.channels": 64}, 0.38),
-    "64_channels_1_block": ({"model.channels": 64, "model.num_res_blocks": 1}, 0.53),
-    "pixels_24_channels": (PIXELS, 0.38),
-}
-
-
-def changed(config: Config, changes: dict[str, Any]) -> Config:
-    """Return the config with other values: {"section.field": value}."""
-    fields = to_dict(config)
-    for name, value in changes.items():
-        section, field = name.split(".")
-        fields[section][field] = value
-    return from_dict(fields)
-
-
-def base() -> Config:
-    """Return the config that the recipes change; without classes, to compare with any library."""
-    quiet = {
-        "model.class_conditional": False,
-        "train.num_samples": 4,
-        "train.checkpoint_every": 0,
-        "train.sample_every": 0,
-        "train.log_every": 100,
-        "eval.every": 0,
-    }
-    config = from_dict(fashion_mnist.get_config("small").to_dict())
-    return changed(config, quiet)
-
-
-def measure(
-    config: Config, workdir: pathlib.Path, sampling: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """Train a config, draw samples and judge them.
-
-    Args:
-      config: the config of the run.
-      workdir: the run's work directory; a run that is there already is continued.
-      sampling: changes of the config for the samples that are judged; None is no change.
-
-    Returns:
-      The loss at the end, the median speed, and the mean and the error of each measure over
-      `SEEDS` seeds of sampling.
-    """
-    ddpm_jax.train(config, workdir)
-    rows = [row for row in metrics.read(workdir / "metrics.jsonl") if "loss" in row]
-    found: dict[str, Any] = {
-        "loss": rows[-1]["loss"],
-        "images_per_second": float(np.median([row["images_per_second"] for row in rows])),
-    }
-    run = open_run(workdir)
-    train = data.open_dataset(config.data).train
-    sampled = changed(run.config, sampling or {})
-    sample = build.sample_fn(sampled, run.process, run.model, run.facts.image_shape)
-    seeds = []
-    for seed in range(SEEDS):
-        cond = drawn_cond(run.config, train, None, SAMPLES, seed)
-        chunks = sample_in_chunks(sample, run.params, jax.random.key(seed), SAMPLES, CHUNK, cond)
-        seeds.append(np.concatenate([to_uint8(images) for images in chunks]))
-        np.savez(workdir / f"samples_{seed}.npz", images=seeds[-1])
-    inner = [fashion_quality.without_border(images) for images in seeds]
-    judged = dataclasses.replace(fashion_quality.DATA, data_dir=config.data.data_dir)
-    for row in fashion_quality.judge(inner, "train", judged):
-        found[row.name] = (row.value, row.error)
-    return found
 
 
 def main() -> None:
@@ -130,14 +37,14 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     path = work / RESULTS
     results = json.loads(path.read_text()) if path.exists() else {}
-    for name in ONLY.value or RECIPES:
-        changes, images_in_equal_time = look_up(RECIPES, "--only", name)
+    for name in ONLY.value or fashion.RECIPES:
+        changes, images_in_equal_time = look_up(fashion.RECIPES, "--only", name)
         if name in results:
             continue
-        config = changed(base(), changes)
+        config = fashion.changed(fashion.recipe_base(), changes)
         steps = round(IMAGES.value * images_in_equal_time / config.train.batch_size)
-        config = changed(config, {"train.num_steps": steps})
-        results[name] = {"steps": steps, **measure(config, work / name)}
+        config = fashion.changed(config, {"train.num_steps": steps})
+        results[name] = {"steps": steps, **fashion.measure(config, work / name)}
         with replacing(path) as temporary:
             temporary.write_text(to_json(results, indent=1))
     _print(results)

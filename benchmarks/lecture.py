@@ -21,20 +21,19 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import fashion_recipes
+from benchmarks import fashion
 from ddpm_jax import data
-from ddpm_jax.config import Config, from_dict
+from ddpm_jax.config import Config
 from ddpm_jax.evaluation import likelihoods
 from ddpm_jax.runs import metrics, open_run
 from ddpm_jax.runtime.files import replacing, to_json
-from experiments import command, sigmoid_t700
+from experiments import command
 
 WORK = flags.DEFINE_string("work", None, "Directory for the runs and the results.", required=True)
 IMAGES = flags.DEFINE_integer("images", 6000, "Training images of an epoch, of 60,000.", 128)
 OUT = flags.DEFINE_string("out", None, "Directory for the grids of samples. Default: DIR.")
 
 SCHEDULES = ("sigmoid", "linear", "cosine", "quadratic")
-EPOCHS = 10
 BOUND_IMAGES = 512  # held-out images of the bound
 COLUMNS = {  # of the results -> of the table
     "held_out_loss": "held-out loss",
@@ -44,32 +43,11 @@ COLUMNS = {  # of the results -> of the table
 }
 
 
-def config_of(schedule: str, images: int) -> Config:
-    """Return `sigmoid_t700` on Fashion-MNIST, with a schedule and a number of training images."""
-    config = from_dict(sigmoid_t700.get_config().to_dict())
-    steps = EPOCHS * images // config.train.batch_size
-    changes: dict[str, Any] = {
-        "data.name": "fashion_mnist",
-        "data.image_size": 32,
-        "data.crop": "pad",
-        "data.flip": False,
-        "data.train_split": f"train[:{images}]",
-        "process.schedule": schedule,
-        "train.num_steps": steps,
-        "train.log_every": 20,
-        "train.checkpoint_every": 100,
-        "eval.every": steps,
-    }
-    if schedule == "cosine":  # has no ends to set
-        changes |= {"process.beta_1": 0.0, "process.beta_T": 0.0}
-    return fashion_recipes.changed(config, changes)
-
-
 def measure(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     """Train a config and measure it: name -> value, or (value, standard error)."""
     fast = {"sample.sampler": "dpm_solver_pp_2m", "sample.num_steps": 25}
     fast |= {"sample.timesteps": "trailing"}
-    found = fashion_recipes.measure(config, workdir, fast)
+    found = fashion.measure(config, workdir, fast)
     rows = metrics.read(workdir / "metrics.jsonl")
     found["held_out_loss"] = [row for row in rows if "held_out_loss" in row][-1]["held_out_loss"]
     run = open_run(workdir)
@@ -93,7 +71,7 @@ def main() -> None:
     for schedule in SCHEDULES:
         if schedule in results:
             continue
-        config = config_of(schedule, IMAGES.value)
+        config = fashion.lecture(schedule, IMAGES.value)
         results[schedule] = measure(config, work / schedule)
         with replacing(path) as temporary:
             temporary.write_text(to_json(results, indent=1))

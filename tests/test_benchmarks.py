@@ -1,8 +1,17 @@
-"""The measures that benchmarks compute themselves, on cases with a known answer."""
+"""The measures that benchmarks compute themselves, and the configs that they train."""
+
+import dataclasses
 
 import numpy as np
+import pytest
 
+from benchmarks import fashion, fashion_quality
 from benchmarks.measures import exponent, own_ranks, rms, spread
+from ddpm_jax import build
+from ddpm_jax.build.loss import loss_fn
+from ddpm_jax.config import from_dict
+from ddpm_jax.errors import UserError
+from experiments import sigmoid_t700
 
 
 def test_retrieval_ranks_of_known_distances():
@@ -51,3 +60,33 @@ def test_the_exponent_of_a_power_and_its_error():
     # the mean of the estimated variances is unbiased
     estimated = np.sqrt(np.mean([error**2 for _, error in fits]))
     np.testing.assert_allclose(estimated, spread_of_fits, rtol=0.2)
+
+
+def test_each_recipe_changes_the_small_config_in_what_it_says():
+    base = fashion.recipe_base()
+    for name, (changes, images) in fashion.RECIPES.items():
+        config = fashion.changed(base, changes)
+        build.model(config.model, (28, 28, 1), 10)
+        loss_fn(config, build.process(config.process), None)
+        assert (config == base) == (not changes) and images > 0, name
+    with pytest.raises(UserError, match=r"model\.chanels"):
+        fashion.changed(base, {"model.chanels": 8})
+
+
+def test_the_lecture_differs_from_its_config_in_the_data_and_the_schedule_only():
+    lectured = from_dict(sigmoid_t700.get_config().to_dict())
+    for schedule in ("sigmoid", "linear", "cosine", "quadratic"):
+        config = fashion.lecture(schedule, 6000)
+        process = build.process(config.process)
+        assert process.num_timesteps == 700 and config.train.num_steps == 468
+        same = {name: getattr(lectured, name) for name in ("model", "optim", "loss")}
+        assert dataclasses.replace(config, **same) == config
+
+
+def test_a_border_is_cut_off_and_other_pictures_are_refused(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), np.uint8)
+    np.savez(tmp_path / "a.npz", images=np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0))))
+    np.testing.assert_array_equal(fashion_quality.read_images(tmp_path / "a.npz"), images)
+    np.savez(tmp_path / "b.npz", images=images / np.float32(255))
+    with pytest.raises(UserError, match=r"b\.npz: images must be uint8 .* found float32"):
+        fashion_quality.read_images(tmp_path / "b.npz")
