@@ -9,6 +9,8 @@ mirrored shoe is not in the data. `calculate_fid` is off, because it needs a dow
 has either `parameters`, the number of parameters to which the default Unet is scaled, or the
 options of a Unet. It also has `side` and `channels` of the pictures.
 """
+# pyright: reportMissingImports=false
+# (denoising-diffusion-pytorch is only in the environment of this script)
 
 from benchmarks.peers import protocol  # isort: skip (it starts the clock)
 

@@ -9,6 +9,8 @@ the example's files. The network has fewer channels than the example's.
 `benchmarks/peers/protocol.py` says how to run it. --network has either `parameters`, the number of
 parameters to which the example's network is scaled, or the options of a UNet2DModel.
 """
+# pyright: reportPrivateImportUsage=false
+# (diffusers imports its classes lazily)
 
 from benchmarks.peers import protocol  # isort: skip (it starts the clock)
 
@@ -91,7 +93,7 @@ def train(args: argparse.Namespace) -> None:
         for indices in torch.randperm(len(images)).split(BATCH):
             clean = images[indices].float() / 127.5 - 1
             noise = torch.randn(clean.shape)
-            t = torch.randint(0, noise_scheduler.config["num_train_timesteps"], (len(clean),))
+            t: Any = torch.randint(0, noise_scheduler.config["num_train_timesteps"], (len(clean),))
             noisy = noise_scheduler.add_noise(clean, noise, t)
             loss = torch.nn.functional.mse_loss(net(noisy, t).sample, noise)
             loss.backward()
