@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from benchmarks.measures import exponent, own_ranks, rms, spread
-from benchmarks.peers import protocol
+from benchmarks.peers import networks, protocol
 from benchmarks.peers.ours import rows_of
 from benchmarks.peers.results import arrange, measured, restore, steps_in, verdict
 from benchmarks.peers.results import table as results_table
+from ddpm_jax.config import ModelConfig
 from ddpm_jax.evaluation import table
 from ddpm_jax.models.blocks import to_patches
 
@@ -153,3 +154,17 @@ def test_our_curve_has_the_time_of_the_steps_only(tmp_path):
     found = rows_of(tmp_path / "metrics.jsonl", batch=20)
     assert [row["seconds"] for row in found] == [1.0, 3.0, 5.0]
     assert rows_of(tmp_path / "none.jsonl", batch=20) == []
+
+
+def test_the_options_of_a_network_come_as_tuples():
+    assert protocol.network('{"dim_mults": [1, 2], "dim": 16}') == {"dim_mults": (1, 2), "dim": 16}
+
+
+def test_our_network_in_the_options_of_the_peers():
+    model = ModelConfig(channels=16, channel_multipliers=(1, 3), attention_resolutions=(7,))
+    unet = networks.diffusers_unet(model, 14)
+    assert unet["block_out_channels"] == (16, 48)
+    assert unet["down_block_types"] == ("DownBlock2D", "AttnDownBlock2D")
+    assert unet["up_block_types"] == ("AttnUpBlock2D", "UpBlock2D")  # from the small level up
+    unet = networks.ddpm_pytorch_unet(model, 14)
+    assert (unet["full_attn"], unet["attn_dim_head"]) == ((False, True), (16, 48))

@@ -60,9 +60,11 @@ def train(args: argparse.Namespace) -> None:
         "eval.samples_every": 0,
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "experiments.train", f"--workdir={workdir}"]
-        + args.network["arguments"]
-        + [f"--config.{key}={value}" for key, value in settings.items()]
+        [
+            *(sys.executable, "-m", "experiments.train", f"--workdir={workdir}"),
+            *args.network["arguments"],
+            *(f"--config.{key}={value}" for key, value in settings.items()),
+        ]
     )
     start = None
     try:

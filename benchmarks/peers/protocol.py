@@ -17,6 +17,7 @@ import math
 import os
 import pathlib
 import time
+from typing import Any
 
 STARTED = time.time()  # this module is imported first
 EVERY = 5.0  # seconds between rows of the curve
@@ -29,7 +30,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("what", choices=("train", "sample"))
     parser.add_argument("--folder", type=pathlib.Path, required=True, help="of the training")
     parser.add_argument("--pictures", help="uint8 [N, H, W, C] in an .npz file, or PNG files")
-    parser.add_argument("--network", type=json.loads, help="options of the network, JSON")
+    parser.add_argument("--network", type=network, help="options of the network, JSON")
     parser.add_argument("--seconds", type=float, help="train for this time at most")
     parser.add_argument("--steps", type=int, default=0, help="planned steps; 0: only --seconds")
     parser.add_argument("--seed", type=int, default=0, help="of the training or of the samples")
@@ -38,6 +39,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--n", type=int, help="number of samples")
     parser.add_argument("--out", type=pathlib.Path, help="samples, uint8 [n, H, W, C], .npz")
     return parser.parse_args()
+
+
+def network(text: str) -> dict[str, Any]:
+    """Return the options of a network from JSON; lists become tuples, which the libraries want."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()}
 
 
 class Curve:
