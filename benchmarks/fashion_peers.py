@@ -20,7 +20,8 @@ depends on the number of steps, it measures the speed for a minute and chooses t
 in the time. The time of a training excludes imports, data and compilation; the table has these as
 "preparation".
 
-The table and all numbers, with the loss curves, are in DIR/<minutes>min/results.md and .json.
+The table and all numbers, with the loss curves, are in DIR/<minutes>min/results.md and .json. The
+folder of each training has a picture of its samples.
 """
 
 import dataclasses
@@ -59,6 +60,7 @@ from benchmarks.peers.results import (
 from ddpm_jax import data
 from ddpm_jax.config import Config, from_dict
 from ddpm_jax.errors import UserError, unknown
+from ddpm_jax.figures import grids
 from ddpm_jax.models import count_parameters
 from ddpm_jax.runtime.files import absolute, replacing
 from ddpm_jax.training.parts import build_parts
@@ -84,6 +86,7 @@ EVALUATIONS = 50
 PILOT, PILOT_SEED = 1000, 1000  # samples that choose the sampler, and their seed
 SPEED_SECONDS = 60.0  # the speed is measured for this time, or for that of the training if shorter
 PEER_SIDE = 32  # the default networks of both peers halve the side more often than 28 allows
+GRID = 100  # samples in the picture
 NOTES_EVERY = 60.0  # seconds between lines of progress, if there is no terminal
 ENVIRONMENTS = {  # name -> the packages that pip installs; other names are this environment
     "diffusers": ("torch==2.13.0", "diffusers==0.42.1"),
@@ -375,6 +378,11 @@ def run(name: str, ours: Ours, work: pathlib.Path, seconds: float) -> dict[str, 
             part.unlink()
         return fashion_quality.read_images(str(path))
 
+    done, asked = folder / "result.json", (SAMPLES.value, SEEDS.value)
+    if done.exists():
+        result = json.loads(done.read_text())
+        if (result["samples"], result["seeds"]) == asked:
+            return result
     short, steps = min(SPEED_SECONDS, seconds), 0
     train(folder / "speed", "measuring the speed", short, 0)
     if contender.planned:
@@ -405,7 +413,8 @@ def run(name: str, ours: Ours, work: pathlib.Path, seconds: float) -> dict[str, 
         "metrics": metrics,
         "curve": _curve(folder / "training"),
     }
-    _write(folder / "result.json", json.dumps(result, indent=1))
+    grids.save_png(folder / "samples.png", grids.make_grid(seeds[0][:GRID]))
+    _write(done, json.dumps(result, indent=1))
     return result
 
 

@@ -27,7 +27,7 @@ BATCH = 16
 CHUNK = 250  # samples at once
 NO_END = 10**9  # steps, for a training that only the clock ends
 MULTIPLIERS = (1, 1, 2, 2, 4, 4)  # the example: 128, 128, 256, 256, 512, 512 channels
-WIDTHS = range(4, 129, 4)
+WIDTHS = range(4, 129, 2)
 DPM, DDIM = diffusers.DPMSolverMultistepScheduler, diffusers.DDIMScheduler
 SAMPLERS: dict[str, Any] = {  # name -> (class of the scheduler, its options)
     "dpm_solver_pp_2m": (DPM, {}),
@@ -46,12 +46,13 @@ def example(width: int) -> dict[str, Any]:
     """Return the options of the example's network, with another width than 128."""
     down, up = ["DownBlock2D"] * 6, ["UpBlock2D"] * 6
     down[4], up[1] = "AttnDownBlock2D", "AttnUpBlock2D"
+    groups = [n for n in range(1, width) if width % n == 0 and width // n >= 4]
     return dict(
         block_out_channels=tuple(width * m for m in MULTIPLIERS),
         layers_per_block=2,
         down_block_types=tuple(down),
         up_block_types=tuple(up),
-        norm_num_groups=width // 4,  # 4 channels in a group, as in the example
+        norm_num_groups=max(groups),  # of 4 channels, as in the example, or a few more
     )
 
 
