@@ -14,7 +14,7 @@ It uses the best of its samplers, chosen by 1,000 samples of another seed. The s
   ddpm_pytorch_near  the same with the network as near to ours as its options allow
 
 The modules in `benchmarks/peers/` say what exactly these are. The script installs the two libraries
-into environments of their own under DIR (9 GB, because of PyTorch with CUDA). It keeps all that is
+into environments of their own under DIR (7 GB, because of PyTorch with CUDA). It keeps all that is
 done under DIR: the same command, started again, continues. Before a training whose learning rate
 depends on the number of steps, it measures the speed for a minute and chooses the number that fits
 in the time. The time of a training excludes imports, data and compilation; the table has these as
