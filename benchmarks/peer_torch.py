@@ -35,6 +35,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from benchmarks.peers.networks import diffusers_unet
 from ddpm_jax import build
 from ddpm_jax.config import Config, from_dict
 from ddpm_jax.models import count_parameters
@@ -99,24 +100,12 @@ def theirs(
 
     torch.set_num_threads(THREADS)
     height, width, channels = shape
-    model, optim = config.model, config.optim
-    levels = range(len(model.channel_multipliers))
-    attends = [height >> level in model.attention_resolutions for level in levels]
+    optim = config.optim
     net = diffusers.UNet2DModel(
         sample_size=(height, width),
         in_channels=channels,
         out_channels=channels,
-        block_out_channels=tuple(model.channels * m for m in model.channel_multipliers),
-        layers_per_block=model.num_res_blocks,
-        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
-        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in attends[::-1]),
-        attention_head_dim=None,  # one head
-        norm_num_groups=model.num_groups,
-        norm_eps=1e-6,
-        dropout=model.dropout,
-        downsample_padding=0,
-        flip_sin_to_cos=False,
-        freq_shift=1,
+        **diffusers_unet(config.model, height),
     )
     number = sum(p.numel() for p in net.parameters())
     layout = torch.contiguous_format if setting == "eager" else torch.channels_last

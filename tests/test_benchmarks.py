@@ -1,16 +1,25 @@
 """The measures that benchmarks compute themselves, and the configs that they train."""
 
+import argparse
 import dataclasses
+import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from benchmarks import fashion, fashion_quality
 from benchmarks.measures import exponent, own_ranks, rms, spread
+from benchmarks.peers import networks, protocol
+from benchmarks.peers.ours import rows_of
+from benchmarks.peers.results import arrange, measured, restore, steps_in, verdict
+from benchmarks.peers.results import table as results_table
 from ddpm_jax import build
 from ddpm_jax.build.loss import loss_fn
-from ddpm_jax.config import from_dict
+from ddpm_jax.config import ModelConfig, from_dict
 from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation import table
+from ddpm_jax.models.blocks import to_patches
 from experiments import sigmoid_t700
 
 
@@ -90,3 +99,108 @@ def test_a_border_is_cut_off_and_other_pictures_are_refused(tmp_path):
     np.savez(tmp_path / "b.npz", images=images / np.float32(255))
     with pytest.raises(UserError, match=r"b\.npz: images must be uint8 .* found float32"):
         fashion_quality.read_images(tmp_path / "b.npz")
+
+
+def test_the_steps_that_fit_in_a_time_leave_out_the_slow_start():
+    start, later = {"step": 5, "seconds": 20.0}, {"step": 45, "seconds": 30.0}
+    assert steps_in(100.0, [start, later]) == 400
+    assert steps_in(100.0, [start]) == 25
+    assert steps_in(0.1, [start]) == 1
+
+
+@pytest.mark.parametrize("side", [28, 32])
+def test_pictures_as_the_peers_see_them_and_back(side):
+    images = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), np.uint8)
+    border = (side - 28) // 2
+    for patch in (1, 2, 4):
+        seen = arrange(images, side, patch)
+        assert seen.shape == (3, side // patch, side // patch, patch**2)
+        np.testing.assert_array_equal(
+            seen, to_patches(jnp.asarray(arrange(images, side, 1)), patch)
+        )
+        back = restore(seen, patch)
+        np.testing.assert_array_equal(back[:, border : border + 28, border : border + 28], images)
+        assert back.sum() == images.sum()  # the border is black
+
+
+def test_the_table_of_the_peers_has_each_metric_and_says_who_is_ahead():
+    rows = [
+        table.Row("fd10k_train", 8.0, 0.5, 10_000),
+        table.Row("fd10k_train_min", 7.5, None, 10_000),
+        table.Row("cs10k", 9.0, None, 10_000),
+        table.Row("kd10k_test", None, None, 64, "needs more images"),
+    ]
+    ours = measured(rows)
+    assert ours == {"fd_train": [8.0, 0.5], "kd_test": [None, None]}
+    facts = dict(
+        parameters=1234,
+        sampler="ddim",
+        images_per_second=99.6,
+        steps=2000,
+        batch=16,
+        seconds=90.0,
+        preparation=3.0,
+    )
+    results = {
+        "ours": {**facts, "metrics": ours},
+        "a": {**facts, "metrics": {"fd_train": [10.0, None]}},
+        "b": {**facts, "metrics": {"fd_train": [12.0, None]}},
+        "none": {**facts, "metrics": {"fd_train": [None, None]}},
+    }
+    lines = results_table(results, {"fd_train": [2.0, None]}).splitlines()
+    assert lines[2].startswith(
+        "| ours | 1,234 | ddim | 100 | 2,000 x 16 | 1.5 | 3 s | 8 ± 0.5 | -- | -- | -- |"
+    )
+    assert [line.count("|") for line in lines] == [lines[0].count("|")] * 7
+    assert "is 8, 20% below that of the best peer (a: 10)" in verdict(results)
+    results["ours, training seed 1"] = {**facts, "metrics": {"fd_train": [16.0, None]}}
+    assert "is 12, 20% above that of the best peer (a: 10)" in verdict(results)
+    assert "no comparison" in verdict({"ours": results["ours"], "none": results["none"]})
+
+
+def test_a_peer_has_the_width_with_the_nearest_number_of_parameters():
+    assert protocol.nearest({4: 100, 8: 400, 12: 900}, 199) == 4  # a ratio of 2 is the middle
+    assert protocol.nearest({4: 100, 8: 400, 12: 900}, 201) == 8
+
+
+@pytest.mark.parametrize(("seconds", "planned", "ended"), [(60.0, 3, 3), (0.0, 0, 1)])
+def test_a_peer_trains_until_its_steps_or_its_time_are_over(tmp_path, seconds, planned, ended):
+    args = argparse.Namespace(folder=tmp_path, seconds=seconds, steps=planned)
+    curve = protocol.Curve(args, batch=16)
+    losses = iter([1.0, 2.0, 6.0, 7.0])
+    while not curve.add(next(losses)):
+        pass
+    assert not (tmp_path / "trained.json").exists()
+    curve.finish(1234, ("numpy",))
+    trained = json.loads((tmp_path / "trained.json").read_text())
+    assert (trained["steps"], trained["parameters"], trained["batch"]) == (ended, 1234, 16)
+    assert trained["versions"] == {"numpy": np.__version__}
+    np.testing.assert_allclose(trained["images_per_second"], ended * 16 / trained["seconds"])
+    (row,) = map(json.loads, (tmp_path / "curve.jsonl").read_text().splitlines())
+    assert (row["step"], row["loss"]) == (ended, 3.0 if ended == 3 else 1.0)
+
+
+def test_our_curve_has_the_time_of_the_steps_only(tmp_path):
+    rows = [(5, 100.0), (10, 50.0), (11, 10.0)]  # step, images/s
+    text = [
+        json.dumps({"step": step, "time": 1e9, "loss": 0.5, "images_per_second": speed}) + "\n"
+        for step, speed in rows
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(text))
+    found = rows_of(tmp_path / "metrics.jsonl", batch=20)
+    assert [row["seconds"] for row in found] == [1.0, 3.0, 5.0]
+    assert rows_of(tmp_path / "none.jsonl", batch=20) == []
+
+
+def test_the_options_of_a_network_come_as_tuples():
+    assert protocol.network('{"dim_mults": [1, 2], "dim": 16}') == {"dim_mults": (1, 2), "dim": 16}
+
+
+def test_our_network_in_the_options_of_the_peers():
+    model = ModelConfig(channels=16, channel_multipliers=(1, 3), attention_resolutions=(7,))
+    unet = networks.diffusers_unet(model, 14)
+    assert unet["block_out_channels"] == (16, 48)
+    assert unet["down_block_types"] == ("DownBlock2D", "AttnDownBlock2D")
+    assert unet["up_block_types"] == ("AttnUpBlock2D", "UpBlock2D")  # from the small level up
+    unet = networks.ddpm_pytorch_unet(model, 14)
+    assert (unet["full_attn"], unet["attn_dim_head"]) == ((False, True), (16, 48))

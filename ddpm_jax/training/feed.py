@@ -1,6 +1,6 @@
 """The batches of a run, prepared ahead of its steps and placed on the devices."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
@@ -41,7 +41,7 @@ def feed(
     config: DataConfig,
     batches: data.Batches,
     mesh: jax.sharding.Mesh,
-    calls: list[Call],
+    calls: Iterable[Call],
     hurry: Callable[[], bool] = lambda: False,
 ) -> Iterator[dict[str, Array]]:
     """Yield the data of each call on the devices.

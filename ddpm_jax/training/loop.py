@@ -9,9 +9,10 @@ had never stopped.
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -39,7 +40,7 @@ from ddpm_jax.runtime import devices, distributed, sharding
 from ddpm_jax.runtime.files import absolute
 from ddpm_jax.runtime.interrupt import StopRequest
 from ddpm_jax.runtime.output import surviving
-from ddpm_jax.training.feed import feed, plan_calls
+from ddpm_jax.training.feed import Call, feed, plan_calls
 from ddpm_jax.training.held_out import make_held_out
 from ddpm_jax.training.in_flight import InFlight
 from ddpm_jax.training.log import Log
@@ -184,8 +185,12 @@ def _train(
         console.print(f"resumed at step {int(state.step)}")
 
     start = step = int(state.step)
-    calls = list(plan_calls(start, last, steps_per_call, list(every.values())))
-    steps = {n: programs.step(n) for n in {n for _, n in calls}}
+
+    def calls() -> Iterator[Call]:  # not a list: a run may have millions of steps
+        return plan_calls(start, last, steps_per_call, list(every.values()))
+
+    for n in {n for _, n in itertools.islice(calls(), 10_000)}:
+        programs.step(n)  # compiles, before the clock of the progress line starts
     writer = MetricsWriter(workdir, start, enabled=leader)
     pictures = None
     if parts.sample:
@@ -201,7 +206,7 @@ def _train(
         """Return whether to skip slow work, because a signal asks the run to stop."""
         return stop.signal is not None and step < last
 
-    fed = feed(config.data, batches, mesh, calls, hurry)
+    fed = feed(config.data, batches, mesh, calls(), hurry)
     try:
         if start > last:
             console.print(
@@ -210,8 +215,8 @@ def _train(
             return Result(state, None, {})
         with stop, progress:
             progress.restart_clock(start)
-            for i, ((step, n), batch) in enumerate(zip(calls, fed, strict=True)):
-                state, metrics = steps[n](state, batch)
+            for i, ((step, n), batch) in enumerate(zip(calls(), fed, strict=True)):
+                state, metrics = programs.step(n)(state, batch)
                 step += n or 1
                 log.add(metrics)
                 call = in_flight.add(metrics)
