@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -358,14 +359,22 @@ def test_a_hangup_and_a_lost_reader_leave_a_saved_state(run, tmp_path, monkeypat
         if n == 25:
             os.kill(os.getpid(), signal.SIGHUP)
 
+    add = in_flight.InFlight.add
+
+    def watched(flight, call_metrics):
+        added.append(add(flight, call_metrics))
+        return added[-1]
+
     try:
         with os.fdopen(writer, "w") as lost, monkeypatch.context() as change:
             change.setattr("sys.stdout", lost)
-            add = in_flight.InFlight.add
-            change.setattr(in_flight.InFlight, "add", lambda *args: added.append(add(*args)))
-            result = run(at)
+            change.setattr(in_flight.InFlight, "add", watched)
+            held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            result = run(at, train={"num_steps": 20_000_000})
     finally:
         signal.signal(signal.SIGHUP, before)
+    # in KiB; a list of the calls to come would take gigabytes
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held < 1_000_000
     step = int(result.state.step)
     assert result.signal == signal.SIGHUP and 20 <= step <= 26
     assert len(added) == step  # each call was waited for in time
