@@ -4,10 +4,15 @@ Command:  python -m experiments.train --config=experiments/fashion_mnist.py     
           python -m experiments.train --config=experiments/fashion_mnist.py:small    two CPU cores
 Data:     60,000 training and 10,000 test images (Xiao et al. 2017). On Debian,
           `apt install dataset-fashion-mnist` brings them (31 MB); otherwise they are downloaded.
-Measured: TODO
+Measured: `:small`: 17 min 1 s with compilation and 64 samples, on two cores on which a few short
+          tests also ran; 270 images/s; loss 0.138, held-out loss 0.142 (2026-11-26, jax 0.10.2).
+          Most garments can be named at a glance. Fréchet distance of 3 x 1,000 samples to the
+          training images 13.2 ± 0.7, precision 0.875, recall 0.73, in the features of
+          `benchmarks/fashion_quality.py` (floor: 0.2, 0.86, 0.86). One training. The full config:
+          nothing yet.
 
-The full config has the network of CIFAR-10, on 28x28 pixels and with half the channels. The network
-of `:small` sees patches of 2x2 pixels as channels, which makes a step four times as cheap.
+The full config has a network like that of CIFAR-10, with half the channels. The network of `:small`
+sees patches of 2x2 pixels as channels, so it runs at 14x14 and 7x7.
 """
 
 import ml_collections
