@@ -11,6 +11,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
+import ddpm_jax
 from ddpm_jax.figures import curves, plots, style
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -107,10 +108,11 @@ def test_every_plot_uses_the_palette_and_no_two_of_its_lines_look_alike(name):
 
 def test_colours_and_styles_are_defined_in_one_place():
     of_its_own = re.compile(r"import pyplot|get_cmap|colormaps|rcParams|#[0-9A-Fa-f]{6}\b")
+    package = pathlib.Path(ddpm_jax.__file__).parent  # in tests of the wheel, not below ROOT
     found = {
-        str(path.relative_to(ROOT))
-        for folder in ("ddpm_jax", "experiments", "benchmarks")
-        for path in (ROOT / folder).rglob("*.py")
+        path.relative_to(folder.parent).as_posix()
+        for folder in (package, ROOT / "experiments", ROOT / "benchmarks")
+        for path in folder.rglob("*.py")
         if of_its_own.search(path.read_text())
     }
     assert found == {"ddpm_jax/figures/style.py"}
