@@ -11,15 +11,17 @@ Size:     Each image is turned upright (EXIF) and converted to RGB over white. I
 Labels:   Sub-folders are classes. Use them with --config.model.class_conditional=True.
 Held out: 5 % of the images (`data.holdout`), for the held-out loss.
 Links:    Links to files outside the folder are refused, unless `data.follow_links=True`.
-Measured: nothing yet, neither of the full config nor of `:small`. The quality to expect depends on
-          the images.
+Measured: `:small`: 10 minutes with compilation and 64 samples, on two cores on which a few tests
+          also ran; 239 images/s; loss 0.141, held-out loss 0.134. The images were 1,764 emoji of
+          64x64 pixels: faces, flags and suits can be recognised among blots (2026-11-26, jax
+          0.10.2). The full config: nothing yet. The quality depends on the images.
 
 The network of the full config is the CIFAR-10 U-Net with one more level: 45.7M parameters. It will
 learn to copy a set of only a few hundred images: stop when `held_out_loss` rises.
 
-The network of `:small` has 1.1M parameters. Schedule, prediction, learning rate and warm-up are
-those of `emoji.py:small`, and images are drawn in 100 steps. The run is meant to take minutes on
-two cores.
+The network of `:small` has 1.0M parameters and sees patches of 2x2 pixels as channels. The recipe is
+that of `fashion_mnist.py:small`, and images are drawn in 100 steps. In the same time, a network on
+pixels at a third of the learning rate took 1,200 steps; its samples were blots.
 """
 
 import ml_collections
@@ -46,17 +48,17 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.data.image_size = 32
         config.process.schedule = "cosine"
         config.loss.kind = "v"
+        config.model.patch_size = 2
         config.model.channels = 32
-        config.model.channel_multipliers = (1, 2, 2)
-        config.model.num_res_blocks = 1
+        config.model.channel_multipliers = (1, 2)
         config.model.attention_resolutions = (8,)
         config.model.num_groups = 8
         config.model.dropout = 0.0
-        config.optim.learning_rate = 1e-3
+        config.optim.learning_rate = 3e-3
         config.optim.warmup_steps = 100
         config.optim.decay = "cosine"
         config.optim.ema_decay = 0.995
-        config.train.num_steps = 1200
+        config.train.num_steps = 4000
         config.train.batch_size = 32
         config.train.log_every = 50
         config.train.sample_every = 0
