@@ -174,4 +174,4 @@ def test_the_small_folder_is_32x32_a_million_parameters_and_a_warm_up_of_few_ste
     network = build.model(config.model, (32, 32, 3), None)
     params = jax.eval_shape(network.init, jax.random.key(0))
     assert 0.9e6 < sum(leaf.size for leaf in jax.tree.leaves(params)) < 1.2e6
-    assert config.optim.warmup_steps <= config.train.num_steps / 10 <= 150
+    assert 0 < config.optim.warmup_steps <= config.train.num_steps / 10
