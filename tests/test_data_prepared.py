@@ -365,16 +365,25 @@ def test_the_default_directory_is_the_one_of_tfds(monkeypatch):
     assert prepared.data_directory("~/sets") == "/home/somebody/sets"
 
 
-def test_without_a_home_directory_a_data_directory_is_asked_for(tmp_path, monkeypatch):
+def test_without_a_home_directory_sets_go_into_a_temporary_directory(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 2_000_000_000)  # as by docker run -u
     default = tfds.core.constants.get_default_data_dir()
     monkeypatch.setattr(tfds.core.constants, "DATA_DIR", default)
-    for data_dir in ("", "~/sets", "~no_such_user/sets"):
+    prepared._temporary_directory.cache_clear()
+    try:
+        for _ in range(2):  # both calls use one directory
+            assert len(open_dataset(DataConfig(name="digits")).train) == 1634
+        warnings = [r for r in caplog.records if "prepared data sets are not kept" in r.message]
+        assert len(warnings) == 1
+    finally:
+        prepared._temporary_directory().cleanup()
+        prepared._temporary_directory.cache_clear()
+    for data_dir in ("~/sets", "~no_such_user/sets"):  # asked for, so it is not replaced
         message = refusal(name="digits", data_dir=data_dir)
-        assert f"data directory {data_dir or default}; set data.data_dir" in message
+        assert f"data directory {data_dir}; set data.data_dir to another" in message
     assert list(tmp_path.iterdir()) == []
 
 

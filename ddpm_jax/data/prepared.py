@@ -6,10 +6,12 @@ file format, tfrecord.
 
 import contextlib
 import difflib
+import functools
 import logging
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -18,6 +20,8 @@ from tensorflow_datasets.core import constants, read_only_builder
 
 from ddpm_jax.config import DataConfig
 from ddpm_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "array_record"  # the file format that TFDS can index without TensorFlow
 
@@ -49,16 +53,31 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 def data_directory(data_dir: str) -> str:
     """Return the directory of the prepared sets: `data_dir`, or TFDS's default if it is empty.
 
+    Without a home directory, the default is a temporary directory, which is removed when the
+    program ends. A warning says so.
+
     Raises:
-      UserError: the directory begins with "~", but there is no such home directory.
+      UserError: `data_dir` begins with "~", but there is no such home directory.
     """
     path = os.path.expanduser(data_dir or str(constants.DATA_DIR))
-    if path.startswith("~"):
-        raise UserError(
-            f"there is no home directory for the data directory {path}; set data.data_dir to a "
-            "directory"
-        )
-    return path
+    if not path.startswith("~"):
+        return path
+    if not data_dir:
+        return _temporary_directory().name
+    raise UserError(
+        f"there is no home directory for the data directory {path}; set data.data_dir to another "
+        "directory"
+    )
+
+
+@functools.cache
+def _temporary_directory() -> tempfile.TemporaryDirectory:
+    """Return one directory for the whole program; it is removed at the end."""
+    logger.warning(
+        "there is no home directory, so prepared data sets are not kept; set data.data_dir to keep "
+        "them"
+    )
+    return tempfile.TemporaryDirectory(prefix="tensorflow_datasets-")
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
