@@ -2,10 +2,12 @@
 
     python -m benchmarks.fashion_peers --work=DIR --minutes=20
 
-Each contender trains for the same time on the same 60,000 pictures, on two cores, one after the
-other. Then each draws samples from its EMA weights with 50 evaluations of the network per sample.
-It uses the best of its samplers, chosen by 1,000 samples of another seed. The samples are judged by
-`benchmarks/fashion_quality.py`. The contenders:
+First it measures the speed of each contender on two cores, in turn: all contenders, three times.
+Nothing else may run during that. Then each contender trains on the same 60,000 pictures. It takes
+as many steps as fit in the given time at its median speed. So the trainings themselves may run
+beside other work. Each contender draws samples from its EMA weights with 50 evaluations of the
+network per sample. It uses the best of its samplers, chosen by 1,000 samples of another seed.
+`benchmarks/fashion_quality.py` judges the samples. The contenders:
 
   ours               the config of --ours, without classes
   diffusers          diffusers' example of unconditional training; its network has about our size
@@ -15,10 +17,8 @@ It uses the best of its samplers, chosen by 1,000 samples of another seed. The s
 
 The modules in `benchmarks/peers/` say what exactly these are. The script installs the two libraries
 into environments of their own under DIR (7 GB, because of PyTorch with CUDA). It keeps all that is
-done under DIR: the same command, started again, continues. Before a training whose learning rate
-depends on the number of steps, it measures the speed for a minute and chooses the number that fits
-in the time. The time of a training excludes imports, data and compilation; the table has these as
-"preparation".
+done under DIR: the same command, started again, continues. The time of a training excludes imports,
+data and compilation; the table has these as "preparation".
 
 The table and all numbers, with the loss curves, are in DIR/<minutes>min/results.md and .json. The
 folder of each training has a picture of its samples.
@@ -34,6 +34,7 @@ import re
 import shlex
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -53,7 +54,7 @@ from benchmarks.peers.results import (
     arrange,
     measured,
     restore,
-    steps_in,
+    steps_per_second,
     table,
     verdict,
 )
@@ -84,7 +85,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 THREADS = 2
 EVALUATIONS = 50
 PILOT, PILOT_SEED = 1000, 1000  # samples that choose the sampler, and their seed
-SPEED_SECONDS = 60.0  # the speed is measured for this time, or for that of the training if shorter
+SPEED_SECONDS = 45.0  # a speed is measured for this time, or for that of the training if shorter
+SPEED_ROUNDS = 3
 PEER_SIDE = 32  # the default networks of both peers halve the side more often than 28 allows
 GRID = 100  # samples in the picture
 NOTES_EVERY = 60.0  # seconds between lines of progress, if there is no terminal
@@ -127,7 +129,6 @@ class Contender(NamedTuple):
       environment: the environment that it runs in: a row of ENVIRONMENTS, or "" for this one.
       network: our contender -> the option --network of the module.
       near: whether its network sees our pictures: with our side, and our patches as channels.
-      planned: whether the learning rate depends on the number of steps.
       samplers: names of the module's samplers to choose from.
       pictures: the suffix of the pictures that the module reads: .npz, or "" for a folder of PNG.
     """
@@ -136,7 +137,6 @@ class Contender(NamedTuple):
     environment: str
     network: Callable[[Ours], dict[str, Any]]
     near: bool
-    planned: bool
     samplers: tuple[str, ...]
     pictures: str = ".npz"
 
@@ -167,7 +167,6 @@ DIFFUSERS = functools.partial(
     Contender,
     "diffusers_example",
     "diffusers",
-    planned=True,
     samplers=(
         "dpm_solver_pp_2m",
         "dpm_solver_pp_2m, trailing",
@@ -177,7 +176,7 @@ DIFFUSERS = functools.partial(
     ),
 )
 DDPM_PYTORCH = functools.partial(
-    Contender, "ddpm_pytorch", "ddpm_pytorch", planned=False, samplers=("ddim",), pictures=""
+    Contender, "ddpm_pytorch", "ddpm_pytorch", samplers=("ddim",), pictures=""
 )
 CONTENDERS: dict[str, Contender] = {
     "ours": Contender(
@@ -185,7 +184,6 @@ CONTENDERS: dict[str, Contender] = {
         "",
         _ours,
         near=False,
-        planned=True,
         samplers=("dpm_solver_pp_2m, trailing", "unipc, trailing"),
     ),
     "diffusers": DIFFUSERS(network=_scaled, near=False),
@@ -313,8 +311,8 @@ def _data(ours: Ours) -> Any:
     return dataclasses.replace(fashion_quality.DATA, data_dir=ours.config.data.data_dir)
 
 
-def run(name: str, ours: Ours, work: pathlib.Path, seconds: float) -> dict[str, Any]:
-    """Train a contender, draw its samples and judge them; skip what is done.
+class Runner:
+    """Runs the script of a contender; keeps what is done.
 
     Args:
       name: a row of CONTENDERS.
@@ -322,107 +320,127 @@ def run(name: str, ours: Ours, work: pathlib.Path, seconds: float) -> dict[str, 
       work: the directory of the whole benchmark.
       seconds: the time of the training.
 
-    Returns:
-      The facts of the training, `sampler`, `metrics` and `curve`.
+    Attributes:
+      folder: the directory of this contender's results.
     """
-    contender, seed = CONTENDERS[name], TRAINING_SEED.value
-    folder = results_of(work, seconds) / f"{name}-{seed}"
-    python, pictures = python_of(contender.environment, work), pictures_for(contender, ours, work)
-    module = [python, "-m", f"benchmarks.peers.{contender.module}"]
-    env = dict(os.environ)
-    if contender.environment:
-        env.pop("PYTHONPATH", None)
-        env["OMP_NUM_THREADS"] = str(THREADS)
-    else:  # compiles everything itself, whatever ran before
-        env["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
-    network = json.dumps(contender.network(ours))
-    packages = ENVIRONMENTS.get(contender.environment, ())
-    settings = {"network": json.loads(network), "seconds": seconds, "packages": list(packages)}
-    _check_same(folder, settings)
 
-    def train(where: pathlib.Path, what: str, seconds: float, steps: int) -> None:
+    def __init__(self, name: str, ours: Ours, work: pathlib.Path, seconds: float):
+        self._name, self._ours, self._seconds = name, ours, seconds
+        self._contender = contender = CONTENDERS[name]
+        self.folder = results_of(work, seconds) / f"{name}-{TRAINING_SEED.value}"
+        python = python_of(contender.environment, work)
+        self._module = [python, "-m", f"benchmarks.peers.{contender.module}"]
+        self._pictures = pictures_for(contender, ours, work)
+        self._env = dict(os.environ)
+        if contender.environment:
+            self._env.pop("PYTHONPATH", None)
+            self._env["OMP_NUM_THREADS"] = str(THREADS)
+        else:  # compiles everything itself, whatever ran before
+            self._env["JAX_COMPILATION_CACHE_DIR"] = str(self.folder / "compiled")
+        self._network = json.dumps(contender.network(ours))
+        packages = ENVIRONMENTS.get(contender.environment, ())
+        network = json.loads(self._network)
+        settings = {"network": network, "seconds": seconds, "packages": list(packages)}
+        _check_same(self.folder, settings)
+
+    def _run(self, what: str, options: Mapping[str, Any], log: pathlib.Path, doing: str) -> None:
+        line = [*self._module, what, *(f"--{name}={value}" for name, value in options.items())]
+        watch(line, log, f"{self._name}: {doing}", self._env)
+
+    def _train(self, where: pathlib.Path, limit: Mapping[str, float], doing: str) -> None:
         if (where / "trained.json").exists():
             return
         shutil.rmtree(where, ignore_errors=True)
         where.mkdir(parents=True)
         options = {
             "folder": where,
-            "pictures": pictures,
-            "network": network,
-            "seconds": seconds,
-            "steps": steps,
-            "seed": seed,
+            "pictures": self._pictures,
+            "network": self._network,
+            "seed": TRAINING_SEED.value,
+            **limit,
         }
-        watch([*module, "train", *_flags(options)], where / "log.txt", f"{name}: {what}", env)
+        self._run("train", options, where / "log.txt", doing)
 
-    def sample(sampler: str, n: int, seed: int, what: str) -> np.ndarray:
-        words = re.sub(r"\W+", "-", sampler)
-        path = folder / "samples" / f"{words}_n{n}_seed{seed}.npz"
+    def measure_speed(self, number: int) -> None:
+        """Train for a short time."""
+        short = min(SPEED_SECONDS, self._seconds)
+        doing = f"measuring the speed, round {number + 1} of {SPEED_ROUNDS}"
+        self._train(self.folder / f"speed_{number}", {"seconds": short}, doing)
+
+    def train(self) -> dict[str, Any]:
+        """Train, and return the facts, the speeds and the loss curve."""
+        first = json.loads((self.folder / "speed_0" / "trained.json").read_text())
+        speeds = [curve_of(self.folder / f"speed_{n}") for n in range(SPEED_ROUNDS)]
+        per_second = sorted(steps_per_second(curve) for curve in speeds)
+        steps = max(1, int(self._seconds * statistics.median(per_second)))
+        where = self.folder / "training"
+        self._train(where, {"steps": steps}, f"training for {steps} steps")
+        return {
+            **json.loads((where / "trained.json").read_text()),
+            "preparation": first["preparation"],  # nothing was compiled before
+            "images_per_second": [first["batch"] * speed for speed in per_second],
+            "curve": curve_of(where),
+        }
+
+    def sample(self, sampler: str, n: int, seed: int, doing: str) -> np.ndarray:
+        """Return n samples, uint8 [n, 28, 28, 1]."""
+        samples, words = self.folder / "samples", re.sub(r"\W+", "-", sampler)
+        path = samples / f"{words}_n{n}_seed{seed}.npz"
         if not path.exists():
             part = path.with_name("part.npz")
-            part.parent.mkdir(exist_ok=True)
+            samples.mkdir(exist_ok=True)
             options = {
-                "folder": folder / "training",
+                "folder": self.folder / "training",
                 "sampler": sampler,
                 "evaluations": EVALUATIONS,
                 "n": n,
                 "seed": seed,
                 "out": part,
             }
-            line = [*module, "sample", *_flags(options)]
-            watch(line, folder / "samples" / "log.txt", f"{name}: {what}", env)
+            self._run("sample", options, samples / "log.txt", doing)
             with np.load(part) as file:
-                images = restore(file["images"], ours.patch if contender.near else 1)
+                images = restore(file["images"], self._ours.patch if self._contender.near else 1)
             with replacing(path) as done, done.open("wb") as file:
                 np.savez(file, images=images)
             part.unlink()
         return fashion_quality.read_images(str(path))
 
-    done, asked = folder / "result.json", (SAMPLES.value, SEEDS.value)
+
+def run(name: str, runner: Runner, ours: Ours) -> dict[str, Any]:
+    """Train a contender, draw its samples and judge them; skip what is done.
+
+    Returns:
+      The facts of the training, `sampler`, `metrics` and `curve`.
+    """
+    done, asked = runner.folder / "result.json", (SAMPLES.value, SEEDS.value)
     if done.exists():
         result = json.loads(done.read_text())
         if (result["samples"], result["seeds"]) == asked:
             return result
-    short, steps = min(SPEED_SECONDS, seconds), 0
-    train(folder / "speed", "measuring the speed", short, 0)
-    if contender.planned:
-        steps = steps_in(seconds, _curve(folder / "speed"))
-    train(folder / "training", f"training for {seconds / 60:g} minutes", seconds, steps)
+    trained = runner.train()
 
     def distance(sampler: str) -> float:
         n = min(PILOT, SAMPLES.value)
-        images = sample(sampler, n, PILOT_SEED, f"trying {sampler}, {n} samples")
+        images = runner.sample(sampler, n, PILOT_SEED, f"trying {sampler}, {n} samples")
         found = measured(fashion_quality.judge([images], "train", _data(ours)))
         return found["fd_train"][0] or 0.0  # too few samples for a distance: the first sampler
 
-    samplers = contender.samplers
+    samplers, n = CONTENDERS[name].samplers, SAMPLES.value
     sampler = samplers[0] if len(samplers) == 1 else min(samplers, key=distance)
-    n = SAMPLES.value
-    seeds = [sample(sampler, n, s, f"{n} samples, seed {s}") for s in range(SEEDS.value)]
+    seeds = [
+        runner.sample(sampler, n, seed, f"{n} samples, seed {seed}") for seed in range(SEEDS.value)
+    ]
     metrics: Measured = {}
     for split in ("train", "test"):
         metrics |= measured(fashion_quality.judge(seeds, split, _data(ours)))
-    trained = json.loads((folder / "training" / "trained.json").read_text())
-    first = json.loads((folder / "speed" / "trained.json").read_text())
-    result = {
-        **trained,
-        "preparation": first["preparation"],  # nothing was compiled before
-        "sampler": sampler,
-        "samples": n,
-        "seeds": len(seeds),
-        "metrics": metrics,
-        "curve": _curve(folder / "training"),
-    }
-    grids.save_png(folder / "samples.png", grids.make_grid(seeds[0][:GRID]))
+    result = {**trained, "sampler": sampler, "samples": n, "seeds": len(seeds), "metrics": metrics}
+    grids.save_png(runner.folder / "samples.png", grids.make_grid(seeds[0][:GRID]))
     _write(done, json.dumps(result, indent=1))
     return result
 
 
-def _flags(options: Mapping[str, Any]) -> list[str]:
-    return [f"--{name}={value}" for name, value in options.items()]
-
-
-def _curve(folder: pathlib.Path) -> list[dict[str, float]]:
+def curve_of(folder: pathlib.Path) -> list[dict[str, float]]:
+    """Return the loss curve of a training."""
     return [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
 
 
@@ -476,8 +494,12 @@ def main() -> None:
         f"ours: {ours.parameters:,} parameters, pictures {ours.side}x{ours.side}, "
         f"patches of {ours.patch}"
     )
-    for name in names:
-        run(name, ours, work, seconds)
+    runners = {name: Runner(name, ours, work, seconds) for name in names}
+    for number in range(SPEED_ROUNDS):
+        for runner in runners.values():
+            runner.measure_speed(number)
+    for name, runner in runners.items():
+        run(name, runner, ours)
     where = results_of(work, seconds)
     results = {}
     for name in CONTENDERS:

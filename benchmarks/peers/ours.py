@@ -18,7 +18,8 @@ from typing import Any
 
 from ddpm_jax.runs import metrics
 
-LOG_EVERY = 5  # steps between rows, if no number of steps is planned
+LOG_EVERY = 5  # steps between rows, if only the time ends the training
+ROWS = 240  # of the loss curve of a whole training
 NO_END = 100_000  # steps; the clock ends the measurement of the speed long before
 SAMPLERS = {  # name -> flags of experiments.sample
     "dpm_solver_pp_2m, trailing": ("--sampler=dpm_solver_pp_2m", "--timesteps=trailing"),
@@ -46,11 +47,10 @@ def rows_of(path: pathlib.Path, batch: int) -> list[dict[str, Any]]:
 def train(args: argparse.Namespace) -> None:
     workdir = args.folder / "run"
     steps = args.steps or NO_END
-    planned = round(protocol.EVERY * args.steps / args.seconds)
     settings = {
         "train.num_steps": steps,
         "train.seed": args.seed,
-        "train.log_every": max(1, planned) if args.steps else LOG_EVERY,
+        "train.log_every": max(1, args.steps // ROWS) if args.steps else LOG_EVERY,
         # only training takes time: no pictures, held-out losses or checkpoints before the end
         "train.checkpoint_every": 0,
         "train.sample_every": 0,

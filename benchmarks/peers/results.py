@@ -1,6 +1,7 @@
-"""The arithmetic of `benchmarks/fashion_peers.py`: steps, patches, and the table of the results."""
+"""The arithmetic of `benchmarks/fashion_peers.py`: speeds, patches, the table of results."""
 
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,17 +22,15 @@ COLUMNS = {  # name of a metric -> heading
 Measured = dict[str, list[float | None]]  # name of a metric -> value, error
 
 
-def steps_in(seconds: float, rows: Sequence[Mapping[str, float]]) -> int:
-    """Return the number of steps that fit in a time.
+def steps_per_second(rows: Sequence[Mapping[str, float]]) -> float:
+    """Return the speed of a short training.
 
     Args:
-      seconds: the time.
-      rows: the loss curve of a short training. Its first row is left out if there are others,
-        because the first steps are slow.
+      rows: its loss curve. The first row is left out if there are others, because the first steps
+        are slow.
     """
     first = rows[0] if len(rows) > 1 else {"step": 0, "seconds": 0.0}
-    steps, time_of_steps = rows[-1]["step"] - first["step"], rows[-1]["seconds"] - first["seconds"]
-    return max(1, int(seconds * steps / time_of_steps))
+    return (rows[-1]["step"] - first["step"]) / (rows[-1]["seconds"] - first["seconds"])
 
 
 def arrange(images: np.ndarray, side: int, patch: int) -> np.ndarray:
@@ -72,7 +71,7 @@ def table(results: Mapping[str, Mapping[str, Any]], floor: Measured) -> str:
       results: name -> the result of a training, as `run` returns it.
       floor: the metrics of real pictures.
     """
-    heads = ["", "parameters", "sampler", "images/s", "steps x batch", "minutes", "preparation"]
+    heads = ["", "parameters", "sampler", "images/s", "steps x batch", "preparation"]
     lines = [[*heads, *COLUMNS.values()], ["---"] * (len(heads) + len(COLUMNS))]
     for name, result in results.items():
         lines.append(
@@ -80,9 +79,8 @@ def table(results: Mapping[str, Mapping[str, Any]], floor: Measured) -> str:
                 name,
                 f"{result['parameters']:,}",
                 result["sampler"],
-                f"{result['images_per_second']:.0f}",
+                _speeds(result["images_per_second"]),
                 f"{result['steps']:,} x {result['batch']}",
-                f"{result['seconds'] / 60:.1f}",
                 f"{result['preparation']:.0f} s",
                 *(_cell(result["metrics"].get(column)) for column in COLUMNS),
             ]
@@ -90,6 +88,11 @@ def table(results: Mapping[str, Mapping[str, Any]], floor: Measured) -> str:
     lines.append(["real pictures"] + [""] * (len(heads) - 1))
     lines[-1] += [_cell(floor.get(column)) for column in COLUMNS]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def _speeds(speeds: Sequence[float]) -> str:
+    low, *_, high = sorted(speeds)
+    return f"{statistics.median(speeds):.0f} [{low:.0f}, {high:.0f}]"
 
 
 def _cell(estimate: Sequence[float | None] | None) -> str:
