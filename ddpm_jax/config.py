@@ -59,6 +59,9 @@ class DataConfig:
     # emoji only: file of Unicode's list emoji-test.txt; "" is the path that Debian uses
     emoji_test_path: str = ""
     skin_tones: bool = True  # emoji only: keep skin-tone variants (3,641 images; 1,861 without)
+    # work directory of a trained autoencoder: diffusion runs on its latents instead of pixels
+    # (Rombach et al. 2022). A directory of diffusers' AutoencoderKL works too. "" is pixels
+    codec: str = ""
     # batches also contain the names of the images, encoded by all-MiniLM-L6-v2; for emoji, or
     # another set that has a text feature "name"
     text: bool = False
@@ -97,7 +100,8 @@ class ProcessConfig:
 class ModelConfig:
     """The network: the U-Net of Ho et al. 2020 (appendix B) and its extensions."""
 
-    # unet; classifier: only the downsampling half of the U-Net, for experiments.train_classifier
+    # unet; classifier: only the downsampling half of the U-Net, for experiments.train_classifier;
+    # autoencoder: images to latents and back, for data.codec of other runs
     name: str = "unet"
     channels: int = 128  # channels of the first level
     # channels of each level, in multiples of model.channels; each level halves height and width
@@ -135,6 +139,7 @@ class ModelConfig:
     # the network also predicts the variance of the reverse step, in twice the output channels
     # (Nichol & Dhariwal 2021); needs loss.objective=hybrid or vlb to train it
     learn_variance: bool = False
+    latent_channels: int = 4  # autoencoder only: channels of the latents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +162,29 @@ class LossConfig:
     # conditional models: fraction of training examples that lose their condition (label, embedding
     # and context at once), for classifier-free guidance; in [0, 1)
     p_uncond: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderConfig:
+    """The training loss of an autoencoder; only for model.name=autoencoder.
+
+    loss = reconstruction + kl_weight * KL / D, with D = H W C values of an image, and, if their
+    weights are above 0, a perceptual term and a discriminator's (Rombach et al. 2022, eq. 25).
+    """
+
+    # mean error of a value of the image. l1: absolute. gaussian: negative log-likelihood, with a
+    # scale that is learned too
+    reconstruction: str = "l1"
+    kl_weight: float = 1e-6  # weight of the KL from the latents to N(0, I), in nats per image
+    # weight of the squared difference in the features of the small classifier, which is trained on
+    # the labels of the data; 0 is off
+    perceptual_weight: float = 0.0
+    # weight of the discriminator of patches; 0 is off, the paper's is 0.5. Its gradient is scaled
+    # to that of the reconstruction
+    discriminator_weight: float = 0.0
+    discriminator_start: int = 0  # training step from which the discriminator is used
+    discriminator_channels: int = 64  # channels of the discriminator's first convolution
+    discriminator_layers: int = 3  # number of its convolutions with stride 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,6 +264,9 @@ class SampleConfig:
     # with clip_x_0: clip x_0 to this quantile of |x_0| and rescale it, instead of to [-1, 1]
     # (Saharia et al. 2022); in (0, 1], such as 0.995. 0 is off
     dynamic_threshold: float = 0.0
+    # with data.codec, in place of clip_x_0: clip each predicted latent to this many standard
+    # deviations; 0 is off
+    clip_latents: float = 0.0
     # weight w of classifier-free guidance; 0 is off. Other codes' guidance scale is 1 + w
     guidance: float = 0.0
     # (low, high): guide only at timesteps low <= t <= high; () is all timesteps
@@ -288,6 +319,7 @@ class Config:
     process: ProcessConfig = ProcessConfig()
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()

@@ -1,9 +1,10 @@
 """From a network to a denoiser (x_t, t) -> Prediction with fixed params, conditioning and clipping.
 
 Clipping maps a denoiser to a denoiser, so that it can come after guidance (`ddpm_jax.guidance`).
-Static clipping is to [-1, 1]. Dynamic clipping is (Saharia et al. 2022, section 2.3)
+Static clipping is to [-b, b], where b = 1 for pixels. Dynamic clipping is (Saharia et al. 2022,
+section 2.3)
 
-    x_0 ← clip(x_0, -s, s) / s,   s = max(1, the percentile p of |x_0| over one image)
+    x_0 ← clip(x_0, -s, s) b / s,   s = max(b, the percentile p of |x_0| over one image)
 
 Both recompute eps, so that x_t = alpha_t x_0 + sigma_t eps holds.
 """
@@ -55,7 +56,7 @@ def make_denoise_fn(
     cond: Conditioning | None = None,
     *,
     kind: str = "eps",
-    clip_x_0: bool = True,
+    clip_x_0: bool | float = True,
 ) -> DenoiseFn:
     """Build the denoiser (x_t, t) -> Prediction that samplers call.
 
@@ -67,46 +68,75 @@ def make_denoise_fn(
       params: the network's parameters.
       cond: None, or arrays with leading axis B.
       kind: the kind of the network's prediction: "eps", "x_0" or "v".
-      clip_x_0: clip x_0 to [-1, 1] and recompute eps.
+      clip_x_0: clip x_0 to [-b, b] and recompute eps. True is b = 1, False does not clip.
     """
 
     def denoise_fn(x_t: Array, t: Array) -> Prediction:
         output = apply_network(process, apply_fn, params, x_t, t, cond, train=False, key=None)
         return to_prediction(process, output, x_t, t, kind)
 
-    return static_threshold(process, denoise_fn) if clip_x_0 else denoise_fn
+    return clipped(process, denoise_fn, clip_x_0)
 
 
-def static_threshold(process: GaussianProcess, denoise_fn: DenoiseFn) -> DenoiseFn:
-    """Return a denoiser that clips the predicted x_0 to [-1, 1] and recomputes eps.
-
-    Limits: an x_0 inside [-1, 1] does not change.
+def clipped(
+    process: GaussianProcess,
+    denoise_fn: DenoiseFn,
+    clip_x_0: bool | float,
+    percentile: float = 0.0,
+) -> DenoiseFn:
+    """Return the denoiser with the clipping that two options name.
 
     Args:
       process: the chain.
       denoise_fn: the denoiser, unclipped.
+      clip_x_0: b, the bound of |x_0|. True is 1, False does not clip.
+      percentile: in [0, 1]; above 0 it is that of `dynamic_threshold`.
+
+    Raises:
+      UserError: as `check_threshold`.
+    """
+    check_threshold(clip_x_0, percentile)
+    if not clip_x_0:
+        return denoise_fn
+    if percentile:
+        return dynamic_threshold(process, denoise_fn, percentile, float(clip_x_0))
+    return static_threshold(process, denoise_fn, float(clip_x_0))
+
+
+def static_threshold(
+    process: GaussianProcess, denoise_fn: DenoiseFn, bound: float = 1.0
+) -> DenoiseFn:
+    """Return a denoiser that clips the predicted x_0 to [-b, b] and recomputes eps.
+
+    Limits: an x_0 inside [-b, b] does not change.
+
+    Args:
+      process: the chain.
+      denoise_fn: the denoiser, unclipped.
+      bound: b, above 0.
     """
 
-    def clipped(x_t: Array, t: Array) -> Prediction:
-        return with_x_0(process, denoise_fn(x_t, t), lambda x_0: jnp.clip(x_0, -1.0, 1.0), x_t, t)
+    def clip(x_0: Array) -> Array:
+        return jnp.clip(x_0, -bound, bound)
 
-    return clipped
+    return lambda x_t, t: with_x_0(process, denoise_fn(x_t, t), clip, x_t, t)
 
 
 def dynamic_threshold(
-    process: GaussianProcess, denoise_fn: DenoiseFn, percentile: float
+    process: GaussianProcess, denoise_fn: DenoiseFn, percentile: float, bound: float = 1.0
 ) -> DenoiseFn:
-    """Clip each image's x_0 to its own percentile s of |x_0| and divide by s, if s > 1.
+    """Clip each image's x_0 to its own percentile s of |x_0| and scale it by b/s, if s > b.
 
     Strong guidance drives x_0 out of [-1, 1]. Static clipping then saturates x_0; dynamic clipping
     scales it back (Imagen: Saharia et al. 2022, section 2.3).
 
-    Limits: with percentile = 1 nothing is clipped, only scaled. If |x_0| <= 1, nothing changes.
+    Limits: with percentile = 1 nothing is clipped, only scaled. If |x_0| <= b, nothing changes.
 
     Args:
       process: the chain.
       denoise_fn: the denoiser, unclipped.
       percentile: in (0, 1], for instance 0.995.
+      bound: b, above 0.
 
     Raises:
       UserError: percentile is outside (0, 1].
@@ -116,16 +146,13 @@ def dynamic_threshold(
             f"the percentile of dynamic_threshold must be in (0, 1], found {percentile}"
         )
 
-    def clipped(x_t: Array, t: Array) -> Prediction:
-        def scaled(x_0: Array) -> Array:
-            pixels = tuple(range(1, x_0.ndim))
-            s = jnp.quantile(jnp.abs(x_0), percentile, axis=pixels, keepdims=True)
-            s = jnp.maximum(s, 1.0)
-            return jnp.clip(x_0, -s, s) / s
+    def scaled(x_0: Array) -> Array:
+        pixels = tuple(range(1, x_0.ndim))
+        s = jnp.quantile(jnp.abs(x_0), percentile, axis=pixels, keepdims=True) / bound
+        s = jnp.maximum(s, 1.0)
+        return jnp.clip(x_0, -s * bound, s * bound) / s
 
-        return with_x_0(process, denoise_fn(x_t, t), scaled, x_t, t)
-
-    return clipped
+    return lambda x_t, t: with_x_0(process, denoise_fn(x_t, t), scaled, x_t, t)
 
 
 def with_x_0(
@@ -148,11 +175,11 @@ def with_x_0(
     return changed._replace(log_variance_fraction=prediction.log_variance_fraction)
 
 
-def check_threshold(clip_x_0: bool, percentile: float) -> None:
+def check_threshold(clip_x_0: bool | float, percentile: float) -> None:
     """Check that the percentile fits `clip_x_0`; 0 is no dynamic clipping.
 
     Raises:
-      UserError: a percentile outside [0, 1], or above 0 while `clip_x_0` is False.
+      UserError: a percentile outside [0, 1], or above 0 while nothing is clipped.
     """
     if not 0.0 <= percentile <= 1.0:
         raise UserError(
@@ -160,6 +187,6 @@ def check_threshold(clip_x_0: bool, percentile: float) -> None:
         )
     if percentile and not clip_x_0:
         raise UserError(
-            f"the percentile of dynamic_threshold is {percentile}, but clip_x_0 is False; set "
-            "clip_x_0=True, or the percentile to 0"
+            f"the percentile of dynamic_threshold is {percentile}, but clip_x_0 is {clip_x_0}; "
+            "set clip_x_0=True, or the percentile to 0"
         )

@@ -25,13 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.conditioning import with_null
-from ddpm_jax.denoise import (
-    check_threshold,
-    dynamic_threshold,
-    make_denoise_fn,
-    static_threshold,
-    with_x_0,
-)
+from ddpm_jax.denoise import check_threshold, clipped, make_denoise_fn, with_x_0
 from ddpm_jax.errors import UserError
 from ddpm_jax.process import GaussianProcess, alpha_sigma, expand
 from ddpm_jax.types import ApplyFn, Array, Conditioning, DenoiseFn, Params, Prediction
@@ -158,7 +152,7 @@ def make_guided_denoise_fn(
     *,
     kind: str = "eps",
     guidance: float | Guide = 0.0,
-    clip_x_0: bool = True,
+    clip_x_0: bool | float = True,
     percentile: float = 0.0,
 ) -> DenoiseFn:
     """Build the denoiser of a network: guide it first and clip x_0 last.
@@ -166,7 +160,7 @@ def make_guided_denoise_fn(
     Args:
       process, apply_fn, params, cond, kind: as in `make_denoise_fn`.
       guidance: the weight w of classifier-free guidance (0 is off), or a `Guide`.
-      clip_x_0: if True, clip x_0 to [-1, 1].
+      clip_x_0: clip x_0 to [-b, b]. True is b = 1, False does not clip.
       percentile: in [0, 1], the percentile of `dynamic_threshold`, which then replaces the
         clipping. 0 is off.
 
@@ -184,9 +178,7 @@ def make_guided_denoise_fn(
         denoise_fn = classifier_free(process, denoiser(params, with_null(cond)), guidance)
     else:
         denoise_fn = denoiser(params, cond)
-    if percentile:
-        return dynamic_threshold(process, denoise_fn, percentile)
-    return static_threshold(process, denoise_fn) if clip_x_0 else denoise_fn
+    return clipped(process, denoise_fn, clip_x_0, percentile)
 
 
 def check(

@@ -29,7 +29,7 @@ def make_sample(
     shape: tuple[int, ...],
     sampler: Sampler,
     kind: str = "eps",
-    clip_x_0: bool = True,
+    clip_x_0: bool | float = True,
     guidance: float | Guide = 0.0,
     percentile: float = 0.0,
     timesteps: np.ndarray | None = None,
@@ -79,7 +79,7 @@ def make_sample(
       shape: the shape of one image, (H, W, C).
       sampler: the sampler, for instance `samplers.ancestral(process)`.
       kind: the kind of the network's prediction: "eps", "x_0" or "v".
-      clip_x_0: clip predicted x_0 to [-1, 1] at every step.
+      clip_x_0: clip predicted x_0 to [-b, b] at every step. True is b = 1, False does not clip.
       guidance: the weight w >= -1 of classifier-free guidance (`ddpm_jax.guidance`), 0 is off; or a
         function (process, denoiser, params, cond) -> DenoiseFn for any other guidance.
       percentile: in [0, 1]. Clip by `dynamic_threshold` with this percentile, e.g. 0.995, instead
@@ -133,7 +133,7 @@ def make_chain_sample(
     shape: tuple[int, ...],
     sampler: Sampler,
     kind: str = "eps",
-    clip_x_0: bool = True,
+    clip_x_0: bool | float = True,
     guidance: float | Guide = 0.0,
     percentile: float = 0.0,
     collect: Collect | None = None,

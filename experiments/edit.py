@@ -31,6 +31,7 @@ from absl import flags
 from PIL import Image, UnidentifiedImageError
 
 from ddpm_jax import build, data, editing, runs
+from ddpm_jax.build import latents
 from ddpm_jax.data import images as pictures
 from ddpm_jax.errors import UserError
 from ddpm_jax.figures import grids
@@ -136,7 +137,7 @@ def main() -> None:
     directory = absolute(WORKDIR.value) / "samples"
     out = outputs.stem(OUT.value, directory, _name(run, depths))
     with ProgressLine() as progress:
-        given, edited = _edit(_editor(run, label, progress), grid, x_0, mask, depths)
+        given, edited = _edit(run, _editor(run, label, progress), grid, x_0, mask, depths)
     columns = [given[0], *edited, given[1]] if EDIT.value == "interpolate" else given + edited
     table = to_uint8(np.stack(columns, axis=1))
     picture = grids.make_grid(
@@ -150,30 +151,38 @@ def main() -> None:
 
 
 def _edit(
-    edit: Callable, grid: np.ndarray, x_0: np.ndarray, mask: np.ndarray | None, depths: list[int]
+    run: runs.Run,
+    edit: Callable,
+    grid: np.ndarray,
+    images: np.ndarray,
+    mask: np.ndarray | None,
+    depths: list[int],
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Return the given images and the edited ones, both as columns [n, H, W, C]."""
+    x_0 = np.asarray(run.encode(images))
     if mask is not None:
         inpaint = functools.partial(
             editing.inpaint, num_resamples=RESAMPLES.value, jump_length=JUMP.value
         )
-        k, masks = DRAWS.value, np.broadcast_to(mask, (*x_0.shape[:-1], 1))
+        kept = latents.grid_mask(run.codec, mask)
+        k, masks = DRAWS.value, np.broadcast_to(kept, (*x_0.shape[:-1], 1))
         edited = edit("inpainting", inpaint, grid, np.arange(k), _tile(x_0, k), _tile(masks, k))
-        return [x_0, np.where(mask, x_0, 0.0)], edited
+        return [images, np.where(mask, images, 0.0)], edited
     if EDIT.value == "interpolate":
         pairs = len(x_0) // 2
-        given, k = [x_0[:pairs], x_0[pairs : 2 * pairs]], FRAMES.value
+        given, ends = ([x[:pairs], x[pairs : 2 * pairs]] for x in (images, x_0))
+        k = FRAMES.value
         weights = np.repeat(np.linspace(0, 1, k, dtype=np.float32), pairs)
         mix = functools.partial(editing.interpolate, mix=MIX.value)
         part = editing.from_depth(grid, depths[0])
         one_draw = np.zeros(k, np.int32)  # a series shares its noise
-        ends = (_tile(end, k) for end in given)
+        ends = (_tile(end, k) for end in ends)
         return given, edit("interpolating", mix, part, one_draw, *ends, weights)
     edited = []
     for depth in depths:
         part, what = editing.from_depth(grid, depth), f"denoising from t = {depth}"
         edited += edit(what, editing.sdedit, part, np.zeros(1, np.int32), x_0)
-    return [x_0], edited
+    return [images], edited
 
 
 def _column_labels(k: int, depths: list[int]) -> list[str]:
@@ -224,7 +233,7 @@ def _editor(run: runs.Run, label: int | None, progress: Progress) -> Callable:
             images = np.asarray(spread(run.params, rows.pad(part, size)))
             found.append(images[: total - start])
             progress(what, min(start + size, total), total)
-        images = np.concatenate(found)
+        images = np.asarray(run.decode(np.concatenate(found)))
         return list(images.reshape(len(draws), n, *images.shape[1:]))
 
     return edit

@@ -40,7 +40,7 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from ddpm_jax import build, data
+from ddpm_jax import data
 from ddpm_jax.build.overrides import for_evaluation
 from ddpm_jax.config import Config
 from ddpm_jax.data.prepared import data_directory
@@ -195,8 +195,10 @@ def _check_flags() -> None:
 def _check(run: Run, dataset: data.Dataset, config: Config) -> None:
     """Refuse at once what would otherwise stop the evaluation after minutes."""
     if FEATURES.value != "none":
-        build.sample_fn(run.config, run.process, run.model, run.facts.image_shape)
+        run.sample_fn()
         references.source_of(dataset, SPLIT.value)
+    if BOUND_IMAGES.value or ODE.value:
+        likelihoods.check_pixels(run)
     if BOUND_IMAGES.value != 0:
         likelihoods.check_variance(run, VARIANCE.value or likelihoods.variance_of(config))
     if ODE.value:
@@ -208,7 +210,8 @@ def _likelihoods(
 ) -> tuple[list[Row], dict[str, list[Part]]]:
     """Return the rows in bits/dim, and the rate-distortion curve of each split."""
     c, rows, curves = config.eval, [], {}
-    num_images = c.bound_images if BOUND_IMAGES.value is None else BOUND_IMAGES.value
+    default = 0 if run.codec else c.bound_images  # latents have no bound
+    num_images = default if BOUND_IMAGES.value is None else BOUND_IMAGES.value
     for split in ("train", "test") if dataset.test else ("train",):
         if num_images:
             found = likelihoods.evaluate(

@@ -124,12 +124,8 @@ def draw_spectrum(processes: dict[str, GaussianProcess], schedule: str, x_0: np.
 
 def draw_reverse(run: Run) -> Figure:
     """Draw samples of a run on their way from x_T, with the run's own sampler."""
-    T, shape = run.process.num_timesteps, run.facts.image_shape
-    sample = build.sample_fn(
-        run.config,
-        run.process,
-        run.model,
-        shape,
+    T = run.process.num_timesteps
+    sample = run.sample_fn(
         collect=lambda t, s, state, prediction: (s, state.x, prediction.x_0),
         num_frames=min(REVERSE_FRAMES, run.config.sample.num_steps or T),
     )
@@ -138,7 +134,7 @@ def draw_reverse(run: Run) -> Figure:
         cond = {"label": np.arange(n, dtype=np.int32) % run.facts.num_classes}
     _, (s, x_s, x_0_hat) = jax.device_get(sample(run.params, key, n, cond))
     # Frames show where steps arrive. The first step starts at x_T, each image's first draw.
-    x_T = draw_x_T(image_keys(key, np.arange(n)), shape)
+    x_T = run.decode(draw_x_T(image_keys(key, np.arange(n)), run.shape))
     x_t = np.concatenate([np.asarray(x_T)[None], x_s])
     return plots.plot_reverse(x_t, x_0_hat, [T, *s.tolist()])
 

@@ -38,8 +38,8 @@ from ddpm_jax.data import open_dataset
 from ddpm_jax.data.cond import coarse, cond_names
 from ddpm_jax.data.images import decode
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation.features import digest
 from ddpm_jax.figures import grids
+from ddpm_jax.models import digest
 from ddpm_jax.pixels import to_uint8, to_x_0
 from ddpm_jax.pretrained import text_encoder
 from ddpm_jax.randomness import MAX_SEED

@@ -9,8 +9,8 @@ several machines.
 
 from absl import flags
 
+from ddpm_jax.build.network import check_name
 from ddpm_jax.config import from_dict
-from ddpm_jax.errors import UserError
 from ddpm_jax.training.loop import train
 from experiments import command, config_flag
 
@@ -22,11 +22,7 @@ WORKDIR = flags.DEFINE_string(
 
 def main() -> int:
     config = from_dict(CONFIG.value)
-    if config.model.name == "unet":
-        raise UserError(
-            "model.name is 'unet', but a classifier is needed here; "
-            "train denoisers by experiments.train"
-        )
+    check_name(config.model, "classifier")
     result = train(config, WORKDIR.value or config_flag.default_workdir())
     return 0 if result.signal is None else 128 + result.signal
 

@@ -15,9 +15,10 @@ from ddpm_jax.data.cond import coarse, cond_names, make_cond_fn
 from ddpm_jax.errors import UserError
 from ddpm_jax.runs.state import TrainState
 from ddpm_jax.time_samplers import uniform
+from ddpm_jax.training.objectives import clean_pixels, make_eval_step, of_noisy_images
 from ddpm_jax.training.optimizer import make_optimizer
 from ddpm_jax.training.parts import build_parts
-from ddpm_jax.training.step import make_eval_step, make_train_step
+from ddpm_jax.training.step import make_train_step
 
 pytestmark = pytest.mark.loose_promotion(reason="optax's schedules multiply floats with int32")
 
@@ -82,23 +83,25 @@ def received():
     def cond_fn(batch):
         return {name: jnp.asarray(value) for name, value in batch["cond"].items()}
 
-    step = make_train_step(
+    objective = of_noisy_images(
         loss_fn,
         uniform(8),
-        optimizer,
         num_timesteps=8,
         p_uncond=config.loss.p_uncond,
-        optim_config=config.optim,
+        clean_fn=clean_pixels,
         cond_fn=cond_fn,
-        accumulate=1,
-        key=jax.random.key(0),
+    )
+    step = make_train_step(
+        objective, optimizer, optim_config=config.optim, accumulate=1, key=jax.random.key(0)
     )
     batch = {"image": np.zeros((n, 1, 1, 1), np.uint8), "cond": rows(n)}
     state = TrainState(jnp.int32(0), params, params, optimizer.init(params))
     with jax.numpy_dtype_promotion("standard"):  # the mark does not cover this fixture
         for i in range(2):  # without jit, so that `seen` gets numbers
             step(dataclasses.replace(state, step=jnp.int32(i)), batch)
-    evaluate = make_eval_step(loss_fn, uniform(8), cond_fn=cond_fn, key=jax.random.key(1))
+    evaluate = make_eval_step(
+        loss_fn, uniform(8), clean_fn=clean_pixels, cond_fn=cond_fn, key=jax.random.key(1)
+    )
     evaluate(params, batch, 0)
     return seen
 

@@ -137,7 +137,7 @@ def test_overrides_come_from_a_flagfile_too(tmp_path):
         ),
         (
             [DIGITS, "--config.trian.x=3"],
-            "unknown config key 'trian.x'; sections: data, eval, loss, mesh, model, optim, ",
+            "unknown config key 'trian.x'; sections: autoencoder, data, eval, loss, mesh, ",
         ),
         ([DIGITS, "--config.mesh.0123456=3"], "'mesh.0123456'; fields of config.mesh: mesh.data, "),
         ([DIGITS, "--config.mesh=3"], "config.mesh is a section; set its fields, such as --config"),

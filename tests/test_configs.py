@@ -17,6 +17,8 @@ VARIANTS = {
     "folder": ("", "small"),
     "emoji": ("", "small"),
     "fashion_mnist": ("", "small"),
+    "fashion_autoencoder": ("", "small"),
+    "fashion_latent": ("", "small"),
     "emoji_text": ("", "small"),
     "digits_bpd": ("simple", "hybrid", "vlb"),
 }

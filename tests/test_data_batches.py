@@ -111,9 +111,9 @@ def test_a_batch_is_read_in_one_call():
     class Counted(ArraySource):
         reads = []
 
-        def read(self, indices):
+        def read(self, indices, mirrored=None):
             self.reads.append(len(indices))
-            return super().read(indices)
+            return super().read(indices, mirrored)
 
     source = Counted(np.zeros((300, 4, 4, 3), np.uint8), np.zeros(300, np.int32))
     batches = Batches(source, 128, seed=0, flip=True)

@@ -8,7 +8,8 @@ from sklearn.datasets import load_digits
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import small_classifier
-from ddpm_jax.evaluation.features import FeatureNetwork, digest, make_features
+from ddpm_jax.evaluation.features import FeatureNetwork, make_features
+from ddpm_jax.models import digest
 from ddpm_jax.runtime import files
 
 RNG = np.random.default_rng(0)

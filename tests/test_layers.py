@@ -16,6 +16,8 @@ FOLDERS = (Path(ddpm_jax.__file__).parent, ROOT / "experiments")  # the first ma
 # The rows, from the top. A name is a module or a whole folder. Within a folder, and within the
 # mathematics, modules may import each other, but not in a circle.
 MATHEMATICS = {
+    "ddpm_jax.autoencoding",
+    "ddpm_jax.codec",
     "ddpm_jax.conditioning",
     "ddpm_jax.denoise",
     "ddpm_jax.editing",
@@ -39,6 +41,7 @@ ROWS = [
     {"ddpm_jax.runtime"},
     MATHEMATICS,
     {"ddpm_jax.models", "ddpm_jax.pretrained", "ddpm_jax.figures"},
+    {"ddpm_jax.interop"},
     {"ddpm_jax.data"},
     {"ddpm_jax.build"},
     {"ddpm_jax.runs"},
@@ -56,7 +59,7 @@ HOMES = {  # the only places that import these
     "diffrax": {"ddpm_jax.likelihood.ode"},
     "absl": {"experiments"},
     "ml_collections": {"experiments"},
-    "safetensors": {"ddpm_jax.pretrained.text_encoder"},
+    "safetensors": {"ddpm_jax.pretrained.text_encoder", "ddpm_jax.interop"},
     "tokenizers": {"ddpm_jax.pretrained.text_encoder"},
     "tensorflow": set(),
     "transformers": set(),

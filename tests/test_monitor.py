@@ -120,7 +120,7 @@ def test_the_score_is_the_distance_of_the_fast_samples(tmp_path):
     images = np.asarray(
         make_parts(make_config(sample__sampler="dpm_solver_pp_2m", sample__num_steps=2,
                                sample__timesteps="trailing"))[0]
-        .sample(params, parts.sample_key, 80)
+        .draw(params, parts.sample_key, 80)
     )  # fmt: skip
     network, _ = references.classifier(config.data, dataset)
     features = make_features(network)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tiny import make_config
 
-from ddpm_jax import build, time_samplers
+from ddpm_jax import build
 from ddpm_jax.build.chain import make_chain
 from ddpm_jax.figures import grids, plots
 from ddpm_jax.models.noise_schedule import make_gamma
@@ -269,7 +269,7 @@ def _save_run_of_zeros(
     model = build.model(config.model, facts.image_shape, facts.num_classes)
     model = make_chain(config).joint(model)
     optimizer = make_optimizer(config.optim, 1)
-    init = functools.partial(init_state, model, optimizer, time_sampler=time_samplers.uniform(12))
+    init = functools.partial(init_state, model.init, optimizer)
     shapes = jax.eval_shape(init, jax.random.key(0))
     state = jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), shapes)
     if ends is not None:

@@ -19,14 +19,15 @@ from ddpm_jax.runtime import devices
 from ddpm_jax.time_samplers import TimeSampler, uniform
 from ddpm_jax.training.feed import feed
 from ddpm_jax.training.held_out import make_held_out
-from ddpm_jax.training.optimizer import make_optimizer
-from ddpm_jax.training.parts import Parts, build_parts
-from ddpm_jax.training.step import (
-    init_state,
+from ddpm_jax.training.objectives import (
+    clean_pixels,
     make_accuracy_step,
     make_eval_step,
-    make_train_step,
+    of_noisy_images,
 )
+from ddpm_jax.training.optimizer import make_optimizer
+from ddpm_jax.training.parts import Parts, build_parts
+from ddpm_jax.training.step import init_state, make_train_step
 
 pytestmark = [
     pytest.mark.quick_to_compile,
@@ -63,18 +64,19 @@ def watched(weight=None):
 def a_step(loss_fn=error, *, times=None, optim=OPTIM, accumulate=1):
     """Return the first state and the jitted step."""
     times, optimizer = times or watched(), make_optimizer(optim, 100)
-    step = make_train_step(
+    objective = of_noisy_images(
         loss_fn,
         times,
-        optimizer,
         num_timesteps=T,
         p_uncond=0.0,
-        optim_config=optim,
+        clean_fn=clean_pixels,
         cond_fn=lambda batch: None,
-        accumulate=accumulate,
-        key=jax.random.key(0),
     )
-    return init_state(LINEAR, optimizer, jax.random.key(0), times), jax.jit(step)
+    step = make_train_step(
+        objective, optimizer, optim_config=optim, accumulate=accumulate, key=jax.random.key(0)
+    )
+    state = init_state(LINEAR.init, optimizer, jax.random.key(0), objective.init())
+    return state, jax.jit(step)
 
 
 def a_batch(seed=0):
@@ -255,11 +257,16 @@ def test_every_held_out_batch_draws_its_own_t_and_eps_and_all_of_them_count_once
     )
     source = ArraySource(np.zeros((20, *SHAPE), np.uint8), np.zeros(20, np.int32))
     dataset = data.Dataset(source, source, SHAPE, 0, ())
-    step = make_eval_step(noise_seen, uniform(T), cond_fn=lambda batch: None, key=jax.random.key(1))
+    step = make_eval_step(
+        noise_seen,
+        uniform(T),
+        clean_fn=clean_pixels,
+        cond_fn=lambda batch: None,
+        key=jax.random.key(1),
+    )
     state, _ = a_step()
     parts = Parts(
         name="linear",
-        model=LINEAR,
         rate=lambda step: 0.1,
         init=lambda: state,
         train_step=lambda state, batch: (state, {}),
@@ -280,7 +287,7 @@ def test_accuracy_is_measured_in_each_quarter_of_the_timesteps():
     """The figure is here t, and then the mean ε, instead of whether the class is right."""
 
     def figures(right_fn, index):
-        step = make_accuracy_step(right_fn, T, key=jax.random.key(0))
+        step = make_accuracy_step(right_fn, T, clean_fn=clean_pixels, key=jax.random.key(0))
         batch = {"image": np.zeros((1000, *SHAPE), np.uint8), "label": np.zeros(1000, np.int32)}
         found = jax.jit(step)(START, batch, index)
         assert list(found) == [f"accuracy_t_quartile_{i}" for i in (1, 2, 3, 4)]

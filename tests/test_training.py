@@ -25,10 +25,11 @@ from ddpm_jax.runs.checkpoint import Checkpoints, restore_ema
 from ddpm_jax.runs.checksums import check, checksums
 from ddpm_jax.runtime import devices, sharding
 from ddpm_jax.training.loop import train
+from ddpm_jax.training.objectives import loss_by_quartile
 from ddpm_jax.training.optimizer import learning_rate
 from ddpm_jax.training.parts import build_parts
 from ddpm_jax.training.pictures import Pictures
-from ddpm_jax.training.step import fuse_steps, loss_by_quartile
+from ddpm_jax.training.step import fuse_steps
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Sharding info not provided"),
@@ -83,7 +84,7 @@ def test_samples_that_are_not_finite_are_no_pictures(tmp_path, caplog):
     """The run goes on: its weights may be good when the sampler is not."""
     config = make_config()
     parts = make_parts(config)[0]._replace(
-        sample=lambda params, key, n, cond, *, start: jnp.full((n, 8, 8, 1), jnp.nan)
+        draw=lambda params, key, n, cond, *, start: jnp.full((n, 8, 8, 1), jnp.nan)
     )
     paths = workdir.WorkDir(tmp_path)
     pictures = Pictures(config, parts, None, paths, None)

@@ -5,6 +5,7 @@ sampler needs its own file and one row of the table in `build/sampling.py`. `bui
 whether the schedule is fixed or learned.
 """
 
+from ddpm_jax.build.autoencoders import autoencoder, discriminator
 from ddpm_jax.build.chain import Chain, make_chain
 from ddpm_jax.build.network import classifier, model
 from ddpm_jax.build.processes import SCHEDULES, process
@@ -22,8 +23,10 @@ __all__ = [
     "GRIDS",
     "SAMPLERS",
     "SCHEDULES",
+    "autoencoder",
     "classifier",
     "denoiser",
+    "discriminator",
     "grid",
     "make_chain",
     "model",

@@ -3,9 +3,15 @@
 import jax.numpy as jnp
 
 from ddpm_jax.config import ModelConfig
-from ddpm_jax.errors import UserError, look_up, unknown
+from ddpm_jax.config_checks import check_unused
+from ddpm_jax.errors import UserError, look_up
 from ddpm_jax.models import Classifier, Model, UNet, as_model
 
+NETWORKS = {  # model.name -> what it is, and how such a run is used
+    "unet": ("a denoiser", "train denoisers by experiments.train"),
+    "classifier": ("a classifier", "pass a classifier as --classifier"),
+    "autoencoder": ("an autoencoder", "pass an autoencoder as --config.data.codec"),
+}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -21,7 +27,8 @@ def model(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: i
       UserError: model.name or model.dtype is unknown or wrong; the model needs classes but the data
         have none; the sizes do not fit the images.
     """
-    _check_name(config, "unet", "a denoiser is needed here; pass a classifier as --classifier")
+    check_name(config, "unet")
+    check_unused(config, ["latent_channels"], "model.name=unet", " (autoencoder: yes)")
     if config.class_conditional and not num_classes:
         raise UserError(
             "model.class_conditional is True, but the data have no labels; put the images into one "
@@ -34,7 +41,7 @@ def model(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: i
         fourier_features=config.fourier_features,
         embedding_dim=config.embedding_dim,
         context_dim=config.context_dim,
-        **_sizes(config),
+        **sizes(config),
     )
     unet.check_sizes(image_shape[:2])
     return as_model(unet, image_shape)
@@ -52,28 +59,27 @@ def classifier(config: ModelConfig, image_shape: tuple[int, int, int], num_class
       UserError: model.name or model.dtype is unknown or wrong; the data have no labels; the sizes
         do not fit the images.
     """
-    _check_name(
-        config, "classifier", "a classifier is needed here; train denoisers by experiments.train"
-    )
+    check_name(config, "classifier")
     if not num_classes:
         raise UserError(
             "a classifier needs labels, but the data have none; put the images into one sub-folder "
             "per class"
         )
-    UNet(**_sizes(config)).check_sizes(image_shape[:2])
-    return as_model(Classifier(num_classes=num_classes, **_sizes(config)), image_shape)
+    UNet(**sizes(config)).check_sizes(image_shape[:2])
+    return as_model(Classifier(num_classes=num_classes, **sizes(config)), image_shape)
 
 
-def _check_name(config: ModelConfig, wanted: str, why: str) -> None:
+def check_name(config: ModelConfig, wanted: str) -> None:
     """Raise `UserError` if model.name is not the wanted network."""
-    if config.name not in ("unet", "classifier"):
-        raise unknown("model.name", config.name, ["unet", "classifier"])
+    look_up(NETWORKS, "model.name", config.name)
     if config.name != wanted:
-        raise UserError(f"model.name is {config.name!r}, but {why}")
+        what, _ = NETWORKS[wanted]
+        _, use = NETWORKS[config.name]
+        raise UserError(f"model.name is {config.name!r}, but {what} is needed here; {use}")
 
 
-def _sizes(config: ModelConfig) -> dict:
-    """Return the options that the U-Net and the classifier share."""
+def sizes(config: ModelConfig) -> dict:
+    """Return the options that all networks share, except that an autoencoder has no scale_shift."""
     return dict(
         channels=config.channels,
         channel_multipliers=config.channel_multipliers,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax import timesteps
+from ddpm_jax.build import latents
 from ddpm_jax.build.guidance import from_config, with_classifier
 from ddpm_jax.config import Config, SampleConfig
 from ddpm_jax.config_checks import Choice, choose
@@ -105,7 +106,7 @@ def denoiser(config: Config, process: GaussianProcess, model: Model) -> Denoiser
         model.apply,
         kind=config.loss.kind,
         guidance=from_config(config, process),
-        clip_x_0=config.sample.clip_x_0,
+        clip_x_0=latents.clip(config),
         percentile=config.sample.dynamic_threshold,
     )
 
@@ -167,7 +168,7 @@ def chain_sample_fn(
         shape=image_shape,
         sampler=sampler(c, process),
         kind=config.loss.kind,
-        clip_x_0=c.clip_x_0,
+        clip_x_0=latents.clip(config),
         guidance=guide,
         percentile=c.dynamic_threshold,
         collect=collect,

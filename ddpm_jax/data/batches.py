@@ -87,14 +87,15 @@ class Batches:
         """Return this process's slice of the batch of this step.
 
         Returns:
-          "image" uint8 [B, H, W, C], "label" int32 [B] and the entries of `rows`, [B, ...], where
-          B is batch_size / process_count.
+          "image" [B, ...] as the source returns them, "label" int32 [B] and the entries of `rows`,
+          [B, ...], where B is batch_size / process_count.
         """
         indices = self.indices(step)[self._mine]
-        images, labels = self.source.read(indices)
         if self.flip:
             rng = np.random.default_rng([self.seed, FLIP, step])
             mirrored = rng.random(self.batch_size)[self._mine] < 0.5
-            images[mirrored] = images[mirrored, :, ::-1]
+            images, labels = self.source.read(indices, mirrored)
+        else:
+            images, labels = self.source.read(indices)
         rows = {name: value[indices] for name, value in self.rows.items()}
         return {"image": images, "label": labels, **rows}

@@ -5,6 +5,7 @@
     embedding               model.embedding_dim > 0                the texts, encoded (`text_rows`)
     context, context_mask   model.context_dim > 0                  the texts, encoded (`text_rows`)
     image                   model.super_resolution > 0             the image itself, made coarse
+    image                   model.name is autoencoder              the image itself
 
 `models.inputs` gives their shapes.
 """
@@ -59,7 +60,7 @@ def cond_names(config: Config) -> tuple[str, ...]:
         "embedding": model.embedding_dim > 0,
         "context": model.context_dim > 0,
         "context_mask": model.context_dim > 0,
-        "image": model.super_resolution > 0,
+        "image": model.super_resolution > 0 or model.name == "autoencoder",
     }
     return tuple(name for name, wanted in names.items() if wanted)
 
@@ -70,11 +71,11 @@ def make_cond_fn(config: Config):
     The function returns None if the network has no conditioning. The batch's "image" is the
     training target; cond["image"] is its coarse version (`coarse`), float in [-1, 1].
     """
-    names, factor = cond_names(config), config.model.super_resolution
+    names, factor = cond_names(config), max(config.model.super_resolution, 1)
 
     def cond_fn(batch: Mapping[str, Any]) -> Conditioning | None:
         cond = {name: batch[name] for name in names if name != "image"}
-        if factor:
+        if "image" in names:
             cond["image"] = coarse(to_x_0(batch["image"]), factor)
         return cond or None
 

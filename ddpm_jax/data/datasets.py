@@ -5,6 +5,7 @@ prepared.
 """
 
 import dataclasses
+import hashlib
 import math
 from typing import Any
 
@@ -34,6 +35,7 @@ BUILDERS = {
 }
 WITH_PATH = (Folder.name, arrays.NAME)  # the sets that read data.path
 
+HASHED = 64  # images; the hash of their pixels is part of the key of a cache
 NUM_NAMED = 10  # how many classes a line names
 
 
@@ -94,6 +96,31 @@ def open_dataset(config: DataConfig, given: arrays.Arrays | None = None) -> Data
         return _of_arrays(arrays.read(config.path) if given is None else given, config)
     with prepared.quiet():
         return _open(config)
+
+
+def facts_of_split(config: DataConfig, source: Source, split: str) -> dict[str, Any]:
+    """Return everything that the pixels of a split depend on, for the key of a cache.
+
+    Args:
+      config: the section `data` of the config.
+      source: the images of the split.
+      split: "train" or "test".
+    """
+    images, labels = source.read(some(len(source), HASHED))
+    return {
+        "name": config.name,
+        "split": {"train": config.train_split, "test": config.test_split}[split],
+        "image_size": config.image_size,
+        "channels": config.channels,
+        "crop": config.crop,
+        "shape": [len(source), *images.shape[1:]],
+        "sha256": hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest(),
+    }
+
+
+def some(n: int, most: int) -> np.ndarray:
+    """Return at most `most` of n indices, ascending: a random subset, the same at each call."""
+    return np.sort(np.random.default_rng(0).choice(n, min(n, most), replace=False))
 
 
 def _of_arrays(found: arrays.Arrays, config: DataConfig) -> Dataset:

@@ -20,8 +20,19 @@ class Source(Protocol):
         """Return the number of images."""
         ...
 
-    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return images uint8 [B, H, W, C] and labels int32 [B]; without labels, zeros."""
+    def read(
+        self, indices: np.ndarray, mirrored: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return images and labels.
+
+        Args:
+          indices: int [B], which images.
+          mirrored: bool [B], which of them to mirror left to right; None is none.
+
+        Returns:
+          Images uint8 [B, H, W, C], or the moments of latents float16 [B, h, w, 2c]
+          (`data.latents`); and labels int32 [B], zeros if the set has none.
+        """
         ...
 
 
@@ -47,9 +58,11 @@ class ArraySource:
     def __len__(self) -> int:
         return len(self.images)
 
-    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def read(
+        self, indices: np.ndarray, mirrored: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return copies of the images and labels at `indices`."""
-        return self.images[indices], self.labels[indices]
+        return _mirror(self.images[indices], mirrored), self.labels[indices]
 
 
 class RecordSource:
@@ -69,7 +82,9 @@ class RecordSource:
     def __len__(self) -> int:
         return len(self.records)
 
-    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def read(
+        self, indices: np.ndarray, mirrored: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Read and decode the records at `indices`, in several threads."""
         records = self.records.__getitems__(np.asarray(indices).tolist())
         # One task per thread. One task per image costs more time than it saves on small images.
@@ -78,10 +93,17 @@ class RecordSource:
         for i, share in enumerate(self.pool.map(self._decode_all, shares)):
             decoded[i :: self.num_threads] = share
         images, labels = zip(*decoded, strict=True)
-        return np.stack(images), np.array(labels, np.int32)
+        return _mirror(np.stack(images), mirrored), np.array(labels, np.int32)
 
     def _decode_all(self, records: Sequence[Any]) -> list[tuple[np.ndarray, int]]:
         return [self.decode(record) for record in records]
+
+
+def _mirror(images: np.ndarray, mirrored: np.ndarray | None) -> np.ndarray:
+    """Mirror some of the images left to right, in place."""
+    if mirrored is not None:
+        images[mirrored] = images[mirrored, :, ::-1]
+    return images
 
 
 def load(source: Source, shape: tuple[int, int, int]) -> ArraySource:

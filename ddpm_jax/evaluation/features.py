@@ -6,7 +6,6 @@
 Any network fits: `FeatureNetwork("mine", digest, lambda params, images: f(images))`.
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -34,15 +33,6 @@ class FeatureNetwork(NamedTuple):
     apply: Callable[[Any, Array], Array]
     params: Any = ()
     head: tuple[np.ndarray, np.ndarray] | None = None
-
-
-def digest(arrays: Any) -> str:
-    """Return a hash of the shapes, types and bytes of a pytree of arrays: 16 hexadecimal digits."""
-    found = hashlib.sha256()
-    for leaf in jax.tree.leaves(jax.device_get(arrays)):
-        leaf = np.ascontiguousarray(leaf)
-        found.update(f"{leaf.shape}{leaf.dtype}".encode() + leaf.tobytes())
-    return found.hexdigest()[:16]
 
 
 def make_features(

@@ -51,6 +51,19 @@ def variance_of(config: Config) -> str:
     return "learned_range" if config.model.learn_variance else config.sample.variance
 
 
+def check_pixels(run: Run) -> None:
+    """Refuse a run on latents.
+
+    Raises:
+      UserError: the run has a codec.
+    """
+    if run.codec is not None:
+        raise UserError(
+            f"bits/dim are of pixels, but the run is on the latents of data.codec="
+            f"{run.config.data.codec}; it has no likelihood of its images"
+        )
+
+
 def check_variance(run: Run, variance: str) -> None:
     """Check that a variance can be used for the bound of a run.
 
@@ -91,8 +104,9 @@ def evaluate(
       progress: receives the number of images that are done.
 
     Raises:
-      UserError: no such split.
+      UserError: no such split, or a run on latents.
     """
+    check_pixels(run)
     T = run.process.num_timesteps
     bound_fn = bound.make_bound(
         run.process,
@@ -182,6 +196,7 @@ def by_ode(run: Run, tolerance: float) -> Callable[..., tuple[np.ndarray, np.nda
     Raises:
       UserError: the run has no ODE likelihood.
     """
+    check_pixels(run)
     return make_bits_per_dim(
         run.process, run.model.apply, kind=run.config.loss.kind, rtol=tolerance, atol=tolerance
     )

@@ -4,15 +4,15 @@ The files are in `<data_dir>/quality`. The key of a file contains the data set, 
 resolution and preprocessing, a hash of 64 of the images, and the weights of the feature network.
 """
 
-import hashlib
 import pathlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ddpm_jax import data
 from ddpm_jax.config import DataConfig
+from ddpm_jax.data.datasets import facts_of_split, some
 from ddpm_jax.data.prepared import data_directory
 from ddpm_jax.errors import UserError, unknown
 from ddpm_jax.evaluation import small_classifier
@@ -22,7 +22,6 @@ from ddpm_jax.runtime.files import load_or_make
 
 CHUNK = 512  # images read at once
 MAX_FEATURES = 10_000  # images with cached features, for distances that need more than moments
-HASHED = 64  # images; the hash of their pixels is part of the key
 
 
 class Reference(NamedTuple):
@@ -79,15 +78,15 @@ def classifier(config: DataConfig, dataset: data.Dataset) -> tuple[FeatureNetwor
         )
     facts = {
         "version": small_classifier.VERSION,
-        "train": _facts(config, dataset.train, "train"),
-        "test": dataset.test and _facts(config, dataset.test, "test"),
+        "train": facts_of_split(config, dataset.train, "train"),
+        "test": dataset.test and facts_of_split(config, dataset.test, "test"),
     }
 
     def make() -> dict[str, np.ndarray]:
         most = small_classifier.MAX_IMAGES
-        indices = _some(len(dataset.train), most)
+        indices = some(len(dataset.train), most)
         if dataset.test is not None:
-            held_out = dataset.test.read(_some(len(dataset.test), most))
+            held_out = dataset.test.read(some(len(dataset.test), most))
         else:
             held_out = dataset.train.read(indices[::10])
             indices = np.delete(indices, np.s_[::10])
@@ -112,11 +111,14 @@ def reference(
       UserError: no such split.
     """
     source = source_of(dataset, split)
-    facts = {"data": _facts(config, source, split), "network": [network.name, network.digest]}
+    facts = {
+        "data": facts_of_split(config, source, split),
+        "network": [network.name, network.digest],
+    }
 
     def make() -> dict[str, np.ndarray]:
         features = make_features(network)
-        kept, wanted, start = [], _some(len(source), MAX_FEATURES), 0
+        kept, wanted, start = [], some(len(source), MAX_FEATURES), 0
 
         def stream() -> Iterator[np.ndarray]:
             nonlocal start
@@ -136,25 +138,6 @@ def reference(
     arrays = load_or_make(_directory(config), name, facts, make)
     moments = Moments(int(arrays["n"]), arrays["mean"], arrays["m2"])
     return Reference(split, moments, arrays["features"])
-
-
-def _facts(config: DataConfig, source: data.Source, split: str) -> dict[str, Any]:
-    """Return everything that the pixels of a split depend on, for the key."""
-    images, labels = source.read(_some(len(source), HASHED))
-    return {
-        "name": config.name,
-        "split": {"train": config.train_split, "test": config.test_split}[split],
-        "image_size": config.image_size,
-        "channels": config.channels,
-        "crop": config.crop,
-        "shape": [len(source), *images.shape[1:]],
-        "sha256": hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest(),
-    }
-
-
-def _some(n: int, most: int) -> np.ndarray:
-    """Return at most `most` of n indices, ascending: a random subset, the same at each call."""
-    return np.sort(np.random.default_rng(0).choice(n, min(n, most), replace=False))
 
 
 def _directory(config: DataConfig) -> pathlib.Path:

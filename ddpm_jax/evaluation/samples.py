@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ddpm_jax import build, data
+from ddpm_jax import data
 from ddpm_jax.data.cond import drawn_cond, text_rows
 from ddpm_jax.evaluation import memorisation, references, table
 from ddpm_jax.evaluation.distances import Estimate
@@ -68,7 +68,7 @@ def evaluate(
     what = f"features of the {split} images (kept for the next time)"
     progress(what, 0, 1)
     reference = references.reference(run.config.data, dataset, split, network)
-    sample = build.sample_fn(run.config, run.process, run.model, run.facts.image_shape)
+    sample = run.sample_fn()
     features = make_features(network)
     progress(what, 1, 1)
     what = "distances of held-out images to the training images"

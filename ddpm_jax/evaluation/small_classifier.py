@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation.features import FeatureNetwork, digest
+from ddpm_jax.evaluation.features import FeatureNetwork
+from ddpm_jax.models import digest
 from ddpm_jax.pixels import to_x_0
 from ddpm_jax.types import Array
 
@@ -29,13 +30,17 @@ BUDGET = 6e10  # images x inputs x hidden x epochs, at most: half a minute on tw
 
 
 def pixels(images: Array) -> Array:
-    """Return the inputs of the classifier, [B, D] float32 in [-1, 1].
+    """Return the inputs of the classifier for images uint8 [B, H, W, C]: [B, D] float32."""
+    return inputs(to_x_0(images))
+
+
+def inputs(x: Array) -> Array:
+    """Return the inputs of the classifier, [B, D].
 
     Args:
-      images: [B, H, W, C] uint8.
+      x: [B, H, W, C] float, images in [-1, 1].
     """
-    batch, height, width, channels = images.shape
-    x = to_x_0(images)
+    batch, height, width, channels = x.shape
     if max(height, width) > SIDE:
         shape = (batch, min(height, SIDE), min(width, SIDE), channels)
         x = jax.image.resize(x, shape, "linear", antialias=True)
@@ -98,5 +103,10 @@ def as_network(arrays: dict[str, np.ndarray]) -> FeatureNetwork:
 
 
 def _apply(params: Any, images: Array) -> Array:
-    hidden = jnp.matmul(pixels(images), params["weights_1"], precision=jax.lax.Precision.HIGHEST)
-    return jnp.maximum(hidden + params["bias_1"][None], 0.0)
+    return hidden(params, to_x_0(images))
+
+
+def hidden(params: Any, x: Array) -> Array:
+    """Return the hidden layer f [B, 64] of images x in [-1, 1], float [B, H, W, C]."""
+    found = jnp.matmul(inputs(x), params["weights_1"], precision=jax.lax.Precision.HIGHEST)
+    return jnp.maximum(found + params["bias_1"][None], 0.0)

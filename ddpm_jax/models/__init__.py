@@ -5,18 +5,21 @@ The rest of the code uses a `Model`, a pair of pure functions: `init(key) -> par
 wrapped in the same way.
 """
 
+import hashlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ddpm_jax.models.classifier import Classifier
+from ddpm_jax.models.discriminator import Discriminator
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.types import ApplyFn, Array, Conditioning, Params, PRNGKey
 
-__all__ = ["Classifier", "Model", "UNet", "as_model", "count_parameters"]
+__all__ = ["Classifier", "Discriminator", "Model", "UNet", "as_model", "count_parameters", "digest"]
 
 
 class Model(NamedTuple):
@@ -61,6 +64,15 @@ def as_model(module: nn.Module, image_shape: tuple[int, int, int]) -> Model:
         return output
 
     return Model(init, apply)
+
+
+def digest(arrays: Any) -> str:
+    """Return a hash of the shapes, types and bytes of a pytree of arrays: 16 hexadecimal digits."""
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(jax.device_get(arrays)):
+        leaf = np.ascontiguousarray(leaf)
+        found.update(f"{leaf.shape}{leaf.dtype}".encode() + leaf.tobytes())
+    return found.hexdigest()[:16]
 
 
 def count_parameters(params: Params) -> int:

@@ -102,8 +102,14 @@ class ResidualBlock(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Array, embedding: Array, train: bool) -> Array:
-        """Map x [B, H, W, C] and embedding [B, E] to [B, H, W, C']."""
+    def __call__(self, x: Array, embedding: Array | None, train: bool) -> Array:
+        """Map x [B, H, W, C] to [B, H, W, C'].
+
+        Args:
+          x: [B, H, W, C].
+          embedding: [B, E]; None in a network without times, where h gets no Dense.
+          train: whether dropout is on.
+        """
         conv: dict[str, Any] = dict(
             kernel_size=(3, 3), dtype=self.dtype, conv_general_dilated_cls=convolution(train)
         )
@@ -111,16 +117,18 @@ class ResidualBlock(nn.Module):
 
         h = nn.swish(nn.GroupNorm(**norm, name="norm_1")(x))
         h = nn.Conv(self.channels, **conv, kernel_init=fan_avg, name="conv_1")(h)  # [B, H, W, C']
-        width = 2 * self.channels if self.scale_shift else self.channels
-        shift = nn.Dense(width, dtype=self.dtype, kernel_init=fan_avg, name="dense")
-        shift = shift(nn.swish(embedding))  #                                      [B, C' or 2C']
-        shift = shift[:, None, None, :]
         normalise = nn.GroupNorm(**norm, name="norm_2")
-        if self.scale_shift:  # FiLM (Perez et al. 2018; Dhariwal & Nichol 2021, eq. 3: AdaGN)
-            scale, shift = jnp.split(shift, 2, axis=-1)
-            h = normalise(h) * (1 + scale) + shift
+        if embedding is None:
+            h = normalise(h)
         else:
-            h = normalise(h + shift)
+            width = 2 * self.channels if self.scale_shift else self.channels
+            shift = nn.Dense(width, dtype=self.dtype, kernel_init=fan_avg, name="dense")
+            shift = shift(nn.swish(embedding))[:, None, None, :]  #            [B, 1, 1, C' or 2C']
+            if self.scale_shift:  # FiLM (Perez et al. 2018; Dhariwal & Nichol 2021, eq. 3: AdaGN)
+                scale, shift = jnp.split(shift, 2, axis=-1)
+                h = normalise(h) * (1 + scale) + shift
+            else:
+                h = normalise(h + shift)
         h = nn.Dropout(self.dropout, deterministic=not train)(nn.swish(h))
         h = nn.Conv(self.channels, **conv, kernel_init=zeros, name="conv_2")(h)
         if x.shape[-1] != self.channels:

@@ -41,7 +41,9 @@ class Interval:
 
         Returns:
           "loss": mean over the interval's steps.
-          "loss_t_quartile_<i>": mean loss of the images with t in the i-th quarter of {1..T}.
+          "loss_t_quartile_<i>": mean loss of the images with t in the i-th quarter of {1..T}, if
+            the objective has times.
+          Other metrics of the objective: mean over the interval's steps.
           "grad_norm", "param_norm", "skipped", "skipped_in_a_row": values of the last step.
         """
         host = jax.device_get(self._steps)
@@ -51,16 +53,24 @@ class Interval:
             if not name.startswith("quartile")
         }
         row = {"loss": float(merged["loss"].mean())}
-        sums = np.sum([step["quartile_sum"].reshape(-1, 4).sum(0) for step in host], axis=0)
-        counts = np.sum([step["quartile_count"].reshape(-1, 4).sum(0) for step in host], axis=0)
-        for i, (total, count) in enumerate(zip(sums, counts, strict=True), start=1):
-            if count:  # t in the i-th quarter of {1..T}
-                row[f"loss_t_quartile_{i}"] = float(total / count)
-        for name in ("grad_norm", "param_norm"):
-            row[name] = float(merged[name][-1])
-        for name in ("skipped", "skipped_in_a_row"):
-            row[name] = int(merged[name][-1])
-        return row
+        if "quartile_sum" in host[0]:
+            row |= _by_quartile(host)
+        last, counts = ("grad_norm", "param_norm"), ("skipped", "skipped_in_a_row")
+        for name in sorted(merged.keys() - {"loss", *last, *counts}):
+            row[name] = float(merged[name].mean())
+        row |= {name: float(merged[name][-1]) for name in last}
+        return row | {name: int(merged[name][-1]) for name in counts}
+
+
+def _by_quartile(host: list[dict[str, np.ndarray]]) -> dict[str, float]:
+    """Return the mean loss of the images with t in each quarter of {1..T} that has any."""
+    sums = np.sum([step["quartile_sum"].reshape(-1, 4).sum(0) for step in host], axis=0)
+    counts = np.sum([step["quartile_count"].reshape(-1, 4).sum(0) for step in host], axis=0)
+    return {
+        f"loss_t_quartile_{i}": float(total / count)
+        for i, (total, count) in enumerate(zip(sums, counts, strict=True), start=1)
+        if count
+    }
 
 
 class MetricsWriter:

@@ -1,11 +1,25 @@
 """The state of a run: everything that the next step depends on."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from ddpm_jax.types import Array, Params
+from ddpm_jax.types import Array, Params, PRNGKey
+
+
+def abstract_params(init: Callable[[PRNGKey], Params]) -> Params:
+    """Return the shapes of parameters, each on the first local device, for `restore_ema`.
+
+    Args:
+      init: key -> the parameters.
+    """
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(init, jax.random.key(0)),
+    )
 
 
 @jax.tree_util.register_dataclass

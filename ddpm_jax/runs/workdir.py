@@ -50,7 +50,7 @@ RESUMABLE = {
     "sample.chunk_size",
 }
 # These keys may differ too if the run has a digest of its data: the data may have moved.
-PLACES = {"data.path", "data.font_path", "data.emoji_test_path"}
+PLACES = {"data.codec", "data.path", "data.font_path", "data.emoji_test_path"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +63,8 @@ class DatasetFacts:
       class_names: the names of the classes, in the order of the labels.
       text: name of the encoder of the texts that the model receives; "" is no texts.
       digest: `data.Dataset.digest`; "" in a run of an old version, which did not store the digest.
+      codec: the digest of the codec, if the run is on latents; "" is pixels.
+      latent_mean, latent_deviation: the scale of the latents, per channel (`codec.Scale`).
     """
 
     image_shape: tuple[int, int, int]
@@ -70,6 +72,9 @@ class DatasetFacts:
     class_names: tuple[str, ...]
     text: str = ""
     digest: str = ""
+    codec: str = ""
+    latent_mean: tuple[float, ...] = ()
+    latent_deviation: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,6 +266,9 @@ def read_facts(workdir: WorkDir) -> DatasetFacts:
         tuple(facts["class_names"]),
         facts.get("text", ""),
         facts.get("digest", ""),
+        facts.get("codec", ""),
+        tuple(facts.get("latent_mean", ())),
+        tuple(facts.get("latent_deviation", ())),
     )
 
 
@@ -313,7 +321,8 @@ def _check_facts(
     root: pathlib.Path, before: DatasetFacts, now: DatasetFacts, allow_changed: bool
 ) -> None:
     """Refuse data that do not fit the model, and changed data unless `allow_changed`."""
-    if dataclasses.replace(before, digest=now.digest) == now:
+    measured = {name: getattr(now, name) for name in ("digest", "latent_mean", "latent_deviation")}
+    if dataclasses.replace(before, **measured) == now:
         if before.digest in ("", now.digest) or allow_changed:
             return
         raise UserError(
@@ -334,6 +343,10 @@ def _check_facts(
         changes.append(f"new: class {', '.join(map(repr, came))}")
     if before.class_names != now.class_names and not went and not came:
         changes.append("the classes are in another order")
+    if before.codec != now.codec:
+        changes.append(
+            f"the codec {before.codec or 'none'!r} is now {now.codec or 'none'!r} (data.codec)"
+        )
     if before.text != now.text:
         changes.append(f"the encoder of texts {before.text!r} is now {now.text!r}")
     raise UserError(

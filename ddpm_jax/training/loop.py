@@ -9,6 +9,7 @@ had never stopped.
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 import sys
@@ -19,13 +20,15 @@ import jax
 from rich.console import Console
 
 from ddpm_jax import data
+from ddpm_jax.codec import Codec
 from ddpm_jax.config import Config, from_dict, to_dict
-from ddpm_jax.data import arrays
+from ddpm_jax.data import arrays, latents
 from ddpm_jax.data.cond import grid_cond, text_rows
 from ddpm_jax.errors import SourceError
 from ddpm_jax.models import count_parameters
 from ddpm_jax.pretrained import text_encoder
 from ddpm_jax.runs.checkpoint import Checkpoints
+from ddpm_jax.runs.codec import known_scale, open_codec
 from ddpm_jax.runs.metrics import MetricsWriter
 from ddpm_jax.runs.metrics import read as read_metrics
 from ddpm_jax.runs.state import TrainState
@@ -40,6 +43,7 @@ from ddpm_jax.runtime import devices, distributed, sharding
 from ddpm_jax.runtime.files import absolute
 from ddpm_jax.runtime.interrupt import StopRequest
 from ddpm_jax.runtime.output import surviving
+from ddpm_jax.training.autoencoder import perceptual_features
 from ddpm_jax.training.feed import Call, feed, plan_calls
 from ddpm_jax.training.held_out import make_held_out
 from ddpm_jax.training.in_flight import InFlight
@@ -48,7 +52,7 @@ from ddpm_jax.training.monitor import make_monitor
 from ddpm_jax.training.parts import Parts, build_parts
 from ddpm_jax.training.pictures import Pictures
 from ddpm_jax.training.programs import Programs, give_back_memory
-from ddpm_jax.training.progress import ProgressLine
+from ddpm_jax.training.progress import ProgressLine, Throttled
 
 SMALL_SET = 1000  # images; with fewer images a network tends to copy its training set
 
@@ -59,9 +63,9 @@ class Result(NamedTuple):
     Attributes:
       state: the last state.
       signal: number of the signal that stopped the run before its end, or None.
-      figures: name -> mean over the held-out images, with the EMA weights of the last step. A
-        classifier's accuracies are always present. A denoiser's loss is present only if
-        `eval.every` divides the last step.
+      figures: name -> mean over the held-out images, with the EMA weights of the last step. The
+        accuracies of a classifier and the errors of an autoencoder are always present. A denoiser's
+        loss is present only if `eval.every` divides the last step.
     """
 
     state: TrainState
@@ -106,6 +110,9 @@ def train(
     if images is not None or labels is not None:
         data_config, given = arrays.of_program(config.data, images, labels)
         config = dataclasses.replace(config, data=data_config)
+    if config.data.codec:  # so that the run is opened from any directory
+        place = dataclasses.replace(config.data, codec=str(absolute(config.data.codec)))
+        config = dataclasses.replace(config, data=place)
     with contextlib.ExitStack() as at_end:
         return _train(config, root, given, at_end)
 
@@ -131,10 +138,29 @@ def _train(
     data.check_workdir(config.data, root)
     dataset = distributed.leader_first(lambda: data.open_dataset(config.data, given))
     distributed.check_same("data set", dataset.digest)
-    parts = build_parts(config, dataset.image_shape, dataset.num_classes, mesh=mesh)
+    codec, features = None, None
+    if config.data.codec:
+        codec = open_codec(config.data.codec, dataset.image_shape)
+    if config.autoencoder.perceptual_weight:
+        features = distributed.leader_first(lambda: perceptual_features(config.data, dataset))
+    sizes = dataset.image_shape, dataset.num_classes
+    parts = build_parts(config, *sizes, mesh=mesh, codec=codec, features=features)
+    encoder = text_encoder.NAME if config.data.text else ""
+    facts = DatasetFacts(*sizes, dataset.class_names, encoder, dataset.digest)
+    inputs = dataset  # what a train step reads: images, or latents
+    if codec is not None:
+        facts = dataclasses.replace(facts, codec=codec.digest)
+        distributed.leader_first(lambda: check_same_run(root, config, facts))
+        encode = functools.partial(latents.encoded, config.data, dataset, codec)
+        inputs, scale = distributed.leader_first(lambda: encode(Throttled(console)))
+        scale = known_scale(root) or scale
+        codec = dataclasses.replace(codec, scale=scale)
+        parts = build_parts(config, *sizes, mesh=mesh, codec=codec)
+        mean, deviation = (tuple(map(float, part)) for part in scale)
+        facts = dataclasses.replace(facts, latent_mean=mean, latent_deviation=deviation)
     train_rows, test_rows = text_rows(config, dataset)
     batches = data.Batches(
-        dataset.train,
+        inputs.train,
         config.train.batch_size,
         config.train.seed,
         config.data.flip,
@@ -142,11 +168,11 @@ def _train(
         jax.process_count(),
         train_rows,
     )
-    held_out = make_held_out(config, dataset, test_rows, parts, mesh)
+    held_out = make_held_out(config, inputs, test_rows, parts, mesh)
     monitor = distributed.leader_first(lambda: make_monitor(config, dataset, train_rows, parts))
 
     # Compile first: the compiler's plan says whether a step fits in the memory of the devices.
-    programs = Programs(config, parts, mesh, dataset.image_shape, train_rows)
+    programs = Programs(config, parts, mesh, inputs.train, train_rows)
     last = config.train.num_steps
     on_cpu = jax.default_backend() == "cpu"
     steps_per_call = config.train.steps_per_call or (1 if on_cpu else 10)
@@ -154,17 +180,14 @@ def _train(
         "log": config.train.log_every,
         "held_out": config.eval.every if held_out else 0,
         "score": config.eval.samples_every,
-        "sample": config.train.sample_every if parts.sample else 0,
+        "sample": config.train.sample_every if parts.draw else 0,
         "checkpoint": config.train.checkpoint_every,
     }
     if leader:
         at_end.enter_context(locked(root))
-    encoder = text_encoder.NAME if config.data.text else ""
-    facts = DatasetFacts(
-        dataset.image_shape, dataset.num_classes, dataset.class_names, encoder, dataset.digest
-    )
     distributed.leader_first(lambda: check_same_run(root, config, facts))
-    _describe(console, config, dataset, parts, count_parameters(programs.state.params), root)
+    number = count_parameters(programs.state.params)
+    _describe(console, config, dataset, parts, number, root, codec)
     if distributed.leader_first(WorkDir(absolute(root)).newest_step) < last:
         _, n = next(plan_calls(0, last, steps_per_call, list(every.values())))
         memory = programs.fitting(n)
@@ -193,7 +216,7 @@ def _train(
         programs.step(n)  # compiles, before the clock of the progress line starts
     writer = MetricsWriter(workdir, start, enabled=leader)
     pictures = None
-    if parts.sample:
+    if parts.draw:
         cond = grid_cond(config, dataset, train_rows, test_rows)
         pictures = Pictures(config, parts, cond, workdir, writer, enabled=leader)
     progress = ProgressLine(console, start, last, config.train.batch_size)
@@ -223,7 +246,7 @@ def _train(
                 stopping = stop.now(i)  # asked once: a signal can come at any line
                 ending = stopping or step == last
                 due = {name for name, n in every.items() if n and step % n == 0}
-                if step == last and held_out and not pictures:
+                if step == last and held_out and not parts.sampler_of:
                     due.add("held_out")
                 if due or ending:
                     log.end_interval(step, call)
@@ -261,7 +284,7 @@ def _train(
             grid = pictures.path(step, "ema")
             if not (start == last and distributed.leader_first(grid.exists)):
                 grid = pictures.draw(step, "ema", sharding.on_this_process(mesh, state.ema_params))
-        elif held_out and start == last:
+        if held_out and start == last and not parts.sampler_of:
             rows = [row for row in read_metrics(workdir.metrics) if row["step"] == last]
             figures = {name: row[name] for row in rows for name in parts.figures if name in row}
             figures = figures or held_out(state.ema_params)
@@ -271,15 +294,15 @@ def _train(
             + (f", {skipped} of them skipped (not finite: NaN or infinity)" if skipped else "")
         )
         if pictures:
-            console.print(f"samples: {grid or 'none, they are not finite'} (EMA weights)")
-        else:
+            console.print(f"{parts.drawn}: {grid or 'none, they are not finite'} (EMA weights)")
+        if not parts.sampler_of:
             for name, value in figures.items():
-                console.print(f"held-out {name}: {value:.3f}")
+                console.print(f"held-out {name.removeprefix('held_out_')}: {value:.3f}")
         console.print(f"metrics: {workdir.metrics} (TensorBoard: {workdir.tensorboard})")
         console.print(f"checkpoint: {workdir.checkpoints / str(step)}")
         if monitor and (best := checkpoints.best()):
             console.print(f"best checkpoint: {workdir.checkpoints / str(best[0])} ({best[1]})")
-        return Result(state, None, figures if pictures is None or "held_out" in due else {})
+        return Result(state, None, figures if not parts.sampler_of or "held_out" in due else {})
     except SourceError as error:
         if step == start or jax.process_count() > 1:  # all must save together
             raise
@@ -299,6 +322,7 @@ def _describe(
     parts: Parts,
     num_parameters: int,
     root: str | os.PathLike,
+    codec: Codec | None,
 ) -> None:
     """Print the data, the network with its number of parameters, and notes on the config."""
     held = f", {len(dataset.test):,} held out" if dataset.test else ""
@@ -309,7 +333,7 @@ def _describe(
     )
     # The name of a class may contain characters that this terminal cannot show.
     console.print(line.encode(console.encoding, "backslashreplace").decode(console.encoding))
-    if parts.sample and len(dataset.train) < SMALL_SET:
+    if parts.sampler_of and len(dataset.train) < SMALL_SET:
         console.print(
             f"note: on fewer than {SMALL_SET:,} images a network tends to copy its training set; "
             "watch held_out_loss in the metrics"
@@ -321,4 +345,6 @@ def _describe(
             f"learning rate only reaches {parts.rate(steps - 1):.1e} of "
             f"{config.optim.learning_rate:.1e}; take fewer warm-up steps"
         )
+    if codec is not None:
+        console.print(f"latents: {codec.latent_shape} of the autoencoder in {config.data.codec}")
     console.print(f"{parts.name}: {num_parameters:,} parameters; work directory: {absolute(root)}")

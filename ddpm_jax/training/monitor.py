@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from ddpm_jax import data
-from ddpm_jax.build.chain import sample_fn
 from ddpm_jax.build.overrides import for_evaluation
 from ddpm_jax.config import Config
 from ddpm_jax.data.cond import drawn_cond
@@ -46,10 +45,10 @@ def make_monitor(
     every, n = config.eval.samples_every, config.eval.num_samples
     if not every:
         return None
-    if parts.sample is None:
+    if parts.sampler_of is None:
         raise UserError(
-            f"eval.samples_every is {every}, but a {parts.name} draws no samples to judge; set it "
-            "to 0"
+            f"eval.samples_every is {every}, but the {parts.name} draws no samples to judge; "
+            "set it to 0"
         )
     if dataset.num_classes < 2:
         raise UserError(
@@ -61,8 +60,7 @@ def make_monitor(
     dim = len(reference.moments.mean)
     check_enough("samples (eval.num_samples)", n, dim)
     check_enough("in the training set", reference.moments.n, dim)
-    fast = for_evaluation(config)
-    sample = sample_fn(fast, parts.model, dataset.image_shape)
+    sample = parts.sampler_of(for_evaluation(config))
     features = make_features(network)
     cond = drawn_cond(config, dataset.train, rows, n, config.train.seed)
 

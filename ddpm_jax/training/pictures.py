@@ -26,7 +26,7 @@ class Pictures:
 
     Args:
       config: the config of the run; `train.num_samples` images are drawn.
-      parts: the parts of the run; `parts.sample` must not be None.
+      parts: the parts of the run; `parts.draw` must not be None.
       cond: None, or arrays with leading axis `train.num_samples`.
       workdir: the work directory.
       writer: writes the grid for TensorBoard.
@@ -43,8 +43,8 @@ class Pictures:
         *,
         enabled: bool = True,
     ):
-        assert parts.sample is not None  # the loop makes Pictures only if parts can sample
-        self._sample, self._key = parts.sample, parts.sample_key
+        assert parts.draw is not None  # the loop makes Pictures only if the parts can draw
+        self._draw, self._key = parts.draw, parts.sample_key
         self._n = config.train.num_samples
         self._chunk_size = config.sample.chunk_size
         self._workdir = workdir
@@ -68,7 +68,7 @@ class Pictures:
         """
         start = time.perf_counter()
         chunks = sample_in_chunks(
-            self._sample,
+            self._draw,
             params,
             self._key,
             self._n,

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ddpm_jax.config import Config
+from ddpm_jax.data import Source
 from ddpm_jax.errors import UserError
 from ddpm_jax.runs.state import TrainState
 from ddpm_jax.runtime import compiler, memory, sharding
@@ -28,7 +29,7 @@ class Programs:
       config: the config of the run.
       parts: the parts of the run, built for the same mesh.
       mesh: the devices of the run.
-      image_shape: (H, W, C).
+      source: what the batches are read from.
       rows: name -> [N, ...], other inputs of the network for each training image (`data.cond`).
 
     Attributes:
@@ -42,11 +43,11 @@ class Programs:
         config: Config,
         parts: Parts,
         mesh: Mesh,
-        image_shape: tuple[int, int, int],
+        source: Source,
         rows: Mapping[str, np.ndarray],
     ):
         self._config, self._parts, self._mesh = config, parts, mesh
-        self._images = (image_shape, rows)
+        self._image, self._rows = source.read(np.zeros(1, int))[0][0], rows
         self._compiled: dict[int | None, jax.stages.Compiled] = {}
         self.seconds = 0.0
         shapes = jax.eval_shape(parts.init)
@@ -106,12 +107,12 @@ class Programs:
 
     def _batch(self, n: int | None) -> dict[str, jax.ShapeDtypeStruct]:
         """Return the shapes, types and shardings of a batch from `training.feed`."""
-        image_shape, rows = self._images
+        image = self._image
         size = self._config.train.batch_size
         leaves = {
-            "image": ((size, *image_shape), jnp.uint8),
+            "image": ((size, *image.shape), image.dtype),
             "label": ((size,), jnp.int32),
-            **{name: ((size, *row.shape[1:]), row.dtype) for name, row in rows.items()},
+            **{name: ((size, *row.shape[1:]), row.dtype) for name, row in self._rows.items()},
         }
         front, axis = ((), 0) if n is None else ((n,), 1)
         place = sharding.over_batch(self._mesh, axis=axis)

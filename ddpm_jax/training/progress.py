@@ -7,6 +7,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+SECONDS = 10.0  # between lines
 REMEMBERED = 10  # intervals; their mean speed gives the time left
 
 
@@ -71,3 +72,22 @@ class ProgressLine:
         if not self._console.is_terminal:
             self._console.print(f"step {step}/{self._stop}  {text}", highlight=False)
         return self._rate
+
+
+class Throttled:
+    """Prints the progress of work before the first step, at most every few seconds.
+
+    It is a `runtime.progress.Progress`.
+
+    Args:
+      console: the console to write to.
+    """
+
+    def __init__(self, console: Console):
+        self._console, self._last = console, 0.0
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done == total or now - self._last >= SECONDS:
+            self._last = now
+            self._console.print(f"{what}: {done:,} of {total:,}")

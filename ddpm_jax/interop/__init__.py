@@ -1,0 +1,1 @@
+"""Weights of other libraries, and ours in their layout."""
