@@ -9,7 +9,7 @@ import numpy as np
 
 import ddpm_jax
 from benchmarks import fashion_quality
-from ddpm_jax import build, data
+from ddpm_jax import data
 from ddpm_jax.config import Config, from_dict, to_dict
 from ddpm_jax.data.cond import drawn_cond
 from ddpm_jax.pixels import to_uint8
@@ -109,8 +109,7 @@ def measure(
     }
     run = open_run(workdir)
     train = data.open_dataset(config.data).train
-    sampled = changed(run.config, sampling or {})
-    sample = build.sample_fn(sampled, run.process, run.model, run.facts.image_shape)
+    sample = run._replace(config=changed(run.config, sampling or {})).sample_fn()
     seeds = []
     for seed in range(SEEDS):
         cond = drawn_cond(run.config, train, None, SAMPLES, seed)

@@ -27,7 +27,8 @@ from ddpm_jax.config import DataConfig
 from ddpm_jax.data.prepared import data_directory
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import references, table
-from ddpm_jax.evaluation.features import FeatureNetwork, digest, make_features
+from ddpm_jax.evaluation.features import FeatureNetwork, make_features
+from ddpm_jax.models import digest
 from ddpm_jax.models.convolution import convolution
 from ddpm_jax.pixels import to_x_0
 from ddpm_jax.runtime.files import load_or_make

@@ -72,7 +72,8 @@ def ours(config: Config, shape: tuple[int, int, int], what: str, steps: int) -> 
         config = dataclasses.replace(
             config, sample=dataclasses.replace(config.sample, num_steps=steps)
         )
-        sample = build.sample_fn(config, build.process(config.process), parts.model, shape)
+        model = build.model(config.model, shape, 10)
+        sample = build.sample_fn(config, build.process(config.process), model, shape)
         # no weight is zero, as after training
         params = jax.tree.map(lambda p: np.asarray(p) + np.float32(0.01), state.params)
         params = jax.device_put(params)
