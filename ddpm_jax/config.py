@@ -59,6 +59,12 @@ class DataConfig:
     # emoji only: file of Unicode's list emoji-test.txt; "" is the path that Debian uses
     emoji_test_path: str = ""
     skin_tones: bool = True  # emoji only: keep skin-tone variants (3,641 images; 1,861 without)
+    # keep fewer training images of each later class, so that the first class has this many times as
+    # many as the last (Cui et al. 2019); 1 keeps all
+    imbalance: float = 1.0
+    # training images that the first class keeps at most, and, with data.imbalance=1, every class;
+    # 0 is as many as the smallest class has
+    max_per_class: int = 0
     # work directory of a trained autoencoder: diffusion runs on its latents instead of pixels
     # (Rombach et al. 2022). A directory of diffusers' AutoencoderKL works too. "" is pixels
     codec: str = ""

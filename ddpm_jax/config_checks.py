@@ -39,6 +39,8 @@ RANGES = {  # of every number in a config; a tuple's is that of its entries
     "data.image_size": NOT_NEGATIVE,
     "data.channels": Range("[]", 0, 4),
     "data.max_pixels": COUNT,
+    "data.imbalance": COUNT,
+    "data.max_per_class": NOT_NEGATIVE,
     "data.ram_limit_gb": NOT_NEGATIVE,
     "data.timeout_s": NOT_NEGATIVE,
     "process.num_timesteps": COUNT,

@@ -5,6 +5,7 @@
 - cifar, mnist, digits, emoji, folder: one module per family of sets. Each writes its sets as
   array_record files, in the format of TFDS (TensorFlow Datasets).
 - arrays: the set `array`, images in an .npz file or in the program. It is not prepared.
+- imbalance: makes the training split long-tailed.
 - prepared: finds and reads these files, and every other set that TFDS has prepared.
 - images: converts every image to the size and the channels of the run.
 - cond: selects the entries of a batch that condition the network.

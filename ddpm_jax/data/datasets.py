@@ -15,13 +15,13 @@ from PIL import Image
 
 from ddpm_jax.config import DataConfig
 from ddpm_jax.config_checks import check_unused
-from ddpm_jax.data import arrays, images, prepared
+from ddpm_jax.data import arrays, images, imbalance, prepared
 from ddpm_jax.data.cifar import Cifar10, Cifar100
 from ddpm_jax.data.digits import Digits
 from ddpm_jax.data.emoji import Emoji
 from ddpm_jax.data.folder import Folder, content, report_dark, report_skipped
 from ddpm_jax.data.mnist import FashionMnist, Mnist
-from ddpm_jax.data.sources import RecordSource, Source, load
+from ddpm_jax.data.sources import Records, RecordSource, Source, load
 from ddpm_jax.errors import UserError, unknown
 
 BUILDERS = {
@@ -115,7 +115,7 @@ def facts_of_split(config: DataConfig, source: Source, split: str) -> dict[str, 
         "crop": config.crop,
         "shape": [len(source), *images.shape[1:]],
         "sha256": hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest(),
-    }
+    } | (imbalance.facts(config) if split == "train" else {})
 
 
 def some(n: int, most: int) -> np.ndarray:
@@ -129,7 +129,9 @@ def _of_arrays(found: arrays.Arrays, config: DataConfig) -> Dataset:
     _, height, width, channels = train.images.shape
     names = tuple(map(str, range(num_classes)))
     shape = (height, width, channels)
-    return Dataset(train, test, shape, num_classes, names, digest=arrays.digest(found))
+    train = imbalance.of_arrays(train, names, config)
+    digest = arrays.digest(found) + imbalance.describe(config)
+    return Dataset(train, test, shape, num_classes, names, digest=digest)
 
 
 def _open(config: DataConfig) -> Dataset:
@@ -156,6 +158,7 @@ def _open(config: DataConfig) -> Dataset:
         splits = builder.info.splits.items()
         counts = sorted(f"{name}: {split.num_examples}" for name, split in splits)
         digest = ", ".join([builder.info.full_name, *counts])
+    digest += imbalance.describe(config)
 
     def decode(record: dict[str, Any]) -> tuple[np.ndarray, int]:
         try:
@@ -171,7 +174,9 @@ def _open(config: DataConfig) -> Dataset:
     undivided = config.name == "folder" and list(builder.info.splits) == ["train"]
     if config.test_split and not (undivided and config.test_split == "test"):
         splits["data.test_split"] = config.test_split
-    records = [prepared.records(builder, split, key) for key, split in splits.items()]
+    records: list[Records] = []
+    records += [prepared.records(builder, split, key) for key, split in splits.items()]
+    records[0] = imbalance.of_records(records[0], class_names, config)
     texts = [_names(split, builder.info) for split in records] if config.text else []
     sources: list[Source] = []
     sources += [RecordSource(split, decode) for split in records]
@@ -188,7 +193,7 @@ def _features(info: tfds.core.DatasetInfo) -> dict[str, Any]:
     return dict(features)
 
 
-def _names(records: prepared.Records, info: tfds.core.DatasetInfo) -> tuple[str, ...]:
+def _names(records: Records, info: tfds.core.DatasetInfo) -> tuple[str, ...]:
     """Return the names of a split's images, in the order of its records."""
     if not isinstance(_features(info).get("name"), tfds.features.Text):
         raise UserError(
