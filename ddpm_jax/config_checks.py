@@ -123,16 +123,17 @@ RANGES = {  # of every number in a config; a tuple's is that of its entries
 NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "a string"}
 
 
-def check_ranges(flat: Mapping[str, Any]) -> None:
+def check_ranges(flat: Mapping[str, Any], ranges: Mapping[str, Range] = RANGES) -> None:
     """Check that every number of a config is in its range, also when rounded to float32.
 
     Args:
       flat: the config as `config.flatten` returns it, {"section.field": value}.
+      ranges: the range of each number, by the same keys.
 
     Raises:
       UserError: a number is outside of its range; the message names the range.
     """
-    for key, allowed in RANGES.items():
+    for key, allowed in ranges.items():
         whole = flat[key]
         for value in whole if isinstance(whole, tuple) else (whole,):
             rounded = _as_float32(value) if isinstance(value, float) else value
@@ -158,15 +159,17 @@ def check_type(key: str, value: Any, hint: Any) -> Any:
     Args:
       key: the name of the field, "section.field", for the message.
       value: the value found.
-      hint: the type of the field: int, float, bool, str or tuple[int, ...].
+      hint: the type of the field: int, float, bool, str, tuple[int, ...] or tuple[float, ...].
 
     Raises:
       UserError: the value has another type.
     """
     if typing.get_origin(hint) is tuple:  # JSON has lists in place of tuples
-        if isinstance(value, (list, tuple)) and all(type(v) is int for v in value):
-            return tuple(value)
-        raise UserError(f"config.{key} must be a tuple of integers such as (1, 2), found {value!r}")
+        kind = typing.get_args(hint)[0]
+        if isinstance(value, (list, tuple)) and all(type(v) in (int, kind) for v in value):
+            return tuple(map(kind, value))
+        what = "integers such as (1, 2)" if kind is int else "numbers such as (0.5, 1.0)"
+        raise UserError(f"config.{key} must be a tuple of {what}, found {value!r}")
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:

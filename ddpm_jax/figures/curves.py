@@ -86,3 +86,29 @@ def quality(
         handles.values(), handles, loc="outside lower center", ncols=4, fontsize=8, handlelength=4
     )
     return figure
+
+
+@matplotlib.rc_context(STYLE)
+def recall_by_class(
+    lines: Mapping[str, Sequence[tuple[float, float]]], names: Sequence[str], counts: Sequence[int]
+) -> Figure:
+    """Draw the recall of each class, from the most frequent class to the rarest.
+
+    Args:
+      lines: name of an arm -> (recall, standard error) of each class.
+      names: the names of the classes.
+      counts: how many real images each class has in training.
+    """
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.subplots()
+    order = sorted(range(len(counts)), key=lambda c: -counts[c])
+    for i, (arm, values) in enumerate(lines.items()):
+        value, error = zip(*(values[c] for c in order), strict=True)
+        style = line_style(i) | marker(i) | {"linewidth": 1.2, "capsize": 2}
+        axes.errorbar(range(len(order)), value, error, label=arm, **style)
+    ticks = [f"{names[c]}\n{counts[c]:,}" for c in order]
+    axes.set_xticks(range(len(order)), ticks, rotation=30 if max(map(len, names)) > 8 else 0)
+    axes.set(xlabel="class and its real training images", ylabel="recall on the test split")
+    axes.set(ylim=(0, 1.02))
+    figure.legend(loc="outside right center", handlelength=4)
+    return figure

@@ -1,0 +1,106 @@
+"""How well classifiers recognise each class, and whether one is better than another.
+
+    recall of class c = fraction of its images that are recognised,   balanced accuracy = their mean
+
+Trainings of two arms with one seed are a pair. So the standard error of their difference is that of
+the differences of the pairs.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ddpm_jax.evaluation.distances import Estimate, standard_error
+
+THIRDS = ("most frequent", "middle", "rarest")  # thirds of the classes, in the order of the labels
+CLEAR = 2.0  # standard errors; a smaller difference is not called one
+
+
+class ArmResult(NamedTuple):
+    """The summary of an arm, over its seeds.
+
+    Attributes:
+      accuracy: the balanced accuracy.
+      thirds: the recall of each of THIRDS.
+      recalls: the recall of each class.
+    """
+
+    accuracy: Estimate
+    thirds: dict[str, Estimate]
+    recalls: list[Estimate]
+
+
+def recalls(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return the recall of each class: [K] float; every class must occur.
+
+    Args:
+      labels: [n] int.
+      predicted: [n] int.
+      num_classes: K.
+    """
+    right = np.bincount(labels[labels == predicted], minlength=num_classes)
+    return right / np.bincount(labels, minlength=num_classes)
+
+
+def thirds(num_classes: int) -> dict[str, np.ndarray]:
+    """Return the classes of each of THIRDS; a class may be missing if there are fewer than 3."""
+    return dict(zip(THIRDS, np.array_split(np.arange(num_classes), 3), strict=True))
+
+
+def estimate(values: np.ndarray) -> Estimate:
+    """Return the mean of values [seeds] and its standard error."""
+    return Estimate(float(np.mean(values)), standard_error(np.asarray(values)))
+
+
+def summarise(found: np.ndarray) -> ArmResult:
+    """Return the summary of an arm.
+
+    Args:
+      found: [seeds, K] float, the recall of each class.
+    """
+    parts = {
+        name: estimate(found[:, classes].mean(axis=1))
+        for name, classes in thirds(found.shape[1]).items()
+        if len(classes)
+    }
+    return ArmResult(estimate(found.mean(axis=1)), parts, [estimate(each) for each in found.T])
+
+
+def paired(a: np.ndarray, b: np.ndarray) -> Estimate:
+    """Return the mean of a - b and its standard error, for pairs a, b: [seeds] float."""
+    return estimate(np.asarray(a) - np.asarray(b))
+
+
+def best(found: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
+    """Return the arm of `names` with the largest balanced accuracy; the first one of equal ones."""
+    return max(names, key=lambda name: found[name].mean())
+
+
+def verdict(found: Mapping[str, np.ndarray], ours: Sequence[str], others: Sequence[str]) -> str:
+    """Return a sentence that says whether the best of `ours` beats the best of `others`, and where.
+
+    Args:
+      found: arm -> [seeds, K] float, the recall of each class.
+      ours: names of the arms with synthetic images.
+      others: names of the arms without them.
+    """
+    mine, other = best(found, ours), best(found, others)
+    text = f"{mine}, the best arm with synthetic images, against {other}, the best arm without: "
+    text += _judged(paired(found[mine].mean(axis=1), found[other].mean(axis=1)))
+    parts = []
+    for name, classes in thirds(found[mine].shape[1]).items():
+        if len(classes):
+            a, b = (found[arm][:, classes].mean(axis=1) for arm in (mine, other))
+            parts.append(f"{name} classes: {_judged(paired(a, b))}")
+    return f"{text}. Recall of the " + "; ".join(parts)
+
+
+def _judged(difference: Estimate) -> str:
+    value, error = difference
+    points = f"{100 * value:+.1f} ± {100 * error:.1f} points"
+    if np.isnan(error):
+        return f"one seed cannot show a difference ({100 * value:+.1f} points)"
+    if abs(value) <= CLEAR * error:
+        return f"no clear difference ({points})"
+    return f"synthetic images {'helped' if value > 0 else 'hurt'} ({points})"

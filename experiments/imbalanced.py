@@ -1,0 +1,479 @@
+"""Do synthetic images help a classifier if some classes are scarce? Train it in several ways.
+
+    python -m experiments.imbalanced --config=experiments/fashion_imbalanced.py
+
+The steps, each kept in the work directory; the same command, started again, goes on after them:
+
+  fit.npz              the long-tailed training set (data.imbalance) without a validation part
+  autoencoder/         an autoencoder of fit.npz, as by experiments.train
+  diffusion/           a class-conditional model of its latents, as by experiments.train
+  synthetic/           images that fill up the classes, one file for each weight w of the guidance
+  classifiers/         the weights of every classifier; the validation part chooses w and a filter
+  results.json         what the test split says about each arm: it is read here for the first time
+  recall_by_class.png  the recall of each class
+
+The arms are the rows of `ARMS` in ddpm_jax/training/arms.py. docs/imbalanced.md explains them. Each
+field of the config is a flag, such as --config.data.imbalance=10 or --config.arms.num_seeds=2.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import pathlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from ddpm_jax import data
+from ddpm_jax.config import Config, DataConfig, from_dict
+from ddpm_jax.errors import UserError, unknown
+from ddpm_jax.evaluation import filtering, recognition
+from ddpm_jax.evaluation.distances import Estimate
+from ddpm_jax.figures.curves import recall_by_class
+from ddpm_jax.models import digest
+from ddpm_jax.pixels import to_uint8
+from ddpm_jax.runs import open_run
+from ddpm_jax.runs.workdir import WorkDir
+from ddpm_jax.runtime.files import absolute, load_or_make, replacing, to_json
+from ddpm_jax.runtime.progress import Progress
+from ddpm_jax.sampling import sample_in_chunks
+from ddpm_jax.training import arms
+from ddpm_jax.training.arms import ARMS, Labelled
+from ddpm_jax.training.loop import train
+from ddpm_jax.training.recognition import Recogniser, make_recogniser
+from experiments import command, config_flag, outputs
+from experiments.progress import ProgressLine, chunk_size
+
+CONFIG = config_flag.define("The experiment's config file: data, autoencoder, diffusion and arms.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Work directory. Default: runs/<name of the config file>."
+)
+
+SECTIONS = ("data", "autoencoder", "diffusion", "arms")
+JUDGE = "logit_adjustment"  # the arm whose first classifier filters: the classes are equal to it
+FILES = ("fit.npz", "minutes.json", "results.json", "recall_by_class.png")
+
+
+class Experiment(NamedTuple):
+    """The checked config: the data, the two runs and the settings of the arms."""
+
+    data: DataConfig
+    autoencoder: Config
+    diffusion: Config
+    arms: arms.Settings
+
+
+class Parts(NamedTuple):
+    """The long-tailed set: the part to train on, the part that chooses, and the classes."""
+
+    fit: Labelled
+    validation: Labelled
+    names: tuple[str, ...]
+
+
+def main() -> int:
+    root = absolute(WORKDIR.value or config_flag.default_workdir())
+    experiment = read(CONFIG.value, root)
+    outputs.check_writable(root, None, FILES)
+    clock, settings = Clock(root / "minutes.json"), experiment.arms
+    parts = split(experiment, root / "fit.npz")
+    for name in ("autoencoder", "diffusion"):
+        config: Config = getattr(experiment, name)
+        finished = WorkDir(root / name).newest_step() >= config.train.num_steps
+        with contextlib.nullcontext() if finished else clock(name):
+            result = train(config, root / name)
+        if result.signal is not None:
+            return 128 + result.signal
+    with ProgressLine() as progress:
+        drawn = {
+            w: synthetic(root, parts, w, clock, progress) for w in dict.fromkeys(settings.guidance)
+        }
+        classifiers = Classifiers(root / "classifiers", experiment, parts, clock, progress)
+        w, by_guidance = choose_guidance(classifiers, drawn)
+        accepted, by_filter = choose_filter(classifiers, drawn[w])
+        extra = {name: drawn[w] if arm.synthetic else None for name, arm in ARMS.items()}
+        extra |= {name: accepted for name, arm in ARMS.items() if arm.filtered}
+        trained = classifiers.of_arms(extra)
+    # Everything is chosen and trained. From here on the test split is read.
+    test = read_test(experiment.data, parts.names)
+    found = {
+        name: np.stack([classifiers.recalls(weights, test) for weights in seeds])
+        for name, seeds in trained.items()
+    }
+    report(root, parts, found, {"guidance": by_guidance, "filter": by_filter}, clock, len(extra))
+    return 0
+
+
+def read(mapping: Mapping[str, Any], root: pathlib.Path) -> Experiment:
+    """Return the checked config.
+
+    Args:
+      mapping: the ConfigDict of --config.
+      root: the work directory; the two runs read fit.npz there.
+
+    Raises:
+      UserError: another section, a mistake in a section, or a config that this experiment cannot
+        use.
+    """
+    for section in (*mapping, *SECTIONS):
+        if section not in SECTIONS:
+            raise unknown("config section", section, SECTIONS)
+        if section not in mapping:
+            raise UserError(
+                f"--config has no section {section!r}, which experiments.imbalanced needs; pass "
+                "--config=experiments/fashion_imbalanced.py or a file like it"
+            )
+    whole = from_dict({"data": mapping["data"]}).data
+    if whole.imbalance == 1:
+        raise UserError(
+            "data.imbalance is 1, so no class is scarce; set it above 1, for example to 100"
+        )
+    if not whole.test_split:
+        raise UserError("data.test_split is empty, but the arms are compared on it; set it")
+    # The two runs see no other images than those in this file.
+    of_fit = {
+        "name": "array",
+        "path": str(root / "fit.npz"),
+        "holdout": 0.0,
+        "flip": whole.flip,
+        "data_dir": whole.data_dir,
+    }
+    codec = {"codec": str(root / "autoencoder")}
+    autoencoder = from_dict({**mapping["autoencoder"], "data": of_fit})
+    diffusion = from_dict({**mapping["diffusion"], "data": of_fit | codec})
+    for name, config, wanted in (
+        ("autoencoder", autoencoder, "autoencoder"),
+        ("diffusion", diffusion, "unet"),
+    ):
+        if config.model.name != wanted:
+            raise UserError(
+                f"{name}.model.name is {config.model.name!r}; set it to {wanted!r} here"
+            )
+    if not diffusion.model.class_conditional:
+        raise UserError(
+            "diffusion.model.class_conditional is False, but images of each class must be drawn; "
+            "set it to True"
+        )
+    return Experiment(whole, autoencoder, diffusion, arms.from_dict(mapping["arms"]))
+
+
+def split(experiment: Experiment, path: pathlib.Path) -> Parts:
+    """Return the parts of the long-tailed set, and write the part to train on to `path`.
+
+    Raises:
+      UserError: the data cannot be used, or `path` has other images.
+    """
+    dataset = data.open_dataset(dataclasses.replace(experiment.data, test_split=""))
+    whole = Labelled(*dataset.train.read(np.arange(len(dataset.train))))
+    names = dataset.class_names
+    fit, validation = arms.divide(whole, experiment.arms.validation_every, names)
+    content = fit._asdict()
+    if path.exists():
+        with np.load(path) as file:
+            if digest(dict(file)) != digest(content):
+                raise UserError(
+                    f"{path} has other images than this config chooses (data.imbalance, "
+                    "data.max_per_class, arms.validation_every); choose another --workdir"
+                )
+    else:
+        with replacing(path) as part:
+            np.savez(part, **content)
+    for name, part in (("train", fit), ("validation", validation)):
+        counts = np.bincount(part.labels)
+        print(f"{name}: {len(part.labels):,} images; of each class {', '.join(map(str, counts))}")
+    return Parts(fit, validation, names)
+
+
+def synthetic(
+    root: pathlib.Path, parts: Parts, w: float, clock: "Clock", progress: Progress
+) -> Labelled:
+    """Return the images that fill up the classes, drawn with the weight w of the guidance."""
+    run = open_run(root / "diffusion", sample={"guidance": w})
+    labels = arms.missing(parts.fit.labels, len(parts.names))
+    sampling = dataclasses.asdict(run.config.sample)
+    size = chunk_size(len(labels), sampling.pop("chunk_size"))
+    facts = {
+        "weights": digest(run.params),
+        "codec": run.facts.codec,
+        "labels": digest(labels),
+        "sample": sampling,
+    }
+
+    def make() -> dict[str, np.ndarray]:
+        what, chunks, cond = f"drawing images with w = {w:g}", [], {"label": labels}
+        progress(what, 0, len(labels))
+        with clock("synthetic images"):
+            for chunk in sample_in_chunks(
+                run.sample_fn(), run.params, jax.random.key(0), len(labels), size, cond
+            ):
+                chunks.append(to_uint8(chunk))
+                progress(what, sum(map(len, chunks)), len(labels))
+        return {"images": np.concatenate(chunks), "labels": labels}
+
+    return Labelled(**load_or_make(root / "synthetic", f"w{w:g}", facts, make))
+
+
+class Classifiers:
+    """Trains classifiers, keeps their weights in a directory, and measures them."""
+
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        experiment: Experiment,
+        parts: Parts,
+        clock: "Clock",
+        progress: Progress,
+    ):
+        self.settings, self.parts, self.progress = experiment.arms, parts, progress
+        self._directory, self._flip, self._clock = directory, experiment.data.flip, clock
+        c = experiment.arms
+        self._sizes = {
+            "channels": c.channels,
+            "num_steps": c.num_steps,
+            "batch_size": c.batch_size,
+            "learning_rate": c.learning_rate,
+        }
+
+    @functools.cached_property
+    def recogniser(self) -> Recogniser:
+        shape = self.parts.fit.images.shape[1:]
+        return make_recogniser(len(self.parts.names), shape, **self._sizes)
+
+    def trained(self, name: str, extra: Labelled | None, seed: int, stage: str) -> list[np.ndarray]:
+        """Return the weights of one training of an arm.
+
+        Args:
+          name: the name of the arm.
+          extra: its synthetic images, or None.
+          seed: the seed.
+          stage: the stage of the experiment that takes the time.
+        """
+        num_classes = len(self.parts.names)
+        examples = arms.examples(
+            ARMS[name], self.parts.fit, extra, num_classes, self._flip, self.settings
+        )
+        facts = {"examples": digest(examples), "seed": seed, **self._sizes}
+
+        def make() -> dict[str, np.ndarray]:
+            with self._clock(stage):
+                weights = self.recogniser.train(examples, seed)
+            return {f"leaf_{i:02d}": leaf for i, leaf in enumerate(weights)}
+
+        found = load_or_make(self._directory, f"{name}_seed{seed}", facts, make)
+        return [found[key] for key in sorted(found)]
+
+    def of_arms(self, extra: Mapping[str, Labelled | None]) -> dict[str, list[list[np.ndarray]]]:
+        """Return the weights of each arm and seed, given the synthetic images of each arm."""
+        what, total = "training the arms", len(extra) * self.settings.num_seeds
+        found: dict[str, list[list[np.ndarray]]] = {name: [] for name in extra}
+        for seed in range(self.settings.num_seeds):
+            for name, images in extra.items():
+                self.progress(what, sum(map(len, found.values())), total)
+                found[name].append(self.trained(name, images, seed, what))
+        self.progress(what, total, total)
+        return found
+
+    def recalls(self, weights: list[np.ndarray], images: Labelled) -> np.ndarray:
+        """Return the recall of each class: [K]."""
+        logits, _ = self.recogniser.predict(weights, images.images)
+        return recognition.recalls(images.labels, logits.argmax(axis=-1), len(self.parts.names))
+
+    def on_validation(self, name: str, extra: Labelled, stage: str) -> Estimate:
+        """Return the balanced accuracy of an arm on the validation part, over choice_seeds."""
+        found = []
+        for seed in range(self.settings.choice_seeds):
+            self.progress(stage, seed, self.settings.choice_seeds)
+            weights = self.trained(name, extra, seed, "choosing w and the filter")
+            found.append(self.recalls(weights, self.parts.validation).mean())
+        self.progress(stage, self.settings.choice_seeds, self.settings.choice_seeds)
+        return recognition.estimate(np.array(found))
+
+
+def choose_guidance(
+    classifiers: Classifiers, drawn: Mapping[float, Labelled]
+) -> tuple[float, list[dict[str, Any]]]:
+    """Return the weight w with the best classifiers on the validation part, and the scores."""
+    rows = []
+    for w, images in drawn.items():
+        score = classifiers.on_validation("synthetic", images, f"training with w = {w:g}")
+        rows.append({"w": w, "accuracy": score.value, "error": score.error})
+    best = _mark_best(rows)
+    return best["w"], rows
+
+
+def choose_filter(
+    classifiers: Classifiers, drawn: Labelled
+) -> tuple[Labelled, list[dict[str, Any]]]:
+    """Return the synthetic images that pass the best filter on the validation part, and the scores.
+
+    The filter's classifier is trained on the part to train on only.
+    """
+    fit, validation, _ = classifiers.parts
+    weights = classifiers.trained(JUDGE, None, 0, "training the arms")
+    predict = functools.partial(classifiers.recogniser.predict, weights)
+    _, of_fit = predict(fit.images)
+    held_out, ours = (
+        filtering.judge(*predict(part.images), part.labels, of_fit, fit.labels)
+        for part in (validation, drawn)
+    )
+    rows, passed = [], {}
+    for reject in dict.fromkeys(classifiers.settings.reject):
+        limits = filtering.thresholds(held_out, reject)
+        mask = filtering.passes(ours, limits)
+        passed[reject] = Labelled(drawn.images[mask], drawn.labels[mask])
+        what = f"training with a filter that rejects {reject:g}"
+        score = classifiers.on_validation("synthetic_filtered", passed[reject], what)
+        kept = np.bincount(passed[reject].labels, minlength=len(classifiers.parts.names))
+        rows.append({"reject": reject, "accuracy": score.value, "error": score.error})
+        rows[-1] |= limits._asdict() | {"passed": kept.tolist()}
+    return passed[_mark_best(rows)["reject"]], rows
+
+
+def _mark_best(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the row with the largest accuracy, the first one of equal rows, and mark it."""
+    best = max(rows, key=lambda row: row["accuracy"])
+    for row in rows:
+        row["chosen"] = row is best
+    return best
+
+
+def read_test(config: DataConfig, names: tuple[str, ...]) -> Labelled:
+    """Return the test split.
+
+    Raises:
+      UserError: the data have no test split, or it lacks a class.
+    """
+    source = data.open_dataset(config).test
+    if source is None:
+        raise UserError(f"{config.name} has no held-out images; set data.test_split")
+    test = Labelled(*source.read(np.arange(len(source))))
+    counts = np.bincount(test.labels, minlength=len(names))
+    if not counts.all():
+        raise UserError(
+            f"the split {config.test_split!r} of {config.name} has no image of class "
+            f"{names[int(counts.argmin())]!r}; choose another data.test_split"
+        )
+    return test
+
+
+def report(
+    root: pathlib.Path,
+    parts: Parts,
+    found: Mapping[str, np.ndarray],
+    choices: Mapping[str, Any],
+    clock: "Clock",
+    num_arms: int,
+) -> None:
+    """Print the results, and write them to results.json and recall_by_class.png.
+
+    Args:
+      root: the work directory.
+      parts: the long-tailed set.
+      found: arm -> [seeds, K] float, the recall of each class on the test split.
+      choices: what the validation part chose, and from what.
+      clock: the times of the stages.
+      num_arms: number of arms.
+    """
+    ours = [name for name, arm in ARMS.items() if arm.synthetic]
+    others = [name for name in ARMS if name not in ours]
+    baselines = dict.fromkeys(["nothing", recognition.best(found, others)])
+    summaries = {name: recognition.summarise(recalls) for name, recalls in found.items()}
+    differences = {
+        name: {
+            other: recognition.paired(recalls.mean(axis=1), found[other].mean(axis=1))
+            for other in baselines
+        }
+        for name, recalls in found.items()
+    }
+    table = Table("arm")
+    headers = ["balanced accuracy", *(f"minus {name}" for name in baselines)]
+    thirds = list(summaries["nothing"].thirds)
+    for header in (*headers, *(f"recall, {name}" for name in thirds)):
+        table.add_column(header, justify="right")
+    for name, summary in summaries.items():
+        cells = [_percent(summary.accuracy)]
+        cells += ["" if o == name else _percent(d, "+") for o, d in differences[name].items()]
+        table.add_row(name, *cells, *(_percent(summary.thirds[third]) for third in thirds))
+    verdict = recognition.verdict(found, ours, others)
+    minutes = {stage: seconds / 60 for stage, seconds in clock.seconds.items()}
+    extra = sum(value for stage, value in minutes.items() if stage != "training the arms")
+    costs = ", ".join(f"{stage} {value:.1f}" for stage, value in minutes.items())
+    cost = f"minutes: {costs}. The synthetic images and the choices cost {extra:.1f} minutes"
+    cost += f"; the {num_arms} arms took {minutes.get('training the arms', 0.0):.1f} in all"
+    console = Console(soft_wrap=True, markup=False, highlight=False)
+    console.print(table)
+    seeds = len(found["nothing"])
+    console.print(f"in %, on the test split: mean ± standard error over {seeds} seeds, paired")
+    for name, rows in choices.items():
+        console.print(f"{name}: {'; '.join(map(_row, rows))}")
+    console.print(verdict)
+    console.print(cost)
+    content = {
+        "classes": parts.names,
+        "counts": {
+            "fit": np.bincount(parts.fit.labels).tolist(),
+            "validation": np.bincount(parts.validation.labels).tolist(),
+        },
+        "choices": choices,
+        "arms": {
+            name: {
+                "balanced_accuracy": summary.accuracy._asdict(),
+                "thirds": {third: e._asdict() for third, e in summary.thirds.items()},
+                "differences": {other: d._asdict() for other, d in differences[name].items()},
+                "recalls": found[name].tolist(),
+            }
+            for name, summary in summaries.items()
+        },
+        "verdict": verdict,
+        "minutes": minutes,
+    }
+    with replacing(root / "results.json") as part:
+        part.write_text(to_json(content, indent=2, ensure_ascii=False) + "\n")
+    lines = {name: summary.recalls for name, summary in summaries.items()}
+    counts = np.bincount(parts.fit.labels).tolist()
+    figure = recall_by_class(lines, parts.names, counts)
+    outputs.save_figure(root / "recall_by_class.png", figure)
+    print(f"results: {root / 'results.json'}\nfigure: {root / 'recall_by_class.png'}")
+
+
+def _percent(estimate: Estimate, sign: str = "") -> str:
+    error = "" if np.isnan(estimate.error) else f" ± {100 * estimate.error:.1f}"
+    return f"{100 * estimate.value:{sign}.1f}{error}"
+
+
+def _row(row: Mapping[str, Any]) -> str:
+    """Return a choice for a line: "w = 0.5: 81.2 ± 0.3 (chosen)"."""
+    name = "w" if "w" in row else "reject"
+    score = _percent(Estimate(row["accuracy"], row["error"]))
+    return f"{name} = {row[name]:g}: {score}{' (chosen)' if row['chosen'] else ''}"
+
+
+class Clock:
+    """Adds up the seconds of each stage over all starts of the command, in a JSON file."""
+
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+
+    @contextlib.contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Count the time inside `with`, also if the stage is interrupted."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
+            with replacing(self._path) as part:
+                part.write_text(json.dumps(self.seconds, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    command.run(main)
