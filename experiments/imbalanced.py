@@ -4,13 +4,13 @@
 
 The steps, each kept in the work directory; the same command, started again, goes on after them:
 
-  fit.npz              the long-tailed training set (data.imbalance) without a validation part
-  autoencoder/         an autoencoder of fit.npz, as by experiments.train
-  diffusion/           a class-conditional model of its latents, as by experiments.train
-  synthetic/           images that fill up the classes, one file for each weight w of the guidance
-  classifiers/         the weights of every classifier; the validation part chooses w and a filter
-  results.json         what the test split says about each arm: it is read here for the first time
-  recall_by_class.png  the recall of each class
+  fit.npz                   the long-tailed training set (data.imbalance) but for a validation part
+  autoencoder/              an autoencoder of fit.npz, as by experiments.train
+  diffusion/                a class-conditional model of its latents, as by experiments.train
+  synthetic/                images that fill up the classes, one file for each weight w of guidance
+  classifiers/              the weights of all classifiers; validation chooses w and a filter
+  results.json              the arms on the test split, which is read here for the first time
+  recall_by_class_rank.png  the recall of each class, from the most frequent to the rarest
 
 The arms are the rows of `ARMS` in ddpm_jax/training/arms.py. docs/imbalanced.md explains them. Each
 field of the config is a flag, such as --config.data.imbalance=10 or --config.arms.num_seeds=2.
@@ -31,7 +31,8 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from ddpm_jax import data
+from ddpm_jax import build, data
+from ddpm_jax.build import latents
 from ddpm_jax.config import Config, DataConfig, from_dict
 from ddpm_jax.errors import UserError, unknown
 from ddpm_jax.evaluation import filtering, recognition
@@ -58,7 +59,7 @@ WORKDIR = flags.DEFINE_string(
 
 SECTIONS = ("data", "autoencoder", "diffusion", "arms")
 JUDGE = "logit_adjustment"  # the arm whose first classifier filters: the classes are equal to it
-FILES = ("fit.npz", "minutes.json", "results.json", "recall_by_class.png")
+FILES = ("fit.npz", "minutes.json", "results.json", "recall_by_class_rank.png")
 
 
 class Experiment(NamedTuple):
@@ -71,10 +72,18 @@ class Experiment(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """The long-tailed set: the part to train on, the part that chooses, and the classes."""
+    """The images.
+
+    Attributes:
+      fit: the part of the long-tailed set to train on.
+      validation: the part of the long-tailed set that chooses w and the filter.
+      test: the test split; `main` reads it after everything is chosen and trained.
+      names: the names of the classes, from the most frequent to the rarest.
+    """
 
     fit: Labelled
     validation: Labelled
+    test: data.Source
     names: tuple[str, ...]
 
 
@@ -102,7 +111,7 @@ def main() -> int:
         extra |= {name: accepted for name, arm in ARMS.items() if arm.filtered}
         trained = classifiers.of_arms(extra)
     # Everything is chosen and trained. From here on the test split is read.
-    test = read_test(experiment.data, parts.names)
+    test = read_test(parts)
     found = {
         name: np.stack([classifiers.recalls(weights, test) for weights in seeds])
         for name, seeds in trained.items()
@@ -122,21 +131,20 @@ def read(mapping: Mapping[str, Any], root: pathlib.Path) -> Experiment:
       UserError: another section, a mistake in a section, or a config that this experiment cannot
         use.
     """
-    for section in (*mapping, *SECTIONS):
-        if section not in SECTIONS:
-            raise unknown("config section", section, SECTIONS)
+    for section in SECTIONS:
         if section not in mapping:
             raise UserError(
                 f"--config has no section {section!r}, which experiments.imbalanced needs; pass "
                 "--config=experiments/fashion_imbalanced.py or a file like it"
             )
+    for section in mapping:
+        if section not in SECTIONS:
+            raise unknown("config section", section, SECTIONS)
     whole = from_dict({"data": mapping["data"]}).data
     if whole.imbalance == 1:
         raise UserError(
             "data.imbalance is 1, so no class is scarce; set it above 1, for example to 100"
         )
-    if not whole.test_split:
-        raise UserError("data.test_split is empty, but the arms are compared on it; set it")
     # The two runs see no other images than those in this file.
     of_fit = {
         "name": "array",
@@ -161,6 +169,8 @@ def read(mapping: Mapping[str, Any], root: pathlib.Path) -> Experiment:
             "diffusion.model.class_conditional is False, but images of each class must be drawn; "
             "set it to True"
         )
+    latents.check(diffusion)
+    build.sampler(diffusion.sample, build.process(diffusion.process))  # refuses what cannot be
     return Experiment(whole, autoencoder, diffusion, arms.from_dict(mapping["arms"]))
 
 
@@ -170,7 +180,13 @@ def split(experiment: Experiment, path: pathlib.Path) -> Parts:
     Raises:
       UserError: the data cannot be used, or `path` has other images.
     """
-    dataset = data.open_dataset(dataclasses.replace(experiment.data, test_split=""))
+    # Without a copy in memory: nothing of the test split is read here.
+    dataset = data.open_dataset(dataclasses.replace(experiment.data, ram_limit_gb=0.0))
+    if dataset.test is None:
+        raise UserError(
+            f"{experiment.data.name} has no held-out images to compare the arms on; set "
+            "data.test_split or data.holdout"
+        )
     whole = Labelled(*dataset.train.read(np.arange(len(dataset.train))))
     names = dataset.class_names
     fit, validation = arms.divide(whole, experiment.arms.validation_every, names)
@@ -188,7 +204,7 @@ def split(experiment: Experiment, path: pathlib.Path) -> Parts:
     for name, part in (("train", fit), ("validation", validation)):
         counts = np.bincount(part.labels)
         print(f"{name}: {len(part.labels):,} images; of each class {', '.join(map(str, counts))}")
-    return Parts(fit, validation, names)
+    return Parts(fit, validation, dataset.test, names)
 
 
 def synthetic(
@@ -315,7 +331,7 @@ def choose_filter(
 
     The filter's classifier is trained on the part to train on only.
     """
-    fit, validation, _ = classifiers.parts
+    fit, validation = classifiers.parts.fit, classifiers.parts.validation
     weights = classifiers.trained(JUDGE, None, 0, "training the arms")
     predict = functools.partial(classifiers.recogniser.predict, weights)
     _, of_fit = predict(fit.images)
@@ -344,21 +360,18 @@ def _mark_best(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return best
 
 
-def read_test(config: DataConfig, names: tuple[str, ...]) -> Labelled:
-    """Return the test split.
+def read_test(parts: Parts) -> Labelled:
+    """Return the images of the test split.
 
     Raises:
-      UserError: the data have no test split, or it lacks a class.
+      UserError: the split lacks a class.
     """
-    source = data.open_dataset(config).test
-    if source is None:
-        raise UserError(f"{config.name} has no held-out images; set data.test_split")
-    test = Labelled(*source.read(np.arange(len(source))))
-    counts = np.bincount(test.labels, minlength=len(names))
+    test = Labelled(*parts.test.read(np.arange(len(parts.test))))
+    counts = np.bincount(test.labels, minlength=len(parts.names))
     if not counts.all():
         raise UserError(
-            f"the split {config.test_split!r} of {config.name} has no image of class "
-            f"{names[int(counts.argmin())]!r}; choose another data.test_split"
+            f"the test split has no image of class {parts.names[int(counts.argmin())]!r}; choose "
+            "another data.test_split or data.holdout"
         )
     return test
 
@@ -371,7 +384,7 @@ def report(
     clock: "Clock",
     num_arms: int,
 ) -> None:
-    """Print the results, and write them to results.json and recall_by_class.png.
+    """Print the results, and write them to results.json and recall_by_class_rank.png.
 
     Args:
       root: the work directory.
@@ -392,15 +405,6 @@ def report(
         }
         for name, recalls in found.items()
     }
-    table = Table("arm")
-    headers = ["balanced accuracy", *(f"minus {name}" for name in baselines)]
-    thirds = list(summaries["nothing"].thirds)
-    for header in (*headers, *(f"recall, {name}" for name in thirds)):
-        table.add_column(header, justify="right")
-    for name, summary in summaries.items():
-        cells = [_percent(summary.accuracy)]
-        cells += ["" if o == name else _percent(d, "+") for o, d in differences[name].items()]
-        table.add_row(name, *cells, *(_percent(summary.thirds[third]) for third in thirds))
     verdict = recognition.verdict(found, ours, others)
     minutes = {stage: seconds / 60 for stage, seconds in clock.seconds.items()}
     extra = sum(value for stage, value in minutes.items() if stage != "training the arms")
@@ -408,7 +412,8 @@ def report(
     cost = f"minutes: {costs}. The synthetic images and the choices cost {extra:.1f} minutes"
     cost += f"; the {num_arms} arms took {minutes.get('training the arms', 0.0):.1f} in all"
     console = Console(soft_wrap=True, markup=False, highlight=False)
-    console.print(table)
+    for table in tables(summaries, differences):
+        console.print(table)
     seeds = len(found["nothing"])
     console.print(f"in %, on the test split: mean ± standard error over {seeds} seeds, paired")
     for name, rows in choices.items():
@@ -439,8 +444,26 @@ def report(
     lines = {name: summary.recalls for name, summary in summaries.items()}
     counts = np.bincount(parts.fit.labels).tolist()
     figure = recall_by_class(lines, parts.names, counts)
-    outputs.save_figure(root / "recall_by_class.png", figure)
-    print(f"results: {root / 'results.json'}\nfigure: {root / 'recall_by_class.png'}")
+    outputs.save_figure(root / "recall_by_class_rank.png", figure)
+    print(f"results: {root / 'results.json'}\nfigure: {root / 'recall_by_class_rank.png'}")
+
+
+def tables(
+    summaries: Mapping[str, recognition.ArmResult],
+    differences: Mapping[str, Mapping[str, Estimate]],
+) -> tuple[Table, Table]:
+    """Return the table of balanced accuracies and their differences, and that of recalls."""
+    accuracies, recalls = Table("arm", "balanced accuracy"), Table("recall of classes")
+    for other in differences["nothing"]:
+        accuracies.add_column(f"- {other}", justify="right", no_wrap=True)
+    for third in summaries["nothing"].thirds:
+        recalls.add_column(third, justify="right", no_wrap=True)
+    for name, summary in summaries.items():
+        others = differences[name].items()
+        cells = ["" if other == name else _percent(d, "+") for other, d in others]
+        accuracies.add_row(name, _percent(summary.accuracy), *cells)
+        recalls.add_row(name, *map(_percent, summary.thirds.values()))
+    return accuracies, recalls
 
 
 def _percent(estimate: Estimate, sign: str = "") -> str:

@@ -3,18 +3,21 @@
     recall of class c = fraction of its images that are recognised,   balanced accuracy = their mean
 
 Trainings of two arms with one seed are a pair. So the standard error of their difference is that of
-the differences of the pairs.
+the differences of the pairs. A difference is called clear if 0 is outside its 95 % interval by
+Student's t. This covers the seeds of the classifiers, not other data or another training of the
+diffusion model; and the best of several arms looks better than it is.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from ddpm_jax.evaluation.distances import Estimate, standard_error
 
 THIRDS = ("most frequent", "middle", "rarest")  # thirds of the classes, in the order of the labels
-CLEAR = 2.0  # standard errors; a smaller difference is not called one
+LEVEL = 0.95  # a difference is clear if its confidence interval of this level leaves out 0
 
 
 class ArmResult(NamedTuple):
@@ -67,6 +70,16 @@ def summarise(found: np.ndarray) -> ArmResult:
     return ArmResult(estimate(found.mean(axis=1)), parts, [estimate(each) for each in found.T])
 
 
+def is_clear(difference: Estimate, n: int) -> bool:
+    """Return whether a mean of n normal values differs from 0, by Student's t with n-1 degrees.
+
+    Args:
+      difference: the mean and its standard error.
+      n: number of values, at least 2.
+    """
+    return abs(difference.value) > stats.t.ppf((1 + LEVEL) / 2, n - 1) * difference.error
+
+
 def paired(a: np.ndarray, b: np.ndarray) -> Estimate:
     """Return the mean of a - b and its standard error, for pairs a, b: [seeds] float."""
     return estimate(np.asarray(a) - np.asarray(b))
@@ -86,21 +99,24 @@ def verdict(found: Mapping[str, np.ndarray], ours: Sequence[str], others: Sequen
       others: names of the arms without them.
     """
     mine, other = best(found, ours), best(found, others)
-    text = f"{mine}, the best arm with synthetic images, against {other}, the best arm without: "
-    text += _judged(paired(found[mine].mean(axis=1), found[other].mean(axis=1)))
-    parts = []
-    for name, classes in thirds(found[mine].shape[1]).items():
-        if len(classes):
-            a, b = (found[arm][:, classes].mean(axis=1) for arm in (mine, other))
-            parts.append(f"{name} classes: {_judged(paired(a, b))}")
-    return f"{text}. Recall of the " + "; ".join(parts)
+    pairs = found[mine] - found[other]
+    parts = [
+        f"{name} classes: {_judged(pairs[:, classes].mean(axis=1))}"
+        for name, classes in thirds(pairs.shape[1]).items()
+        if len(classes)
+    ]
+    return (
+        f"{mine}, the best arm with synthetic images, against {other}, the best arm without: "
+        f"{_judged(pairs.mean(axis=1))}. Recall of the {'; '.join(parts)}"
+    )
 
 
-def _judged(difference: Estimate) -> str:
-    value, error = difference
-    points = f"{100 * value:+.1f} ± {100 * error:.1f} points"
-    if np.isnan(error):
-        return f"one seed cannot show a difference ({100 * value:+.1f} points)"
-    if abs(value) <= CLEAR * error:
+def _judged(differences: np.ndarray) -> str:
+    """Return whether synthetic images helped, from the differences of pairs: [seeds]."""
+    found, n = estimate(differences), len(differences)
+    if n < 2:
+        return f"one seed cannot show a difference ({100 * found.value:+.1f} points)"
+    points = f"{100 * found.value:+.1f} ± {100 * found.error:.1f} points"
+    if not is_clear(found, n):
         return f"no clear difference ({points})"
-    return f"synthetic images {'helped' if value > 0 else 'hurt'} ({points})"
+    return f"synthetic images {'helped' if found.value > 0 else 'hurt'} ({points})"

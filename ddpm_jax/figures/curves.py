@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
@@ -102,12 +103,14 @@ def recall_by_class(
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()
     order = sorted(range(len(counts)), key=lambda c: -counts[c])
+    ranks, apart = np.arange(len(order)), 0.6 / len(lines)  # the arms are side by side
     for i, (arm, values) in enumerate(lines.items()):
         value, error = zip(*(values[c] for c in order), strict=True)
-        style = line_style(i) | marker(i) | {"linewidth": 1.2, "capsize": 2}
-        axes.errorbar(range(len(order)), value, error, label=arm, **style)
+        style = line_style(i) | marker(i) | {"linewidth": 0.9, "capsize": 2}
+        x = ranks + apart * (i - (len(lines) - 1) / 2)
+        axes.errorbar(x, value, error, label=arm, **style)
     ticks = [f"{names[c]}\n{counts[c]:,}" for c in order]
-    axes.set_xticks(range(len(order)), ticks, rotation=30 if max(map(len, names)) > 8 else 0)
+    axes.set_xticks(ranks, ticks, rotation=30 if max(map(len, names)) > 8 else 0)
     axes.set(xlabel="class and its real training images", ylabel="recall on the test split")
     axes.set(ylim=(0, 1.02))
     figure.legend(loc="outside right center", handlelength=4)

@@ -40,7 +40,7 @@ class Settings:
     num_seeds: int = 5  # trainings of each arm: the seeds 0, 1, ...
     num_steps: int = 1000  # training steps of each classifier
     batch_size: int = 64  # images in a step
-    learning_rate: float = 1e-3  # of the first step; a cosine to 0
+    learning_rate: float = 2e-3  # of the first step; a cosine to 0
     channels: int = 32  # channels of the classifier's first convolution
     # every n-th image of each class, and at least one, is for validation: no arm trains on it
     validation_every: int = 5
@@ -143,7 +143,7 @@ def divide(whole: Labelled, every: int, names: typing.Sequence[str]) -> tuple[La
         held[chosen if len(chosen) else where[:1]] = True
         if held[where].all():
             raise UserError(
-                f"class {name!r} has {len(where)} images, and all of them would be for validation; "
+                f"class {name!r} has too few images ({len(where)}): all would be for validation; "
                 "lower data.imbalance, or raise data.max_per_class or arms.validation_every"
             )
     fit, validation = (Labelled(whole.images[w], whole.labels[w]) for w in (~held, held))
