@@ -3,12 +3,12 @@
 Command:  python -m experiments.imbalanced --config=experiments/fashion_imbalanced.py
           ... --config=experiments/fashion_imbalanced.py:10 --workdir=runs/fashion_imbalanced_10
           ... --config=experiments/fashion_imbalanced.py:smoke --workdir=runs/smoke
-          ... --config=experiments/fashion_imbalanced.py --workdir=runs/digits_imbalanced
-              --config.data.name=digits --config.data.image_size=0 --config.data.imbalance=10
+          ... --config=experiments/fashion_imbalanced.py:digits --workdir=runs/digits_imbalanced
           ... --config=experiments/fashion_imbalanced.py --workdir=runs/cifar10_imbalanced
               --config.data.name=cifar10 --config.data.flip=True
-Data:     of 1,000 training images of the first class down to 10 of the last (`:10`: 100); all
-          10,000 test images. `:smoke` has tiny networks and a few digits: it shows that all works.
+Data:     1,000 training images of the first class down to 10 of the last (`:10`: 100); all 10,000
+          test images. `:digits` is the same for the 8x8 digits, with an imbalance of 10. `:smoke`
+          has tiny networks and a few digits: it shows that all works.
 Paper:    the arms are those of docs/imbalanced.md, with their papers.
 Measured: not measured yet.
 """
@@ -32,26 +32,28 @@ SMALLEST = {  # `:smoke`, in both runs
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """Return the config; `variant` is "", "10" or "smoke".
+    """Return the config; `variant` is "", "10", "digits" or "smoke".
 
     Its sections are `data`, `arms` (`ddpm_jax.training.arms.Settings`), and the configs of the two
     runs without their data: `autoencoder` and `diffusion`.
     """
-    base.check_variant(__file__, variant, ("", "10", "smoke"))
+    base.check_variant(__file__, variant, ("", "10", "digits", "smoke"))
     autoencoder = fashion_autoencoder.get_config("small")
     diffusion = fashion_latent.get_config("small")
     data, settings = diffusion.data.copy_and_resolve_references(), Settings()
     data.codec = ""
-    data.imbalance = 10.0 if variant == "10" else 100.0
+    data.imbalance = 10.0 if variant in ("10", "digits") else 100.0
     data.max_per_class = 1000
     diffusion.train.num_steps = 5000
     diffusion.sample.num_steps = 15
-    if variant == "smoke":
+    if variant in ("digits", "smoke"):
         data.name, data.image_size, data.crop = "digits", 0, "center"
+        autoencoder.model.patch_size = 1  # latents of 4x4
+    if variant == "smoke":
         data.imbalance, data.max_per_class = 4.0, 40
         for run in (autoencoder, diffusion):
             run.update_from_flattened_dict(SMALLEST)
-            run.model.channel_multipliers = (1,)
+            run.model.channel_multipliers = (1, 1) if run is autoencoder else (1,)
         diffusion.process.num_timesteps = 8
         diffusion.model.attention_resolutions = ()
         diffusion.sample.num_steps = 2

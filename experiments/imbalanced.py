@@ -93,6 +93,7 @@ def main() -> int:
     outputs.check_writable(root, None, FILES)
     clock, settings = Clock(root / "minutes.json"), experiment.arms
     parts = split(experiment, root / "fit.npz")
+    check_networks(experiment, parts)
     for name in ("autoencoder", "diffusion"):
         config: Config = getattr(experiment, name)
         finished = WorkDir(root / name).newest_step() >= config.train.num_steps
@@ -205,6 +206,17 @@ def split(experiment: Experiment, path: pathlib.Path) -> Parts:
         counts = np.bincount(part.labels)
         print(f"{name}: {len(part.labels):,} images; of each class {', '.join(map(str, counts))}")
     return Parts(fit, validation, dataset.test, names)
+
+
+def check_networks(experiment: Experiment, parts: Parts) -> None:
+    """Refuse networks that do not fit the images or the latents, before the first training.
+
+    Raises:
+      UserError: as the constructors of the networks.
+    """
+    shape, num_classes = parts.fit.images.shape[1:], len(parts.names)
+    encoder = build.autoencoder(experiment.autoencoder.model, shape)
+    build.model(experiment.diffusion.model, encoder.latent_shape, num_classes)
 
 
 def synthetic(

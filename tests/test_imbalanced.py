@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from ddpm_jax import build
 from ddpm_jax.config import from_dict
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import filtering, recognition
@@ -300,21 +301,27 @@ def test_every_number_of_the_settings_has_a_range():
     assert arms.from_dict({"guidance": [0, 2]}).guidance == (0.0, 2.0)
 
 
-@pytest.mark.parametrize("variant", ["", "10", "smoke"])
+@pytest.mark.parametrize("variant", ["", "10", "digits", "smoke"])
 def test_the_config_has_two_runs_of_the_same_data(variant):
     content = fashion_imbalanced.get_config(variant)
     assert set(content) == {"data", "autoencoder", "diffusion", "arms"}
-    for name, network in (("autoencoder", "autoencoder"), ("diffusion", "unet")):
-        config = from_dict({**content[name], "data": content.data})
-        assert config.model.name == network
-    data = config.data
-    assert data.imbalance == {"": 100.0, "10": 10.0, "smoke": 4.0}[variant]
-    assert data.name == ("digits" if variant == "smoke" else "fashion_mnist")
+    runs = {
+        name: from_dict({**content[name], "data": content.data})
+        for name in ("autoencoder", "diffusion")
+    }
+    assert [run.model.name for run in runs.values()] == ["autoencoder", "unet"]
+    data = runs["diffusion"].data
+    assert data.imbalance == {"": 100.0, "10": 10.0, "digits": 10.0, "smoke": 4.0}[variant]
+    side = 8 if data.name == "digits" else 32
+    assert data.name == ("digits" if variant in ("digits", "smoke") else "fashion_mnist")
+    encoder = build.autoencoder(runs["autoencoder"].model, (side, side, 1))
+    assert encoder.latent_shape == ((4, 4, 4) if side == 8 else (8, 8, 4))
+    build.model(runs["diffusion"].model, encoder.latent_shape, 10)
     assert arms.from_dict(content.arms) == Settings() or variant == "smoke"
 
 
 def test_an_unknown_variant_of_the_config_is_refused():
     module = importlib.import_module("experiments.fashion_imbalanced")
     assert pathlib.Path(module.__file__).name == "fashion_imbalanced.py"
-    with pytest.raises(UserError, match="allowed: 10, smoke, or no variant"):
+    with pytest.raises(UserError, match="allowed: 10, digits, smoke, or no variant"):
         module.get_config("1000")

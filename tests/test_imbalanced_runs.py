@@ -193,6 +193,7 @@ def test_more_seeds_add_to_those_that_are_there(place, first):
         ("diffusion.model.name=classifier", "diffusion.model.name is 'classifier'; set it to"),
         ("diffusion.model.class_conditional=False", "images of each class must be drawn"),
         ("diffusion.sample.sampler=x", "unknown sample.sampler 'x'"),
+        ("diffusion.model.attention_resolutions=(3,)", "but images of height 4 only pass through"),
         ("diffusion.process.schedule=learned", "the bound, which is of pixels"),
         ("arms.guidance=()", "config.arms.guidance is empty; name at least one number"),
         ("arms.beta=1.0", "config.arms.beta must be in [0, 1), found 1.0"),

@@ -77,7 +77,7 @@ def is_clear(difference: Estimate, n: int) -> bool:
       difference: the mean and its standard error.
       n: number of values, at least 2.
     """
-    return abs(difference.value) > stats.t.ppf((1 + LEVEL) / 2, n - 1) * difference.error
+    return bool(abs(difference.value) > stats.t.ppf((1 + LEVEL) / 2, n - 1) * difference.error)
 
 
 def paired(a: np.ndarray, b: np.ndarray) -> Estimate:

@@ -106,9 +106,8 @@ def recall_by_class(
     ranks, apart = np.arange(len(order)), 0.6 / len(lines)  # the arms are side by side
     for i, (arm, values) in enumerate(lines.items()):
         value, error = zip(*(values[c] for c in order), strict=True)
-        style = line_style(i) | marker(i) | {"linewidth": 0.9, "capsize": 2}
         x = ranks + apart * (i - (len(lines) - 1) / 2)
-        axes.errorbar(x, value, error, label=arm, **style)
+        axes.errorbar(x, value, error, label=arm, linewidth=0.9, **line_style(i), **marker(i))
     ticks = [f"{names[c]}\n{counts[c]:,}" for c in order]
     axes.set_xticks(ranks, ticks, rotation=30 if max(map(len, names)) > 8 else 0)
     axes.set(xlabel="class and its real training images", ylabel="recall on the test split")
