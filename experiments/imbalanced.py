@@ -58,7 +58,7 @@ WORKDIR = flags.DEFINE_string(
 )
 
 SECTIONS = ("data", "autoencoder", "diffusion", "arms")
-JUDGE = "logit_adjustment"  # the arm whose first classifier filters: the classes are equal to it
+JUDGE = "logit_adjustment"  # the arm whose first classifier filters: it treats all classes alike
 FILES = ("fit.npz", "minutes.json", "results.json", "recall_by_class_rank.png")
 
 
@@ -117,7 +117,7 @@ def main() -> int:
         name: np.stack([classifiers.recalls(weights, test) for weights in seeds])
         for name, seeds in trained.items()
     }
-    report(root, parts, found, {"guidance": by_guidance, "filter": by_filter}, clock, len(extra))
+    report(root, parts, found, {"guidance": by_guidance, "filter": by_filter}, clock)
     return 0
 
 
@@ -394,7 +394,6 @@ def report(
     found: Mapping[str, np.ndarray],
     choices: Mapping[str, Any],
     clock: "Clock",
-    num_arms: int,
 ) -> None:
     """Print the results, and write them to results.json and recall_by_class_rank.png.
 
@@ -404,7 +403,6 @@ def report(
       found: arm -> [seeds, K] float, the recall of each class on the test split.
       choices: what the validation part chose, and from what.
       clock: the times of the stages.
-      num_arms: number of arms.
     """
     ours = [name for name, arm in ARMS.items() if arm.synthetic]
     others = [name for name in ARMS if name not in ours]
@@ -419,10 +417,12 @@ def report(
     }
     verdict = recognition.verdict(found, ours, others)
     minutes = {stage: seconds / 60 for stage, seconds in clock.seconds.items()}
-    extra = sum(value for stage, value in minutes.items() if stage != "training the arms")
+    of_arms = minutes.get("training the arms", 0.0)
     costs = ", ".join(f"{stage} {value:.1f}" for stage, value in minutes.items())
-    cost = f"minutes: {costs}. The synthetic images and the choices cost {extra:.1f} minutes"
-    cost += f"; the {num_arms} arms took {minutes.get('training the arms', 0.0):.1f} in all"
+    cost = (
+        f"minutes: {costs}. So synthetic images cost {sum(minutes.values()) - of_arms:.1f} minutes "
+        f"before any arm with them was trained; all {len(found)} arms took {of_arms:.1f}"
+    )
     console = Console(soft_wrap=True, markup=False, highlight=False)
     for table in tables(summaries, differences):
         console.print(table)

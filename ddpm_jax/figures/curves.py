@@ -111,6 +111,6 @@ def recall_by_class(
     ticks = [f"{names[c]}\n{counts[c]:,}" for c in order]
     axes.set_xticks(ranks, ticks, rotation=30 if max(map(len, names)) > 8 else 0)
     axes.set(xlabel="class and its real training images", ylabel="recall on the test split")
-    axes.set(ylim=(0, 1.02))
+    axes.set(ylim=(-0.02, 1.02))
     figure.legend(loc="outside right center", handlelength=4)
     return figure

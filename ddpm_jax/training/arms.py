@@ -15,7 +15,7 @@ Deviates from DiffuLT, which combines the weight with a filter: here each arm sh
 
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -125,7 +125,7 @@ def from_dict(mapping: Mapping[str, Any]) -> Settings:
     return settings
 
 
-def divide(whole: Labelled, every: int, names: typing.Sequence[str]) -> tuple[Labelled, Labelled]:
+def divide(whole: Labelled, every: int, names: Sequence[str]) -> tuple[Labelled, Labelled]:
     """Return the images to train on, and every n-th image of each class for validation.
 
     Args:
