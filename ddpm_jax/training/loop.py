@@ -334,9 +334,10 @@ def _describe(
     # The name of a class may contain characters that this terminal cannot show.
     console.print(line.encode(console.encoding, "backslashreplace").decode(console.encoding))
     if parts.sampler_of and len(dataset.train) < SMALL_SET:
+        watch = "watch held_out_loss in the metrics" if dataset.test else "no images are held out"
         console.print(
             f"note: on fewer than {SMALL_SET:,} images a network tends to copy its training set; "
-            "watch held_out_loss in the metrics"
+            f"{watch}"
         )
     steps, warmup = config.train.num_steps, config.optim.warmup_steps
     if steps <= warmup:
