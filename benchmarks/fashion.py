@@ -78,6 +78,7 @@ def lecture(schedule: str, images: int) -> Config:
         "data.train_split": f"train[:{images}]",
         "process.schedule": schedule,
         "train.num_steps": steps,
+        "train.num_samples": 25,
         "train.log_every": 20,
         "train.checkpoint_every": 100,
         "eval.every": steps,
