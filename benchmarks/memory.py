@@ -62,7 +62,7 @@ def main() -> None:
         return
     mesh = devices.make_mesh(config)
     parts = build_parts(config, shape, CLASSES.value, mesh=mesh)
-    programs = Programs(config, parts, mesh, shape, {})
+    programs = Programs(config, parts, mesh, jax.ShapeDtypeStruct(shape, jnp.uint8), {})
     start = time.perf_counter()
     planned = memory.of_step(programs.step(None))
     print(

@@ -104,7 +104,7 @@ def test_what_a_classifier_has_no_use_for_is_refused(tmp_path):
         return dataclasses.replace(config, **{section: section_fields})
 
     for wrong, message in (
-        (changed("eval", samples_every=2), "eval.samples_every is 2, but the classifier draws no sa"),
+        (changed("eval", samples_every=2), "eval.samples_every is 2, but the classifier draws no"),
         (changed("process", schedule="learned"), "process.schedule is learned, so its chain is"),
         (changed("model", name="clasifier"), "model.name 'clasifier'; did you mean 'classifier'"),
     ):

@@ -3,6 +3,7 @@
 import math
 
 import jax
+import numpy as np
 import pytest
 from test_memory import SHAPE, TINY
 
@@ -24,7 +25,7 @@ def test_the_state_of_the_plan_is_the_state_and_a_batch():
     config = config_lib.from_dict(TINY | {"mesh": {"data": 1}})
     mesh = devices.make_mesh(config)
     parts = build_parts(config, SHAPE, 0, mesh=mesh)
-    run = Programs(config, parts, mesh, SHAPE, {})
+    run = Programs(config, parts, mesh, jax.ShapeDtypeStruct(SHAPE, np.uint8), {})
     leaves = [math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(run.state)]
     batch = 16 * (math.prod(SHAPE) + 4)
     found = memory.of_step(run.step(None))

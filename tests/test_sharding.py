@@ -39,7 +39,7 @@ def programs(data: int, fsdp: int) -> Programs:
     config = config_lib.from_dict(CONFIG | {"mesh": {"data": data, "fsdp": fsdp}})
     mesh = devices.make_mesh(config)
     parts = build_parts(config, SHAPE, 10, mesh=mesh)
-    return Programs(config, parts, mesh, SHAPE, {})
+    return Programs(config, parts, mesh, jax.ShapeDtypeStruct(SHAPE, np.uint8), {})
 
 
 def batch(mesh, seed):

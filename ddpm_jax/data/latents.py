@@ -62,6 +62,12 @@ class LatentSource:
         return moments, self._labels[indices]
 
 
+def stored(codec: Codec) -> jax.ShapeDtypeStruct:
+    """Return the shape and type of what is stored of one image: [h, w, 2c] float16."""
+    height, width, channels = codec.latent_shape
+    return jax.ShapeDtypeStruct((height, width, 2 * channels), np.float16)
+
+
 def encoded(
     config: DataConfig, dataset: Dataset, codec: Codec, progress: Progress = silent
 ) -> tuple[Dataset, Scale]:
@@ -131,21 +137,21 @@ def _encode(
         part.mkdir(parents=True)
         for name, flipped in passes:
             source = sources[name]
-            shape = (*codec.latent_shape[:2], 2 * codec.latent_shape[2])
-            stored = np.lib.format.open_memmap(
+            one = stored(codec)
+            kept = np.lib.format.open_memmap(
                 part / f"{name}_moments_{int(flipped)}.npy",
                 mode="w+",
-                dtype=np.float16,
-                shape=(len(source), *shape),
+                dtype=one.dtype,
+                shape=(len(source), *one.shape),
             )
             labels = np.empty(len(source), np.int32)
             for indices in _chunks(len(source)):
                 images, labels[indices] = source.read(indices, np.full(len(indices), flipped))
                 found = jax.device_get(moments(codec, rows.pad(images, CHUNK)))[: len(indices)]
-                stored[indices] = found
+                kept[indices] = found
                 done += len(indices)
                 progress(what, done, total)
-            stored.flush()
+            kept.flush()
             np.save(part / f"{name}_labels.npy", labels)
         plain = np.load(part / "train_moments_0.npy", mmap_mode="r")
         scale = scale_of(plain[indices] for indices in _chunks(len(plain)))

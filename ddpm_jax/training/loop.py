@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from rich.console import Console
 
 from ddpm_jax import data
@@ -147,12 +148,13 @@ def _train(
     parts = build_parts(config, *sizes, mesh=mesh, codec=codec, features=features)
     encoder = text_encoder.NAME if config.data.text else ""
     facts = DatasetFacts(*sizes, dataset.class_names, encoder, dataset.digest)
-    inputs = dataset  # what a train step reads: images, or latents
+    inputs, image = dataset, jax.ShapeDtypeStruct(dataset.image_shape, np.uint8)
     if codec is not None:
         facts = dataclasses.replace(facts, codec=codec.digest)
         distributed.leader_first(lambda: check_same_run(root, config, facts))
         encode = functools.partial(latents.encoded, config.data, dataset, codec)
         inputs, scale = distributed.leader_first(lambda: encode(Throttled(console)))
+        image = latents.stored(codec)
         scale = known_scale(root) or scale
         codec = dataclasses.replace(codec, scale=scale)
         parts = build_parts(config, *sizes, mesh=mesh, codec=codec)
@@ -172,7 +174,7 @@ def _train(
     monitor = distributed.leader_first(lambda: make_monitor(config, dataset, train_rows, parts))
 
     # Compile first: the compiler's plan says whether a step fits in the memory of the devices.
-    programs = Programs(config, parts, mesh, inputs.train, train_rows)
+    programs = Programs(config, parts, mesh, image, train_rows)
     last = config.train.num_steps
     on_cpu = jax.default_backend() == "cpu"
     steps_per_call = config.train.steps_per_call or (1 if on_cpu else 10)

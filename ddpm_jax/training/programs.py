@@ -14,7 +14,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ddpm_jax.config import Config
-from ddpm_jax.data import Source
 from ddpm_jax.errors import UserError
 from ddpm_jax.runs.state import TrainState
 from ddpm_jax.runtime import compiler, memory, sharding
@@ -29,7 +28,8 @@ class Programs:
       config: the config of the run.
       parts: the parts of the run, built for the same mesh.
       mesh: the devices of the run.
-      source: what the batches are read from.
+      image: the shape and type of one image of a batch: [H, W, C] uint8, or the moments of its
+        latents (`data.latents.stored`).
       rows: name -> [N, ...], other inputs of the network for each training image (`data.cond`).
 
     Attributes:
@@ -43,11 +43,11 @@ class Programs:
         config: Config,
         parts: Parts,
         mesh: Mesh,
-        source: Source,
+        image: jax.ShapeDtypeStruct,
         rows: Mapping[str, np.ndarray],
     ):
         self._config, self._parts, self._mesh = config, parts, mesh
-        self._image, self._rows = source.read(np.zeros(1, int))[0][0], rows
+        self._image, self._rows = image, rows
         self._compiled: dict[int | None, jax.stages.Compiled] = {}
         self.seconds = 0.0
         shapes = jax.eval_shape(parts.init)
