@@ -139,13 +139,14 @@ def _train(
     data.check_workdir(config.data, root)
     dataset = distributed.leader_first(lambda: data.open_dataset(config.data, given))
     distributed.check_same("data set", dataset.digest)
-    codec, features = None, None
+    codec = None
     if config.data.codec:
         codec = open_codec(config.data.codec, dataset.image_shape)
+    sizes = dataset.image_shape, dataset.num_classes
+    parts = build_parts(config, *sizes, mesh=mesh, codec=codec)
     if config.autoencoder.perceptual_weight:
         features = distributed.leader_first(lambda: perceptual_features(config.data, dataset))
-    sizes = dataset.image_shape, dataset.num_classes
-    parts = build_parts(config, *sizes, mesh=mesh, codec=codec, features=features)
+        parts = build_parts(config, *sizes, mesh=mesh, features=features)
     encoder = text_encoder.NAME if config.data.text else ""
     facts = DatasetFacts(*sizes, dataset.class_names, encoder, dataset.digest)
     inputs, image = dataset, jax.ShapeDtypeStruct(dataset.image_shape, np.uint8)
