@@ -3,7 +3,8 @@
     L = reconstruction(x, x̂) + kl_weight KL / D + λ_p |f(x) - f(x̂)|² + λ (-D(x̂)) + hinge(D)
 
 Each term is a mean over the D = H W C values of an image. f are features and D a discriminator of
-patches. λ follows the gradients, so that both terms pull equally hard at the last layer:
+patches. λ follows the gradients, so that at weight 1 both terms pull equally hard at the last layer
+(Esser et al. 2021, eq. 7; 1e-4 is of the authors' code):
 
     λ = weight |∇ reconstruction| / (|∇ D(x̂)| + 1e-4),   ∇ with respect to the last layer
 """

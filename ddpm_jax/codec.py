@@ -79,9 +79,9 @@ class Codec:
         return self.decoder(self.params, self.scale.restore(x_0))
 
 
-def draw(key: PRNGKey, mean: Array, log_variance: Array) -> Array:
-    """Return z = μ + σ ε."""
-    return mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape)
+def latent(mean: Array, log_variance: Array, eps: Array) -> Array:
+    """Return z = μ + σ ε; all arrays have one shape."""
+    return mean + jnp.exp(0.5 * log_variance) * eps
 
 
 def standardised(scale: Scale, moments: Array, key: PRNGKey | None) -> Array:
@@ -93,7 +93,9 @@ def standardised(scale: Scale, moments: Array, key: PRNGKey | None) -> Array:
       key: draws z; None takes the mean.
     """
     mean, log_variance = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
-    return scale.standardise(mean if key is None else draw(key, mean, log_variance))
+    if key is None:
+        return scale.standardise(mean)
+    return scale.standardise(latent(mean, log_variance, jax.random.normal(key, mean.shape)))
 
 
 def kl(mean: Array, log_variance: Array) -> Array:

@@ -3,6 +3,9 @@
 Command:  python -m experiments.train --config=experiments/fashion_autoencoder.py          one GPU
           python -m experiments.train --config=experiments/fashion_autoencoder.py:small    two cores
 Then:     python -m experiments.train --config=experiments/fashion_latent.py:small
+Measured: `:small`: PSNR 28.0 dB and mean absolute error 0.042 (of [-1, 1]) on 1,024 held-out images
+          after 3,000 steps, on two cores that other trainings shared (2026-11-26, jax 0.10.2). The
+          full config: nothing yet.
 Paper:    Rombach et al. 2022, a KL autoencoder (f = 4 has 3 channels there, of 256x256 images).
 """
 

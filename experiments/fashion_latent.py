@@ -3,6 +3,7 @@
 Command:  python -m experiments.train --config=experiments/fashion_autoencoder.py
           python -m experiments.train --config=experiments/fashion_latent.py          one GPU
           or both with `:small`                                                       two CPU cores
+Measured: nothing yet.
 Paper:    Rombach et al. 2022. For an autoencoder in another directory, give
           --config.data.codec=DIRECTORY.
 

@@ -1,10 +1,9 @@
 """Our autoencoder against diffusers' AutoencoderKL, both ways through its files."""
 
-import pathlib
-
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -100,9 +99,10 @@ def test_diffusers_reads_what_we_write(images, tmp_path):
     check_agrees(net, codec, images)
 
 
-def test_the_names_are_those_of_diffusers(theirs):
+def test_what_we_write_has_the_names_and_shapes_of_diffusers(theirs, tmp_path):
     net, path = theirs
-    keys = pathlib.Path(path) / "diffusion_pytorch_model.safetensors"
-    import safetensors.numpy
-
-    assert set(safetensors.numpy.load_file(keys)) == set(net.state_dict())
+    codec, sizes = open_codec(path, SHAPE), autoencoder_kl.read_sizes(path)
+    autoencoder_kl.write(tmp_path, codec.params, sizes.model, SHAPE)
+    found = safetensors.numpy.load_file(tmp_path / autoencoder_kl.WEIGHTS[0])
+    expected = {name: tuple(value.shape) for name, value in net.state_dict().items()}
+    assert {name: value.shape for name, value in found.items()} == expected

@@ -145,7 +145,7 @@ def sample_fn(config: Config, network: Model, image_shape: tuple[int, int, int])
     Args:
       config: the config.
       network: the network, without the parameters of the schedule.
-      image_shape: (H, W, C).
+      image_shape: (H, W, C) of what the network sees: images, or latents.
 
     Raises:
       UserError: a name in the config is unknown, or an option does not fit.

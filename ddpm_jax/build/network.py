@@ -20,7 +20,7 @@ def model(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: i
 
     Args:
       config: the section `model`.
-      image_shape: (H, W, C).
+      image_shape: (H, W, C) of what the network sees: images, or latents.
       num_classes: number of classes of the data; 0 is none.
 
     Raises:
@@ -52,7 +52,7 @@ def classifier(config: ModelConfig, image_shape: tuple[int, int, int], num_class
 
     Args:
       config: the section `model`.
-      image_shape: (H, W, C).
+      image_shape: (H, W, C) of what the network sees: images, or latents.
       num_classes: number of classes of the data, at least 1.
 
     Raises:

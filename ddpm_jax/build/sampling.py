@@ -145,7 +145,7 @@ def chain_sample_fn(
       config: the config.
       process: one of these processes; the config is checked against it.
       model: the network.
-      image_shape: (H, W, C).
+      image_shape: (H, W, C) of what the network sees: images, or latents.
       classifier: a classifier that guides in addition (`build.guidance.with_classifier`), or None.
       scale: weight of the classifier's guidance, at least 0.
       collect, num_frames: as in `samplers.sample_loop`, for instance `samplers.predicted_x_0`.

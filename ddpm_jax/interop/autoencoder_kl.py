@@ -150,7 +150,7 @@ def write(
       params: the autoencoder's parameters.
       model: the section `model` of the run's config.
       image_shape: (H, W, C).
-      scaling_factor, shift_factor: what a pipeline shall multiply z - shift by.
+      scaling_factor, shift_factor: what the config says: a pipeline uses (z - shift) * scaling.
 
     Raises:
       UserError: the autoencoder has what diffusers does not: patches, attention outside of the

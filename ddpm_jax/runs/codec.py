@@ -118,7 +118,7 @@ def of_run(root: str | os.PathLike, facts: DatasetFacts, where: str | os.PathLik
     if codec.digest != facts.codec:
         raise UserError(
             f"the codec in {root} has other weights than when {where} was trained: {facts.codec} "
-            f"then, {codec.digest} now; bring the old directory back, or train the run anew"
+            f"then, {codec.digest} now; bring the old directory back, or train another run"
         )
     return dataclasses.replace(codec, scale=_scale(facts))
 

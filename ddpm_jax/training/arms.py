@@ -44,7 +44,7 @@ class Settings:
     channels: int = 32  # channels of the classifier's first convolution
     # every n-th image of each class, and at least one, is for validation: no arm trains on it
     validation_every: int = 5
-    choice_seeds: int = 2  # trainings whose mean chooses the weight of the guidance and the filter
+    choice_seeds: int = 2  # trainings of each choice; their mean chooses w and the filter
     beta: float = 0.999  # reweighting: beta of the effective number of images
     tau: float = 1.0  # logit_adjustment: tau
     max_shift: int = 2  # augmentation: pixels of a shift, at most

@@ -62,7 +62,7 @@ def objective(
         params, (x, eps, started) = gather(params), inputs
         own, (encoder_key, decoder_key) = params["autoencoder"], jax.random.split(key)
         mean, log_variance = network.encode(own, x, train=True, key=encoder_key)
-        z = mean + jnp.exp(0.5 * log_variance) * eps
+        z = codec.latent(mean, log_variance, eps)
         decode = functools.partial(network.decode, train=True, key=decoder_key)
         reconstructed = decode(own, z)
         parts = {

@@ -61,7 +61,7 @@ def clean_pixels(key: PRNGKey, batch: Batch) -> Array:
 
 
 def clean_latents(scale: Scale) -> CleanFn:
-    """Return (key, batch) -> standardised latents, drawn anew from their moments at each step.
+    """Return (key, batch) -> standardised latents, drawn again from their moments at each step.
 
     Args:
       scale: the scale of the latents. The batch's "image" has their moments, [B, h, w, 2c].
