@@ -15,8 +15,8 @@ never imports TensorFlow.
 """
 
 from ddpm_jax.data.batches import Batches
-from ddpm_jax.data.datasets import Dataset, open_dataset
+from ddpm_jax.data.datasets import Dataset, declared, open_dataset
 from ddpm_jax.data.folder import check_workdir
 from ddpm_jax.data.sources import Source
 
-__all__ = ["Batches", "Dataset", "Source", "check_workdir", "open_dataset"]
+__all__ = ["Batches", "Dataset", "Source", "check_workdir", "declared", "open_dataset"]

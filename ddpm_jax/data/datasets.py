@@ -98,6 +98,47 @@ def open_dataset(config: DataConfig, given: arrays.Arrays | None = None) -> Data
         return _open(config)
 
 
+def declared(config: DataConfig) -> tuple[tuple[int, int, int], int]:
+    """Return (H, W, C) of the images and the number of classes, without preparing the set.
+
+    Images that are not here yet (a folder without a path, a set of TFDS that is not prepared) have
+    the shape that data.image_size and data.channels say, and no classes.
+
+    Args:
+      config: the section `data` of the config.
+
+    Raises:
+      UserError: a mistake in the config, or a shape that only the images themselves tell.
+    """
+    _check(config)
+    data_dir = prepared.data_directory(config.data_dir)
+    if config.name == arrays.NAME:
+        found = open_dataset(config)
+        return found.image_shape, found.num_classes
+    if config.name == Folder.name and not config.path:
+        return _declared_shape(config), 0
+    with prepared.quiet():
+        if config.name in BUILDERS:
+            info = BUILDERS[config.name](data_config=config, data_dir=data_dir).info
+        else:
+            try:
+                info = prepared.find(config.name, data_dir, (*BUILDERS, arrays.NAME)).info
+            except UserError:
+                return _declared_shape(config), 0
+    label = _features(info).get("label")
+    classes = label.num_classes if isinstance(label, tfds.features.ClassLabel) else 0
+    return _image_shape(info, config), classes or 0
+
+
+def _declared_shape(config: DataConfig) -> tuple[int, int, int]:
+    if not (config.image_size and config.channels):
+        raise UserError(
+            f"the images of data.name={config.name} are not here, so their shape is not known; set "
+            "data.image_size and data.channels"
+        )
+    return config.image_size, config.image_size, config.channels
+
+
 def facts_of_split(config: DataConfig, source: Source, split: str) -> dict[str, Any]:
     """Return everything that the pixels of a split depend on, for the key of a cache.
 

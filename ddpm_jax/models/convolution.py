@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
+from ddpm_jax.runtime.platform import platform
 from ddpm_jax.types import Array
 
 Sides = tuple[int, int]
@@ -36,7 +37,7 @@ def convolution(train: bool) -> Callable[[], Callable[..., Array]] | None:
     selects JAX's own convolution. In forward mode on the CPU, JAX's own is the faster one in a loop
     (the likelihood by the ODE). cuDNN and TPUs are built for JAX's own convolution.
     """
-    return _returns_convolve if train and jax.default_backend() == "cpu" else None
+    return _returns_convolve if train and platform() == "cpu" else None
 
 
 def _returns_convolve() -> Callable[..., Array]:

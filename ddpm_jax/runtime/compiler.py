@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from ddpm_jax.runtime.platform import platform
+
 # Kinds of programs: with a network, with a wide network, a program that runs only once.
 NETWORK, WIDE, ONCE = "network", "wide", "once"
 
@@ -41,17 +43,19 @@ def of_network(params: Any) -> str:
     return WIDE if sum(map(np.size, jax.tree.leaves(params))) > 10_000_000 else NETWORK
 
 
-@functools.cache
 def options(name: str) -> dict[str, str | int]:
     """Return the `compiler_options` for a kind of program.
 
-    They are empty if the default backend is not the CPU, or if this XLA does not know the option.
+    They are empty if the platform is not the CPU, or if this XLA does not know the option.
 
     Args:
       name: NETWORK, WIDE or ONCE.
     """
-    if jax.default_backend() != "cpu":
-        return {}
+    return _of_cpu(name) if platform() == "cpu" else {}
+
+
+@functools.cache
+def _of_cpu(name: str) -> dict[str, str | int]:
     found = _OPTIONS[name]
     try:
         jax.jit(lambda: 0, compiler_options=found).lower().compile()

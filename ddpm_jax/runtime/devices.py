@@ -2,6 +2,8 @@
 
 import glob
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -45,17 +47,22 @@ def cpu_fallback_warning() -> str | None:
     return None
 
 
-def make_mesh(config: Config) -> Mesh:
+def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
     """Return the mesh with the axes "data" and "fsdp", of sizes mesh.data and mesh.fsdp.
 
     mesh.data = -1 takes all devices. The devices are sorted by process, and "fsdp" is the inner
     axis. So each process holds one slice of the batch, and "fsdp" gathers from nearby devices.
 
+    Args:
+      config: the config of the run.
+      devices: the devices to use; None is all devices of this run.
+
     Raises:
       UserError: the mesh needs more devices than there are, leaves out devices of several
         processes, or cannot share the batch equally.
     """
-    found = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    devices = jax.devices() if devices is None else devices
+    found = sorted(devices, key=lambda device: (device.process_index, device.id))
     available, fsdp = len(found), config.mesh.fsdp
     if fsdp < 1 or available % fsdp:
         raise UserError(

@@ -8,6 +8,7 @@ import jax
 
 from ddpm_jax.config import Config
 from ddpm_jax.errors import UserError
+from ddpm_jax.runtime.platform import platform
 
 MIB, GIB = 2**20, 2**30
 
@@ -102,7 +103,7 @@ def advice(config: Config, memory: Memory | None, available: int, num_devices: i
         return "try fewer model.channels, or more devices"
     if working > room:
         # The CPU backend is slow in bfloat16, and its compiler undoes remat.
-        on_cpu = jax.default_backend() == "cpu"
+        on_cpu = platform() == "cpu"
         if config.model.dtype == "float32" and not on_cpu:
             changes.append("model.dtype=bfloat16 (halves the activations)")
         if not config.model.remat and not on_cpu:

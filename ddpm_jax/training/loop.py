@@ -52,7 +52,7 @@ from ddpm_jax.training.log import Log
 from ddpm_jax.training.monitor import make_monitor
 from ddpm_jax.training.parts import Parts, build_parts
 from ddpm_jax.training.pictures import Pictures
-from ddpm_jax.training.programs import Programs, give_back_memory
+from ddpm_jax.training.programs import Programs, give_back_memory, steps_per_call
 from ddpm_jax.training.progress import ProgressLine, Throttled
 
 SMALL_SET = 1000  # images; with fewer images a network tends to copy its training set
@@ -176,9 +176,7 @@ def _train(
 
     # Compile first: the compiler's plan says whether a step fits in the memory of the devices.
     programs = Programs(config, parts, mesh, image, train_rows)
-    last = config.train.num_steps
-    on_cpu = jax.default_backend() == "cpu"
-    steps_per_call = config.train.steps_per_call or (1 if on_cpu else 10)
+    last, fused = config.train.num_steps, steps_per_call(config)
     every = {
         "log": config.train.log_every,
         "held_out": config.eval.every if held_out else 0,
@@ -192,7 +190,7 @@ def _train(
     number = count_parameters(programs.state.params)
     _describe(console, config, dataset, parts, number, root, codec)
     if distributed.leader_first(WorkDir(absolute(root)).newest_step) < last:
-        _, n = next(plan_calls(0, last, steps_per_call, list(every.values())))
+        _, n = next(plan_calls(0, last, fused, list(every.values())))
         memory = programs.fitting(n)
         console.print(f"train step: compiled in {programs.seconds:.1f} s; memory {memory}")
 
@@ -213,7 +211,7 @@ def _train(
     start = step = int(state.step)
 
     def calls() -> Iterator[Call]:  # not a list: a run may have millions of steps
-        return plan_calls(start, last, steps_per_call, list(every.values()))
+        return plan_calls(start, last, fused, list(every.values()))
 
     for n in {n for _, n in itertools.islice(calls(), 10_000)}:
         programs.step(n)  # compiles, before the clock of the progress line starts

@@ -17,8 +17,16 @@ from ddpm_jax.config import Config
 from ddpm_jax.errors import UserError
 from ddpm_jax.runs.state import TrainState
 from ddpm_jax.runtime import compiler, memory, sharding
+from ddpm_jax.runtime.platform import platform
 from ddpm_jax.training.parts import Parts
 from ddpm_jax.training.step import fuse_steps
+
+FUSED = 10  # steps per call of an accelerator, if train.steps_per_call is 0
+
+
+def steps_per_call(config: Config) -> int:
+    """Return the number of train steps that one call fuses, where nothing is due between them."""
+    return config.train.steps_per_call or (1 if platform() == "cpu" else FUSED)
 
 
 class Programs:
@@ -31,6 +39,7 @@ class Programs:
       image: the shape and type of one image of a batch: [H, W, C] uint8, or the moments of its
         latents (`data.latents.stored`).
       rows: name -> [N, ...], other inputs of the network for each training image (`data.cond`).
+      available: bytes of memory of a device; None asks the device.
 
     Attributes:
       state: `ShapeDtypeStruct`s of the state, each with its sharding.
@@ -44,10 +53,12 @@ class Programs:
         parts: Parts,
         mesh: Mesh,
         image: jax.ShapeDtypeStruct,
-        rows: Mapping[str, np.ndarray],
+        rows: Mapping[str, np.ndarray | jax.ShapeDtypeStruct],
+        available: int | None = None,
     ):
         self._config, self._parts, self._mesh = config, parts, mesh
         self._image, self._rows = image, rows
+        self._available = memory.capacity() if available is None else available
         self._compiled: dict[int | None, jax.stages.Compiled] = {}
         self.seconds = 0.0
         shapes = jax.eval_shape(parts.init)
@@ -86,10 +97,9 @@ class Programs:
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
-                available = memory.capacity()
                 raise UserError(
                     f"a train step does not fit: {str(error).splitlines()[0][:200]}; "
-                    f"{memory.advice(self._config, None, available, self._mesh.size)}"
+                    f"{memory.advice(self._config, None, self._available, self._mesh.size)}"
                 ) from error
             give_back_memory()
             self.seconds += time.perf_counter() - start
@@ -101,7 +111,7 @@ class Programs:
         Raises:
           UserError: `step(n)` needs more memory than a device has.
         """
-        needed, available = memory.of_step(self.step(n)), memory.capacity()
+        needed, available = memory.of_step(self.step(n)), self._available
         memory.check_fits(needed, available, self._config, self._mesh.size)
         return memory.describe(needed, available)
 

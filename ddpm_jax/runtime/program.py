@@ -1,0 +1,159 @@
+"""What a compiled program does on each device: operations, bytes, kernels, messages.
+
+The counts are the same at every compilation. They do not show caches, the workspace of a library,
+or what runs at the same time.
+
+XLA counts the operations and bytes of a loop's body once. Here they count as often as the main loop
+runs, the loop with the most work: the fused train steps, their micro-batches, or the steps of a
+sampler. So the little that is outside of the main loop counts as often too.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+
+from ddpm_jax.runtime.memory import Memory, of_step
+
+SIZES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "s32": 4, "u32": 4,
+         "s64": 8, "u64": 8, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8}  # fmt: skip
+# Operations that are no kernel: they name or rearrange what is there.
+FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all",
+        "opt-barrier", "partition-id", "replica-id", "domain"}  # fmt: skip
+MESSAGES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+TO_THE_HOST = ("infeed", "outfeed", "send", "recv")
+OPERATION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
+# A convolution or a matrix product: of XLA, or of a library for GPUs.
+PRODUCT = re.compile(
+    r"= \(?([a-z]+\d+)\[[^=]* (?:(?:convolution|dot)\(|custom-call\([^\n]*"
+    r'custom_call_target="__(?:cudnn\$conv|cublas))'
+)
+
+
+class Program(NamedTuple):
+    """A compiled program; all numbers are for one device and one call.
+
+    Attributes:
+      memory: the memory that it needs; None if the compiler does not say.
+      flops: floating-point operations.
+      bytes: bytes that its operations read and write.
+      kernels: number of operations that start a kernel.
+      messages: {kind of collective: (number, bytes of the results)}, such as "all-reduce".
+      products: {dtype of the result: number}, the convolutions and matrix products in its text.
+      donated: bytes of arguments that the results overwrite.
+      host: number of transfers to or from the host inside the program.
+      seconds: time of the compilation.
+    """
+
+    memory: Memory | None
+    flops: float
+    bytes: float
+    kernels: int
+    messages: dict[str, tuple[int, int]]
+    products: dict[str, int]
+    donated: int
+    host: int
+    seconds: float
+
+    @property
+    def message_bytes(self) -> int:
+        """Return the bytes of all messages."""
+        return sum(size for _, size in self.messages.values())
+
+
+def facts(compiled: jax.stages.Compiled, seconds: float) -> Program:
+    """Return what a compiled program does.
+
+    Args:
+      compiled: the program.
+      seconds: the time of its compilation.
+    """
+    costs: Any = compiled.cost_analysis() or {}
+    counts, sizes, by_times = Counter(), Counter(), Counter()
+    text, plan = compiled.as_text(), compiled.memory_analysis()
+    for kind, size, times in operations(text):
+        counts[kind] += times
+        sizes[kind] += times * size
+        by_times[times] += size
+    main = max(by_times, key=by_times.__getitem__, default=1)
+    messages = {kind: (counts[kind], sizes[kind]) for kind in MESSAGES if counts[kind]}
+    return Program(
+        memory=of_step(compiled),
+        flops=main * costs.get("flops", math.nan),
+        bytes=main * costs.get("bytes accessed", math.nan),
+        kernels=sum(counts.values()),
+        messages=messages,
+        products=dict(Counter(match.group(1) for match in PRODUCT.finditer(text))),
+        donated=plan.alias_size_in_bytes if plan else 0,
+        host=sum(counts[kind] for kind in TO_THE_HOST),
+        seconds=seconds,
+    )
+
+
+def operations(text: str) -> Iterator[tuple[str, int, int]]:
+    """Yield each operation that starts a kernel: its kind, the bytes of its result, how often.
+
+    An operation in the body of a loop runs as often as the loop. If the text does not say how often
+    that is, it counts once.
+
+    Args:
+      text: the program (`compiled.as_text()`).
+    """
+    bodies = _computations(text)
+
+    def walk(name: str, times: int) -> Iterator[tuple[str, int, int]]:
+        for line in bodies.get(name, ()):
+            match = OPERATION.match(line)
+            if match is None:
+                continue
+            _, shape, kind, rest = match.groups()
+            if kind == "while":
+                if body := re.search(r"body=%?([\w.\-]+)", rest):
+                    yield from walk(body.group(1), times * _trips(rest, bodies))
+            elif kind in ("call", "async-start", "conditional"):
+                for called in re.findall(r"(?:to_apply|calls|_computation)=%?([\w.\-]+)", rest):
+                    yield from walk(called, times)
+            elif kind not in FREE and not kind.endswith(("-done", "-update")):
+                kind = kind.removesuffix("-start")
+                yield kind, _size(shape, kind), times
+
+    yield from walk(_entry(text), 1)
+
+
+def _trips(rest: str, bodies: dict[str, list[str]]) -> int:
+    """Return how often a loop runs; 1 if the text does not say."""
+    if known := re.search(r'known_trip_count[":\s{n]*"?(\d+)', rest):
+        return int(known.group(1))
+    condition = re.search(r"condition=%?([\w.\-]+)", rest)
+    lines = "\n".join(bodies.get(condition.group(1), ())) if condition else ""
+    limit = re.search(r"ROOT .* compare\(.*?, %?([\w.\-]+)\), direction=LT", lines)
+    value = limit and re.search(rf"%?{re.escape(limit.group(1))} = .*? constant\((\d+)\)", lines)
+    return int(value.group(1)) if value else 1
+
+
+def _computations(text: str) -> dict[str, list[str]]:
+    """Return the lines of each computation of a program."""
+    found, lines = {}, []
+    for line in text.splitlines():
+        if match := re.match(r"(?:ENTRY )?%?([\w.\-]+) .*\{$", line):
+            lines = found.setdefault(match.group(1), [])
+        else:
+            lines.append(line)
+    return found
+
+
+def _entry(text: str) -> str:
+    match = re.search(r"^ENTRY %?([\w.\-]+) ", text, re.MULTILINE)
+    return match.group(1) if match else ""
+
+
+def _size(shape: str, kind: str) -> int:
+    """Return the bytes of a result. An asynchronous collective names its operands too: halve it."""
+    total = 0.0
+    for dtype, sides in re.findall(r"\b([a-z]+\d*)\[([0-9,]*)\]", shape):
+        total += SIZES.get(dtype, 0) * math.prod(int(side) for side in sides.split(",") if side)
+    asynchronous = kind in MESSAGES and shape.startswith("((")
+    return int(total / 2 if asynchronous else total)

@@ -1,0 +1,236 @@
+"""Plans: what a compiled program does, and what the main says about a machine."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+from mains import run
+from tiny import FLAGS, make_config
+
+from ddpm_jax import data
+from ddpm_jax.errors import UserError
+from ddpm_jax.models import convolution
+from ddpm_jax.runtime import compiler, memory, program, targets
+from ddpm_jax.runtime.platform import compiled_for, platform
+from ddpm_jax.training import plan as plans
+from ddpm_jax.training.plan import Call, Facts
+from ddpm_jax.training.programs import steps_per_call
+
+pytestmark = [
+    pytest.mark.loose_promotion(reason="Linen's GroupNorm mixes ranks"),
+    pytest.mark.quick_to_compile,
+]
+DIGITS = Facts((8, 8, 1), 10)
+
+
+def facts_of(function, *arguments, **options):
+    compiled = jax.jit(function, **options).lower(*arguments).compile()
+    return program.facts(compiled, 0.0)
+
+
+def test_a_loop_counts_as_often_as_it_runs():
+    x = jnp.ones((64, 64))
+
+    def product(x):
+        return jnp.tanh(x @ x)
+
+    def seven(x):
+        return jax.lax.scan(lambda carry, _: (product(carry), None), x, length=7)[0]
+
+    once, often = facts_of(product, x), facts_of(seven, x)
+    assert once.flops >= 2 * 64**3
+    assert often.flops == pytest.approx(7 * once.flops, rel=0.01)
+    assert often.kernels >= 7 * once.kernels > 0
+    assert once.bytes >= 2 * x.nbytes and often.bytes >= 7 * once.bytes
+    assert once.products == often.products == {"f32": 1}
+
+
+def test_the_limit_of_a_loop_is_read_from_its_condition():
+    """As a TPU's programs have it: without a count of the loop's trips."""
+    text = """HloModule x
+%condition.1 (arg: (s32[], f32[8])) -> pred[] {
+  %constant.3 = s32[]{:T(128)} constant(12)
+  %arg = (s32[], f32[8]) parameter(0)
+  %i = s32[] get-tuple-element(%arg), index=0
+  ROOT %lt.1 = pred[] compare(%i, %constant.3), direction=LT
+}
+%body.1 (arg: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %arg.2 = (s32[], f32[8]) parameter(0)
+  %x = f32[8] get-tuple-element(%arg.2), index=1
+  %fusion.1 = f32[8]{0} fusion(%x), kind=kLoop, calls=%fused
+  ROOT %t = (s32[], f32[8]) tuple(%i, %fusion.1)
+}
+ENTRY %main.1 (p: f32[8]) -> f32[8] {
+  %p = f32[8] parameter(0)
+  %start = bf16[100]{0} all-reduce-start(%p), to_apply=%add
+  %done = bf16[100]{0} all-reduce-done(%start)
+  %while.1 = (s32[], f32[8]) while(%t), condition=%condition.1, body=%body.1
+  ROOT %out = f32[8] get-tuple-element(%while.1), index=1
+}
+"""
+    assert list(program.operations(text)) == [("all-reduce", 200, 1), ("fusion", 32, 12)]
+
+
+def test_messages_between_devices_are_counted():
+    devices = jax.devices()
+    mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,), devices=devices)
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    whole = NamedSharding(mesh, PartitionSpec())
+    x = jax.ShapeDtypeStruct((16, 50), jnp.float32, sharding=rows)
+    found = facts_of(lambda x: x.sum(axis=0), x, out_shardings=whole)
+    assert found.messages == {"all-reduce": (1, 200)}
+    assert found.message_bytes == 200 and found.host == 0
+    assert facts_of(lambda x: x + 1, x, out_shardings=rows).messages == {}
+
+
+def test_choices_follow_the_platform_that_is_planned_for():
+    config = make_config()
+    assert platform() == "cpu" and steps_per_call(config) == 1
+    assert convolution.convolution(True) is not None
+    options = compiler.options(compiler.NETWORK)
+    with compiled_for("tpu"):
+        assert platform() == "tpu" and steps_per_call(config) == 10
+        assert convolution.convolution(True) is None
+        assert compiler.options(compiler.NETWORK) == {}
+    assert platform() == "cpu" and compiler.options(compiler.NETWORK) == options
+
+
+def target_of(count, gib=1.0):
+    return targets.Target(f"cpu:{count}", "cpu", jax.devices()[:count], None, int(gib * 2**30))
+
+
+def test_a_plan_is_that_of_the_run_itself():
+    config = make_config(train__batch_size=16)
+    plan = plans.make_plan(config, target_of(2), DIGITS)
+    assert plan.problem == "" and plan.mesh == {"data": 2, "fsdp": 1}
+    assert plan.train and plan.sampler
+    assert plan.train.images == 16 and plan.train.steps == 1
+    # the gradient: 4 bytes of each parameter, in one or several sums over the devices
+    count, size = plan.train.program.messages["all-reduce"]
+    assert count >= 1 and 4 * plan.parameters <= size < 4 * plan.parameters + 2000
+    held = plan.train.program.memory
+    assert held and held.state == pytest.approx(16 * plan.parameters + 8 * 65, rel=0.02)
+    assert plan.train.program.donated >= 4 * 4 * plan.parameters  # the state is overwritten
+    assert plan.sampler.steps == 8 and plan.sampler.images == 256
+    assert plan.sampler.program.messages == {}  # images are independent
+    one = plans.make_plan(config, target_of(1), DIGITS, sampler=False)
+    assert one.sampler is None and one.train and one.train.program.messages == {}
+    assert one.train.program.flops == pytest.approx(2 * plan.train.program.flops, rel=0.1)
+
+
+def test_what_does_not_fit_is_said_with_what_would():
+    plan = plans.make_plan(make_config(), target_of(1, 1e-5), DIGITS)
+    assert "does not fit into memory" in plan.problem and "fewer model.channels" in plan.problem
+    assert plan.train and plan.sampler  # what they do is known, though
+
+
+@pytest.mark.parametrize("start", [1, 7, 64, 5000])
+@pytest.mark.parametrize("limit", [0, 1, 2, 63, 64, 1000])
+def test_the_largest_number_that_fits_is_bracketed(start, limit):
+    asked = []
+
+    def fits(n):
+        asked.append(n)
+        return n <= limit
+
+    found = plans.largest(fits, start)
+    assert found <= limit < found + max(1, found // 8) + 1
+    assert len(asked) == len(set(asked)) <= 30 and min(asked) >= 1
+
+
+def test_the_largest_batch_is_a_multiple_that_the_devices_share():
+    config, lines = make_config(train__batch_size=8, train__accumulate=2), []
+    best = plans.largest_batch(config, target_of(4, 1e-5), DIGITS, lines.append)
+    assert best == 0 and lines == ["batch 8: does not fit"]  # 4 devices, 2 micro-batches
+
+
+def test_estimates_are_bounds_from_the_rates():
+    device = targets.Device("x", 1, {"float32": 1e12}, 1e9, 1e8)
+    p = program.Program(None, 6e11, 9e8, 1, {"all-reduce": (1, 10**8)}, {}, 0, 0, 0.0)
+    least, most = plans.seconds_of(Call(1, 1, p), device, "float32")
+    assert least == pytest.approx(max(0.6 / plans.MOST.compute, 0.9 / plans.MOST.bandwidth))
+    assert most == pytest.approx(
+        max(0.6 / plans.LEAST.compute, 0.9 / plans.LEAST.bandwidth) + 1 / plans.LEAST.link
+    )
+
+
+def test_the_main_plans_and_writes_its_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(targets, "prepare", lambda names: None)  # JAX has its devices already
+    path = tmp_path / "plan.json"
+    config = ["--config=experiments/digits.py", *FLAGS, "--config.train.batch_size=16"]
+    done = run("plan", *config, "--target=cpu:4", f"--json={path}")
+    assert done.returncode == 0, done
+    assert "cpu:4: 4 x CPU device" in done.stdout and "  fits  " in done.stdout
+    assert f"numbers: {path}" in done.stdout
+    (found,) = json.loads(path.read_text())
+    assert found["devices"] == 4 and found["train"]["images"] == 16
+    assert "all-reduce" in found["train"]["messages"] and found["sampler"]["messages"] == {}
+    assert f"{found['parameters']:,} parameters" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("v9e:2x2", "'v9e:2x2' is not a machine; it must be a TPU such as v5e:2x4"),
+        ("h100", "'h100' must say how many devices: h100:8"),
+        ("h100:0", "must say how many devices"),
+        ("v5e:4", "must say how many devices: v5e:2x4"),
+        ("v5p:2x2", "must say how many devices: v5p:2x2x1"),
+        ("cpu:two", "must say how many devices"),
+    ],
+)
+def test_a_wrong_target_is_refused_before_anything_else(name, part):
+    done = run("plan", "--config=experiments/digits.py", f"--target={name}")
+    assert done.returncode == 2 and part in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_batch_that_does_not_divide_is_refused(monkeypatch):
+    monkeypatch.setattr(targets, "prepare", lambda names: None)
+    config = ["--config=experiments/digits.py", *FLAGS, "--config.train.batch_size=10"]
+    done = run("plan", *config, "--target=cpu:4")
+    assert done.returncode == 2 and "is 10, which 4 devices cannot share" in done.stderr
+
+
+def test_a_missing_compiler_is_named(monkeypatch):
+    from jax.experimental import topologies
+
+    def missing(**options):
+        raise RuntimeError("Unknown backend tpu")
+
+    monkeypatch.setattr(topologies, "get_topology_desc", missing)
+    with pytest.raises(UserError, match=r"needs the compiler of this device.*ddpm_jax\[tpu\]"):
+        targets.find("v5e:2x4")
+    with pytest.raises(UserError, match=r"ddpm_jax\[gpu\]"):
+        targets.find("h100:8")
+
+
+def test_the_shape_of_images_that_are_not_here(tmp_path):
+    def of(**fields):
+        return data.declared(make_config(data=fields).data)
+
+    empty = str(tmp_path)
+    assert of(name="cifar10", data_dir=empty) == ((32, 32, 3), 10)
+    assert of(name="fashion_mnist", data_dir=empty, image_size=32) == ((32, 32, 1), 10)
+    assert of(name="folder", data_dir=empty, image_size=64, channels=3) == ((64, 64, 3), 0)
+    assert of(name="lsun/church", data_dir=empty, image_size=64, channels=3) == ((64, 64, 3), 0)
+    with pytest.raises(UserError, match="are not here.*set data.image_size and data.channels"):
+        of(name="folder", data_dir=empty)
+    images = np.zeros((6, 4, 4, 1), np.uint8)
+    np.savez(tmp_path / "x.npz", images=images, labels=np.arange(6) % 3)
+    assert of(name="array", path=str(tmp_path / "x.npz")) == ((4, 4, 1), 3)
+    assert list(tmp_path.iterdir()) == [tmp_path / "x.npz"]  # nothing was prepared
+
+
+def test_the_description_of_a_card_names_the_makers_numbers():
+    text = targets.describe(targets.CARDS["h100"])
+    for line in ("core_count: 132", "memory_bandwidth: 3352000000000", "major: 9 minor: 0"):
+        assert line in text
+
+
+def test_memory_is_asked_of_the_target(monkeypatch):
+    monkeypatch.setattr(memory, "capacity", lambda: 1)
+    plan = plans.make_plan(make_config(), target_of(1), DIGITS, sampler=False)
+    assert plan.problem == ""
