@@ -73,7 +73,7 @@ def facts(compiled: jax.stages.Compiled, seconds: float) -> Program:
     """
     costs: Any = compiled.cost_analysis() or {}
     counts, sizes, by_times = Counter(), Counter(), Counter()
-    text, plan = compiled.as_text(), compiled.memory_analysis()
+    text, plan = compiled.as_text() or "", compiled.memory_analysis()
     for kind, size, times in operations(text):
         counts[kind] += times
         sizes[kind] += times * size
