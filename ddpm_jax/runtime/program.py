@@ -6,6 +6,9 @@ or what runs at the same time.
 XLA counts the operations and bytes of a loop's body once. Here they count as often as the main loop
 runs, the loop with the most work: the fused train steps, their micro-batches, or the steps of a
 sampler. So the little that is outside of the main loop counts as often too.
+
+For a GPU that is not here, XLA counts nothing after it has compiled. Then the operations are those
+of the program before compilation, and the bytes are the operands and results of all kernels.
 """
 
 import math
@@ -64,26 +67,34 @@ class Program(NamedTuple):
         return sum(size for _, size in self.messages.values())
 
 
-def facts(compiled: jax.stages.Compiled, seconds: float) -> Program:
+def facts(
+    compiled: jax.stages.Compiled, seconds: float, lowered: jax.stages.Lowered, devices: int = 1
+) -> Program:
     """Return what a compiled program does.
 
     Args:
       compiled: the program.
       seconds: the time of its compilation.
+      lowered: the program before compilation.
+      devices: number of devices that share its work equally.
     """
     costs: Any = compiled.cost_analysis() or {}
-    counts, sizes, by_times = Counter(), Counter(), Counter()
+    counts, sizes, by_times, moved = Counter(), Counter(), Counter(), 0
     text, plan = compiled.as_text() or "", compiled.memory_analysis()
-    for kind, size, times in operations(text):
+    for kind, result, operands, times in operations(text):
         counts[kind] += times
-        sizes[kind] += times * size
-        by_times[times] += size
+        sizes[kind] += times * result
+        by_times[times] += result
+        moved += times * (result + operands)
     main = max(by_times, key=by_times.__getitem__, default=1)
+    if "flops" not in costs:
+        before: Any = lowered.cost_analysis() or {}
+        costs = {"flops": before.get("flops", math.nan) / devices, "bytes accessed": moved / main}
     messages = {kind: (counts[kind], sizes[kind]) for kind in MESSAGES if counts[kind]}
     return Program(
         memory=of_step(compiled),
-        flops=main * costs.get("flops", math.nan),
-        bytes=main * costs.get("bytes accessed", math.nan),
+        flops=main * costs["flops"],
+        bytes=main * costs["bytes accessed"],
         kernels=sum(counts.values()),
         messages=messages,
         products=dict(Counter(match.group(1) for match in PRODUCT.finditer(text))),
@@ -93,8 +104,8 @@ def facts(compiled: jax.stages.Compiled, seconds: float) -> Program:
     )
 
 
-def operations(text: str) -> Iterator[tuple[str, int, int]]:
-    """Yield each operation that starts a kernel: its kind, the bytes of its result, how often.
+def operations(text: str) -> Iterator[tuple[str, int, int, int]]:
+    """Yield each operation that starts a kernel: kind, bytes of result and operands, how often.
 
     An operation in the body of a loop runs as often as the loop. If the text does not say how often
     that is, it counts once.
@@ -104,12 +115,14 @@ def operations(text: str) -> Iterator[tuple[str, int, int]]:
     """
     bodies = _computations(text)
 
-    def walk(name: str, times: int) -> Iterator[tuple[str, int, int]]:
+    def walk(name: str, times: int) -> Iterator[tuple[str, int, int, int]]:
+        shapes: dict[str, str] = {}
         for line in bodies.get(name, ()):
             match = OPERATION.match(line)
             if match is None:
                 continue
-            _, shape, kind, rest = match.groups()
+            place, shape, kind, rest = match.groups()
+            shapes[place] = shape
             if kind == "while":
                 if body := re.search(r"body=%?([\w.\-]+)", rest):
                     yield from walk(body.group(1), times * _trips(rest, bodies))
@@ -118,7 +131,9 @@ def operations(text: str) -> Iterator[tuple[str, int, int]]:
                     yield from walk(called, times)
             elif kind not in FREE and not kind.endswith(("-done", "-update")):
                 kind = kind.removesuffix("-start")
-                yield kind, _size(shape, kind), times
+                names = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
+                operands = sum(_size(shapes.get(name, ""), "") for name in names)
+                yield kind, _size(shape, kind), operands, times
 
     yield from walk(_entry(text), 1)
 

@@ -127,8 +127,9 @@ def make_plan(config: Config, target: Target, facts: Facts, *, sampler: bool = T
         train, drawn, problem = None, None, ""
         fused = min(steps_per_call(config), config.train.num_steps)
         try:
-            step = programs.step(fused if fused > 1 else None)
-            found = program.facts(step, programs.seconds)
+            n = fused if fused > 1 else None
+            step = programs.step(n)
+            found = program.facts(step, programs.seconds, programs.lower(n), mesh.size)
             train = Call(config.train.batch_size * fused, fused, found)
             memory.check_fits(found.memory, target.memory, config, mesh.size)
         except UserError as error:
@@ -162,17 +163,12 @@ def sampler_call(config: Config, mesh: Mesh, facts: Facts, codec: Codec | None) 
         *jax.tree.map(lambda leaf: placed(leaf, over_batch), rows),
     )
     options = compiler.options(compiler.of_network(params))
-    compiled, seconds = _timed(
-        jax.jit(sample, out_shardings=over_batch, compiler_options=options)
-        .lower(*arguments)
-        .compile
-    )
-    return Call(n, len(timesteps) - 1, program.facts(compiled, seconds))
-
-
-def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
     start = time.perf_counter()
-    return function(), time.perf_counter() - start
+    function = jax.jit(sample, out_shardings=over_batch, compiler_options=options)
+    lowered = function.lower(*arguments)
+    compiled = lowered.compile()
+    found = program.facts(compiled, time.perf_counter() - start, lowered, mesh.size)
+    return Call(n, len(timesteps) - 1, found)
 
 
 def cond(config: Config, facts: Facts, n: int) -> dict[str, jax.ShapeDtypeStruct]:

@@ -85,15 +85,8 @@ class Programs:
         """
         if n not in self._compiled:
             start = time.perf_counter()
-            step = self._parts.train_step
-            function = jax.jit(
-                step if n is None else fuse_steps(step, n),
-                donate_argnums=0,
-                out_shardings=(self._places, sharding.replicated(self._mesh)),
-                compiler_options=compiler.options(compiler.of_network(self.state.params)),
-            )
             try:
-                self._compiled[n] = function.lower(self.state, self._batch(n)).compile()
+                self._compiled[n] = self.lower(n).compile()
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
@@ -104,6 +97,17 @@ class Programs:
             give_back_memory()
             self.seconds += time.perf_counter() - start
         return self._compiled[n]
+
+    def lower(self, n: int | None) -> jax.stages.Lowered:
+        """Return the train step, or n fused steps, before compilation; `n` as in `step`."""
+        step = self._parts.train_step
+        function = jax.jit(
+            step if n is None else fuse_steps(step, n),
+            donate_argnums=0,
+            out_shardings=(self._places, sharding.replicated(self._mesh)),
+            compiler_options=compiler.options(compiler.of_network(self.state.params)),
+        )
+        return function.lower(self.state, self._batch(n))
 
     def fitting(self, n: int | None) -> str:
         """Return a phrase that says how much of a device's memory `step(n)` needs.
