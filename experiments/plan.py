@@ -102,10 +102,10 @@ def describe(plan: Plan, config: Config) -> list[str]:
     if target.device and not plan.problem:
         low, high = plans.seconds_of(plan.train, target.device, dtype)
         images = plan.train.images
-        hours = [config.train.num_steps / plan.train.steps * s / 3600 for s in (low, high)]
+        calls = config.train.num_steps / plan.train.steps
         lines.append(
             f"    estimate      {images / high:,.0f} to {images / low:,.0f} images/s; "
-            f"{config.train.num_steps:,} steps take {_hours(hours[0])} to {_hours(hours[1])}"
+            f"{config.train.num_steps:,} steps take {_time(calls * low)} to {_time(calls * high)}"
         )
     if plan.sampler:
         shown = f" of {config.sample.sampler}, {plan.sampler.images} images"
@@ -119,8 +119,8 @@ def describe(plan: Plan, config: Config) -> list[str]:
         if target.device:
             low, high = plans.seconds_of(plan.sampler, target.device, dtype)
             lines.append(
-                f"    estimate      {low:.2g} to {high:.2g} s for {plan.sampler.images} images of "
-                f"{plan.sampler.steps} steps"
+                f"    estimate      {_time(low)} to {_time(high)} for {plan.sampler.images} images "
+                f"of {plan.sampler.steps} steps"
             )
     return lines
 
@@ -154,8 +154,12 @@ def assumptions() -> str:
     )
 
 
-def _hours(hours: float) -> str:
-    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
+def _time(seconds: float) -> str:
+    """Return a time with a unit that suits it."""
+    for unit, size in (("days", 2 * 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / min(size, 86400):.1f} {unit}"
+    return f"{seconds:.2g} s"
 
 
 def as_json(plan: Plan, config: Config) -> dict[str, Any]:

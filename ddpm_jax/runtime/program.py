@@ -3,12 +3,11 @@
 The counts are the same at every compilation. They do not show caches, the workspace of a library,
 or what runs at the same time.
 
-XLA counts the operations and bytes of a loop's body once. Here they count as often as the main loop
-runs, the loop with the most work: the fused train steps, their micro-batches, or the steps of a
-sampler. So the little that is outside of the main loop counts as often too.
-
-For a GPU that is not here, XLA counts nothing after it has compiled. Then the operations are those
-of the program before compilation, and the bytes are the operands and results of all kernels.
+The floating-point operations are those of the convolutions and matrix products of the traced
+program. XLA counts the bytes of a loop's body once. Here they count as often as the main loop runs.
+This is the loop with the most work: the fused train steps, their micro-batches, or the steps of a
+sampler. So the little that is outside of the main loop counts as often too. For a GPU that is not
+here, XLA counts nothing. Then the bytes are those of the operands and results of all kernels.
 """
 
 import math
@@ -68,14 +67,14 @@ class Program(NamedTuple):
 
 
 def facts(
-    compiled: jax.stages.Compiled, seconds: float, lowered: jax.stages.Lowered, devices: int = 1
+    compiled: jax.stages.Compiled, seconds: float, traced: jax.stages.Traced, devices: int = 1
 ) -> Program:
     """Return what a compiled program does.
 
     Args:
       compiled: the program.
       seconds: the time of its compilation.
-      lowered: the program before compilation.
+      traced: the program before compilation.
       devices: number of devices that share its work equally.
     """
     costs: Any = compiled.cost_analysis() or {}
@@ -87,14 +86,11 @@ def facts(
         by_times[times] += result
         moved += times * (result + operands)
     main = max(by_times, key=by_times.__getitem__, default=1)
-    if "flops" not in costs:
-        before: Any = lowered.cost_analysis() or {}
-        costs = {"flops": before.get("flops", math.nan) / devices, "bytes accessed": moved / main}
     messages = {kind: (counts[kind], sizes[kind]) for kind in MESSAGES if counts[kind]}
     return Program(
         memory=of_step(compiled),
-        flops=main * costs["flops"],
-        bytes=main * costs["bytes accessed"],
+        flops=flops(traced.jaxpr) / devices,
+        bytes=main * costs["bytes accessed"] if "bytes accessed" in costs else moved,
         kernels=sum(counts.values()),
         messages=messages,
         products=dict(Counter(match.group(1) for match in PRODUCT.finditer(text))),
@@ -102,6 +98,37 @@ def facts(
         host=sum(counts[kind] for kind in TO_THE_HOST),
         seconds=seconds,
     )
+
+
+def flops(jaxpr: Any) -> float:
+    """Return the floating-point operations of the convolutions and matrix products of a program.
+
+    A multiply-add is two operations. A loop counts as often as it runs, if its length is fixed.
+
+    Args:
+      jaxpr: the traced program.
+    """
+    total = 0.0
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        out, params = eqn.outvars[0].aval, eqn.params
+        if eqn.primitive.name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            left = eqn.invars[0].aval.shape
+            total += 2.0 * math.prod(out.shape) * math.prod(left[axis] for axis in contracted)
+        elif eqn.primitive.name == "conv_general_dilated":
+            kernel, spec = eqn.invars[1].aval.shape, params["dimension_numbers"].rhs_spec
+            per_output = math.prod(kernel) / kernel[spec[0]]  # spec[0]: the axis of the outputs
+            # Zeros between the rows of the input are not multiplied.
+            total += 2.0 * math.prod(out.shape) * per_output / math.prod(params["lhs_dilation"])
+        inner = [flops(p) for p in jax.tree.leaves(params, is_leaf=_is_jaxpr) if _is_jaxpr(p)]
+        if inner:
+            whole = max(inner) if eqn.primitive.name == "cond" else sum(inner)
+            total += whole * (params["length"] if eqn.primitive.name == "scan" else 1)
+    return total
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
 
 
 def operations(text: str) -> Iterator[tuple[str, int, int, int]]:

@@ -129,7 +129,7 @@ def make_plan(config: Config, target: Target, facts: Facts, *, sampler: bool = T
         try:
             n = fused if fused > 1 else None
             step = programs.step(n)
-            found = program.facts(step, programs.seconds, programs.lower(n), mesh.size)
+            found = program.facts(step, programs.seconds, programs.trace(n), mesh.size)
             train = Call(config.train.batch_size * fused, fused, found)
             memory.check_fits(found.memory, target.memory, config, mesh.size)
         except UserError as error:
@@ -165,9 +165,9 @@ def sampler_call(config: Config, mesh: Mesh, facts: Facts, codec: Codec | None) 
     options = compiler.options(compiler.of_network(params))
     start = time.perf_counter()
     function = jax.jit(sample, out_shardings=over_batch, compiler_options=options)
-    lowered = function.lower(*arguments)
-    compiled = lowered.compile()
-    found = program.facts(compiled, time.perf_counter() - start, lowered, mesh.size)
+    traced = function.trace(*arguments)
+    compiled = traced.lower().compile()
+    found = program.facts(compiled, time.perf_counter() - start, traced, mesh.size)
     return Call(n, len(timesteps) - 1, found)
 
 

@@ -86,7 +86,7 @@ class Programs:
         if n not in self._compiled:
             start = time.perf_counter()
             try:
-                self._compiled[n] = self.lower(n).compile()
+                self._compiled[n] = self.trace(n).lower().compile()
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
@@ -98,7 +98,7 @@ class Programs:
             self.seconds += time.perf_counter() - start
         return self._compiled[n]
 
-    def lower(self, n: int | None) -> jax.stages.Lowered:
+    def trace(self, n: int | None) -> jax.stages.Traced:
         """Return the train step, or n fused steps, before compilation; `n` as in `step`."""
         step = self._parts.train_step
         function = jax.jit(
@@ -107,7 +107,7 @@ class Programs:
             out_shardings=(self._places, sharding.replicated(self._mesh)),
             compiler_options=compiler.options(compiler.of_network(self.state.params)),
         )
-        return function.lower(self.state, self._batch(n))
+        return function.trace(self.state, self._batch(n))
 
     def fitting(self, n: int | None) -> str:
         """Return a phrase that says how much of a device's memory `step(n)` needs.
