@@ -111,7 +111,7 @@ class UNet(nn.Module):
         embedding = self._embed(t, cond)  #                                       [B, 4C]
         context = ()
         if self.context_dim:
-            nothing = jnp.zeros((len(x), 0, self.context_dim)), jnp.zeros((len(x), 0), bool)
+            nothing = jnp.zeros((x.shape[0], 0, self.context_dim)), jnp.zeros((x.shape[0], 0), bool)
             context = (cond["context"], cond["context_mask"]) if "context" in cond else nothing
             context = ContextOrNull(name="context")(*context)  #  [B, 1 + L, D], [B, 1 + L]
 
@@ -177,7 +177,7 @@ class UNet(nn.Module):
             table = nn.Embed(self.num_classes + 1, width, dtype=self.dtype, name="label")
             embedding = embedding + table(label)
         if self.embedding_dim:
-            vector = cond.get("embedding", jnp.zeros((len(t), self.embedding_dim)))
+            vector = cond.get("embedding", jnp.zeros((t.shape[0], self.embedding_dim)))
             embedding = embedding + EmbeddedVector(width, self.dtype, name="vector")(vector)
         return embedding
 
