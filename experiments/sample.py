@@ -89,8 +89,8 @@ NUM_STEPS = flags.DEFINE_integer(
 TIMESTEPS = flags.DEFINE_string(
     "timesteps",
     None,
-    "Grid of the sampling timesteps: uniform, trailing, quadratic, karras or log_snr. Default: the "
-    "run's own.",
+    "Grid of the sampling timesteps: uniform, trailing, leading, quadratic, karras or log_snr. "
+    "Default: the run's own.",
 )
 GUIDANCE = flags.DEFINE_float(
     "guidance", None, "Weight w of classifier-free guidance; 0 is off. Default: the run's own."

@@ -1,10 +1,11 @@
-"""A Python without this library and without Flax: jax and what it needs, safetensors, flatbuffers."""
+"""A Python without this library and without Flax: only jax, safetensors and flatbuffers."""
 
 import importlib.util
 import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 PACKAGES = (  # the second line: what jax imports
     *("jax", "safetensors", "flatbuffers"),
@@ -12,11 +13,13 @@ PACKAGES = (  # the second line: what jax imports
 )
 
 
-def run(code, directory, cwd):
-    """Run Python code in a process that can import PACKAGES only; return what it printed.
+def run(code, cwd):
+    """Run Python code in a process that can import PACKAGES only; return what it printed."""
+    with tempfile.TemporaryDirectory() as directory:
+        return _run(code, cwd, pathlib.Path(directory))
 
-    `directory` is an empty directory for links to the packages.
-    """
+
+def _run(code, cwd, directory):
     for name in PACKAGES:
         package = pathlib.Path(importlib.util.find_spec(name).origin).parent
         for part in (package, package.with_name(f"{name}.libs")):  # the second: a wheel's libraries

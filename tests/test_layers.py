@@ -13,8 +13,7 @@ import ddpm_jax
 ROOT = Path(__file__).parents[1]
 FOLDERS = (Path(ddpm_jax.__file__).parent, ROOT / "experiments")  # the first may be a wheel's
 
-# The rows, from the top. A name is a module or a whole folder, without its modules that have a row
-# of their own. Within a folder, and within the
+# The rows, from the top. A name is a module or a whole folder. Within a folder, and within the
 # mathematics, modules may import each other, but not in a circle.
 MATHEMATICS = {
     "ddpm_jax.autoencoding",
@@ -42,13 +41,12 @@ ROWS = [
     {"ddpm_jax.runtime"},
     MATHEMATICS,
     {"ddpm_jax.models", "ddpm_jax.pretrained", "ddpm_jax.figures"},
-    {"ddpm_jax.interop.autoencoder_kl"},  # a codec of a run
     {"ddpm_jax.data"},
     {"ddpm_jax.build"},
     {"ddpm_jax.runs"},
-    {"ddpm_jax.interop"},  # the other modules: from runs and to runs
     {"ddpm_jax.evaluation"},
     {"ddpm_jax.training"},
+    {"ddpm_jax.interop"},
     {"ddpm_jax"},
     {"experiments"},
 ]
@@ -61,8 +59,8 @@ HOMES = {  # the only places that import these
     "diffrax": {"ddpm_jax.likelihood.ode"},
     "absl": {"experiments"},
     "ml_collections": {"experiments"},
-    "flatbuffers": {"ddpm_jax.interop.stablehlo"},
-    "safetensors": {"ddpm_jax.pretrained.text_encoder", "ddpm_jax.interop"},
+    "safetensors": {"ddpm_jax.pretrained"},
+    "huggingface_hub": {"ddpm_jax.interop.hub"},
     "tokenizers": {"ddpm_jax.pretrained.text_encoder"},
     "tensorflow": set(),
     "transformers": set(),
@@ -110,10 +108,9 @@ def row_of(module):
     """Return the index of the row that a module belongs to."""
     if module == "ddpm_jax":
         return ROWS.index({"ddpm_jax"})
-    names = {name: i for i, row in enumerate(ROWS) for name in row - {"ddpm_jax"}}
-    found = [name for name in names if is_in(module, {name})]
-    assert found, f"{module} belongs to no row: add it to ROWS"
-    return names[max(found, key=len)]
+    found = [i for i, row in enumerate(ROWS) if is_in(module, row - {"ddpm_jax"})]
+    assert len(found) == 1, f"{module} belongs to no row: add it to ROWS"
+    return found[0]
 
 
 def ours(module):

@@ -33,6 +33,7 @@ from ddpm_jax.types import Array, Conditioning, Params, PRNGKey
 GRIDS = {  # functions of the process, the number of steps and `config.sample`
     "uniform": Choice(lambda process, n, c: timesteps.uniform(process.num_timesteps, n)),
     "trailing": Choice(lambda process, n, c: timesteps.trailing(process.num_timesteps, n)),
+    "leading": Choice(lambda process, n, c: timesteps.leading(process.num_timesteps, n)),
     "quadratic": Choice(lambda process, n, c: timesteps.quadratic(process.num_timesteps, n)),
     "karras": Choice(lambda process, n, c: timesteps.karras(process.log_snr, n, c.rho), ("rho",)),
     "log_snr": Choice(lambda process, n, c: timesteps.log_snr_uniform(process.log_snr, n)),

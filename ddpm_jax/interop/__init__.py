@@ -1,18 +1,6 @@
-"""Weights of other libraries, and ours in their layout; samplers that run without this library."""
+"""Runs of other libraries as ours, ours as theirs, and samplers that need no library of ours."""
 
-from typing import Any
+from ddpm_jax.interop.diffusers import from_diffusers, to_diffusers
+from ddpm_jax.interop.stablehlo import to_stablehlo
 
-__all__ = ["to_stablehlo"]
-
-
-def __getattr__(name: str) -> Any:
-    """Import a function when it is first asked for: `runs` imports a part of this package."""
-    if name == "to_stablehlo":
-        from ddpm_jax.interop.stablehlo import to_stablehlo
-
-        return to_stablehlo
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__all__ = ["from_diffusers", "to_diffusers", "to_stablehlo"]

@@ -19,6 +19,7 @@ not load it, so write it with the oldest jax that will call it.
 """
 
 import dataclasses
+import importlib.util
 import json
 import os
 import pathlib
@@ -38,6 +39,7 @@ from ddpm_jax.build.guidance import guidable
 from ddpm_jax.build.overrides import override
 from ddpm_jax.build.sampling import grid, walk_fn
 from ddpm_jax.errors import UserError, look_up
+from ddpm_jax.pretrained import torch_weights
 from ddpm_jax.runs.open import Run, open_run
 from ddpm_jax.runtime.files import absolute
 from ddpm_jax.types import Array
@@ -91,9 +93,7 @@ def to_stablehlo(
         part.mkdir(parents=True)
         (part / PROGRAM).write_bytes(program.serialize())
         if beside:
-            import safetensors.numpy  # optional: only exports and other libraries' weights need it
-
-            safetensors.numpy.save_file(arrays, part / WEIGHTS)
+            torch_weights.write(part / WEIGHTS, arrays)
         (part / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
         os.replace(part, folder)
     except OSError as error:
@@ -104,16 +104,13 @@ def to_stablehlo(
 
 
 def _check_packages(beside: bool) -> None:
-    try:
-        import flatbuffers  # noqa: F401  (jax.export serialises with it)
-
-        if beside:
-            import safetensors.numpy  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"a sampler is exported with the package {error.name}, which is not installed: "
-            "pip install 'ddpm_jax[export]'"
-        ) from error
+    """Raise `UserError` if a package is missing; `jax.export` serialises with flatbuffers."""
+    for name in ("flatbuffers", "safetensors") if beside else ("flatbuffers",):
+        if importlib.util.find_spec(name) is None:
+            raise UserError(
+                f"a sampler is exported with the package {name}, which is not installed: "
+                "pip install 'ddpm_jax[export]'"
+            )
 
 
 def check_new(path: str | os.PathLike) -> pathlib.Path:

@@ -13,7 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ddpm_jax.models.blocks import time_embedding, to_patches
+from ddpm_jax.models.blocks import PADDINGS, halved, time_embedding, to_patches
 from ddpm_jax.models.convolution import convolution
 from ddpm_jax.models.recomputation import recomputed
 from ddpm_jax.types import Array
@@ -32,9 +32,13 @@ class Classifier(nn.Module):
     num_res_blocks: int = 2
     attention_resolutions: tuple[int, ...] = (16,)
     num_heads: int = 1
+    head_dim: int = 0
     dropout: float = 0.1
     num_groups: int = 32
+    norm_eps: float = 1e-6
     scale_shift: bool = False
+    freq_shift: int = 1
+    resample: str = "conv"
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
     remat_keep: str = "nothing"
@@ -57,18 +61,25 @@ class Classifier(nn.Module):
             kernel_size=(3, 3), dtype=self.dtype, conv_general_dilated_cls=convolution(train)
         )
 
-        embedding = time_embedding(t, self.channels).astype(self.dtype)
+        embedding = time_embedding(t, self.channels, self.freq_shift).astype(self.dtype)
         embedding = nn.Dense(**dense, name="time_1")(embedding)
         embedding = nn.Dense(**dense, name="time_2")(nn.swish(embedding))  #      [B, 4C]
 
-        def block(h: Array, width: int, name: str, attend: bool) -> Array:
-            h = residual(
-                width, self.dropout, self.num_groups, self.scale_shift, self.dtype, name=name
-            )(h, embedding, train)
+        norm: dict[str, Any] = dict(dtype=self.dtype, norm_eps=self.norm_eps)
+
+        def block(h: Array, width: int, name: str, attend: bool, **how: Any) -> Array:
+            settings = (width, self.dropout, self.num_groups, self.scale_shift)
+            h = residual(*settings, **norm, **how, name=name)(h, embedding, train)
             if attend:
-                name = f"{name}_attention"
-                h = attention(self.num_heads, self.num_groups, self.dtype, name=name)(h)
+                heads = width // self.head_dim if self.head_dim else self.num_heads
+                h = attention(heads, self.num_groups, **norm, name=f"{name}_attention")(h)
             return h
+
+        def halve(h: Array, width: int, name: str) -> Array:
+            if self.resample == "residual":
+                return block(h, width, f"{name}_resize", attend=False, resize=halved)
+            how: dict[str, Any] = dict(strides=2, padding=PADDINGS[self.resample])
+            return nn.Conv(width, **conv, **how, name=f"{name}_conv")(h)
 
         widths = [self.channels * multiplier for multiplier in self.channel_multipliers]
         x = to_patches(x, self.patch_size).astype(self.dtype)  #              [B, H/p, W/p, p p C]
@@ -78,10 +89,11 @@ class Classifier(nn.Module):
             for i in range(self.num_res_blocks):
                 h = block(h, width, f"down_{level}_{i}", attend)
             if level != len(widths) - 1:
-                h = nn.Conv(width, **conv, strides=2, name=f"down_{level}_conv")(h)
+                h = halve(h, width, f"down_{level}")
         h = block(h, widths[-1], "middle_0", attend=True)
         h = block(h, widths[-1], "middle_1", attend=False)
 
-        h = nn.swish(nn.GroupNorm(self.num_groups, dtype=self.dtype, name="norm_out")(h))
+        last_norm: dict[str, Any] = dict(epsilon=self.norm_eps, dtype=self.dtype, name="norm_out")
+        h = nn.swish(nn.GroupNorm(self.num_groups, **last_norm)(h))
         h = h.astype(jnp.float32).mean(axis=(1, 2))  #                            [B, width]
         return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name="logits")(h)

@@ -1,0 +1,94 @@
+"""Turn a model of another library into a run, or a run into a model of another library.
+
+From a pipeline of diffusers, or a UNet2DModel, on the disk or on the Hugging Face Hub:
+
+    python -m experiments.convert --from=PATH --workdir=runs/church
+
+All mains read the new run. To evaluate it or train it further, say on which data. The network, the
+process and the sampler come from PATH; the rest comes from --config:
+
+    python -m experiments.convert --from=google/ddpm-church-256 --workdir=runs/church
+        --config=experiments/folder.py --config.data.path=IMAGES --config.data.image_size=256
+    python -m experiments.train --config=runs/church/config.json
+
+From a run to a folder that diffusers.DDPMPipeline.from_pretrained loads, with a model card:
+
+    python -m experiments.convert --from=runs/church --to=PATH --licence=apache-2.0
+"""
+
+from absl import flags
+
+from ddpm_jax.config import from_dict
+from ddpm_jax.errors import UserError
+from ddpm_jax.interop import from_diffusers, hub, imported, to_diffusers
+from ddpm_jax.models import count_parameters
+from ddpm_jax.runs.workdir import WorkDir
+from ddpm_jax.runtime.files import absolute
+from experiments import command, config_flag
+
+FROM = flags.DEFINE_string(
+    "from",
+    None,
+    "What to convert: a folder that diffusers saved, an id of the Hugging Face Hub such as "
+    "google/ddpm-church-256 (needs the package huggingface_hub), or, with --to, the work directory "
+    "of a run.",
+    required=True,
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Work directory of the new run; it holds no run yet."
+)
+TO = flags.DEFINE_string(
+    "to", None, "Folder of the new model of diffusers; it must be empty or not exist."
+)
+REVISION = flags.DEFINE_string(
+    "revision", None, "Commit, tag or branch of a model of the Hub. Default: its main branch."
+)
+LICENCE = flags.DEFINE_string(
+    "licence", "", "With --to: the Hub's name of the licence of the weights, such as apache-2.0."
+)
+STEP = flags.DEFINE_integer(
+    "step", None, "With --to: training step of the checkpoint. Default: the newest checkpoint."
+)
+CONFIG = config_flag.define(
+    "Config file of the data and the training of the new run. Its sections model, process and "
+    "sample are not used. Default: the library's defaults.",
+    required=False,
+)
+
+
+def main() -> None:
+    if TO.value is not None:
+        _write()
+    elif WORKDIR.value is not None:
+        _read()
+    else:
+        raise UserError("pass --workdir=DIRECTORY to make a run, or --to=PATH to write a model")
+
+
+def _read() -> None:
+    """Make a run of --from."""
+    command.check_unused(("licence", "step"), "a conversion to --workdir")
+    source = hub.locate(FROM.value, REVISION.value)
+    if WorkDir(source.folder).config.exists() and WorkDir(source.folder).dataset.exists():
+        raise UserError(
+            f"--from={FROM.value} is a run already; pass --to=PATH to write a model of it"
+        )
+    config = None if CONFIG.value is None else from_dict(CONFIG.value)
+    run = from_diffusers(source.folder, config)
+    imported.write_run(run, WORKDIR.value, source)
+    height, width, channels = run.facts.image_shape
+    revision = f", revision {source.revision}" if source.revision else ""
+    print(f"{source.name}{revision}: {count_parameters(run.params):,} parameters")
+    print(f"images of {height}x{width}x{channels}, {run.facts.num_classes or 'no'} classes")
+    print(f"run: {WORKDIR.value}")
+
+
+def _write() -> None:
+    """Write --from as a model of diffusers."""
+    command.check_unused(("workdir", "revision", "config"), "a conversion to --to")
+    to_diffusers(absolute(FROM.value), TO.value, step=STEP.value, licence=LICENCE.value)
+    print(f"model of diffusers: {TO.value}")
+
+
+if __name__ == "__main__":
+    command.run(main)
