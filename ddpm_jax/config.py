@@ -133,8 +133,14 @@ class ModelConfig:
     # False: it is added to them (Ho et al. 2020)
     scale_shift: bool = False
     # 1 or 0: the time t is embedded as sines and cosines with the frequencies
-    # 10000^(-i / (channels / 2 - freq_shift)). 1: as in Ho et al.'s code. 0: as in diffusers'
+    # 10000^(-i / (time_channels / 2 - freq_shift)). 1: as in Ho et al.'s code. 0: as in diffusers'
     freq_shift: int = 1
+    # number of these sines and cosines, even; the embedding is four times as wide. 0 is
+    # model.channels
+    time_channels: int = 0
+    # the network embeds t times this number, such as 0.25 to receive 0..1000 although T = 4000
+    # (Nichol & Dhariwal 2021)
+    time_scale: float = 1.0
     # how height and width are halved and doubled between levels. conv: a convolution of stride 2
     # that pads only the bottom and the right (Ho et al. 2020); pixels repeated, then a convolution.
     # conv_symmetric: the same, but padded on all sides. residual: residual blocks that average or
@@ -163,6 +169,9 @@ class ModelConfig:
     # the network also predicts the variance of the reverse step, in twice the output channels
     # (Nichol & Dhariwal 2021); needs loss.objective=hybrid or vlb to train it
     learn_variance: bool = False
+    # classifier only: how the pixels become one vector. mean: their mean. attention: the mean
+    # attends to the pixels, which have learned positions (Dhariwal & Nichol 2021)
+    pool: str = "mean"
     latent_channels: int = 4  # autoencoder only: channels of the latents
 
 

@@ -59,6 +59,8 @@ RANGES = {  # of every number in a config; a tuple's is that of its entries
     "model.num_groups": COUNT,
     "model.norm_eps": POSITIVE,
     "model.freq_shift": FRACTION,
+    "model.time_channels": NOT_NEGATIVE,
+    "model.time_scale": POSITIVE,
     "model.embedding_dim": NOT_NEGATIVE,
     "model.context_dim": NOT_NEGATIVE,
     "model.super_resolution": NOT_NEGATIVE,

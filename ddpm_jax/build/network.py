@@ -15,6 +15,7 @@ NETWORKS = {  # model.name -> what it is, and how such a run is used
 }
 ONLY_UNET = ("middle_attention", "null_class")  # fields of the section `model`
 ATTENTIONS = dict.fromkeys(("normalised", "plain", "none"))  # model.middle_attention
+POOLS = {name: name for name in ("mean", "attention")}  # model.pool
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -32,6 +33,7 @@ def model(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: i
     """
     check_name(config, "unet")
     check_unused(config, ["latent_channels"], "model.name=unet", " (autoencoder: yes)")
+    check_unused(config, ["pool"], "model.name=unet", " (classifier: yes)")
     if not config.class_conditional:
         check_unused(config, ["null_class"], "model.class_conditional=False", " (True: yes)")
     look_up(ATTENTIONS, "model.middle_attention", config.middle_attention)
@@ -77,7 +79,10 @@ def classifier(config: ModelConfig, image_shape: tuple[int, int, int], num_class
         )
     settings = sizes(config) | shared_with_classifier(config)
     UNet(**settings).check_sizes(image_shape[:2])
-    return as_model(Classifier(num_classes=num_classes, **settings), image_shape)
+    if config.pool == "attention" and not config.head_dim:
+        raise UserError("model.pool is attention, which needs model.head_dim; set it to 64")
+    pool = look_up(POOLS, "model.pool", config.pool)
+    return as_model(Classifier(num_classes=num_classes, pool=pool, **settings), image_shape)
 
 
 def check_name(config: ModelConfig, wanted: str) -> None:
@@ -97,8 +102,17 @@ def shared_with_classifier(config: ModelConfig) -> dict:
         norm_eps=config.norm_eps,
         scale_shift=config.scale_shift,
         freq_shift=config.freq_shift,
+        time_channels=_time_channels(config),
+        time_scale=config.time_scale,
         resample=config.resample,
     )
+
+
+def _time_channels(config: ModelConfig) -> int:
+    """Return the number of sines and cosines of the time embedding."""
+    if config.time_channels % 2:
+        raise UserError(f"model.time_channels must be even, found {config.time_channels}")
+    return config.time_channels or config.channels
 
 
 def sizes(config: ModelConfig) -> dict:

@@ -7,24 +7,20 @@ A folder of a UNet2DModel without a pipeline is read too. Its process is then th
 DDPMScheduler: linear betas, T = 1000, the network predicts eps.
 """
 
-import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
-from ddpm_jax import build
-from ddpm_jax.config import Config, DataConfig
+from ddpm_jax.config import Config
 from ddpm_jax.errors import UserError
-from ddpm_jax.interop import diffusers_scheduler, hub, model_card
+from ddpm_jax.interop import diffusers_scheduler, hub, imported, model_card
 from ddpm_jax.interop.diffusers_scheduler import DDIM, DDPM
 from ddpm_jax.pretrained import diffusers_layout, unet_2d
 from ddpm_jax.pretrained.diffusers_layout import read_json, refuse
 from ddpm_jax.pretrained.unet_2d import Network
 from ddpm_jax.runs import Run, open_run
-from ddpm_jax.runs.workdir import DatasetFacts, WorkDir
+from ddpm_jax.runs.workdir import WorkDir
 from ddpm_jax.runtime.files import absolute, replacing
 
 INDEX, SCHEDULER = "model_index.json", "scheduler_config.json"
@@ -64,26 +60,12 @@ def from_diffusers(
         raise UserError(f"{folder} is a {pipeline}, but it has no {file.relative_to(folder)}")
     ddim = pipeline == "DDIMPipeline"
     chain = diffusers_scheduler.read(file, found, ddim=ddim, learns=network.model.learn_variance)
-    if config is None:
-        config = _with_data(network)
-    _check_data(config, network)
-    config = dataclasses.replace(
+    return imported.make_run(
+        network,
+        chain,
+        lambda abstract: unet_2d.read_params(unet, abstract),
         config,
-        process=chain.process,
-        model=dataclasses.replace(
-            network.model,
-            dtype=config.model.dtype,
-            remat=config.model.remat,
-            remat_keep=config.model.remat_keep,
-        ),
-        loss=dataclasses.replace(config.loss, kind=chain.kind, **_loss(config, network)),
-        sample=dataclasses.replace(chain.sample, chunk_size=config.sample.chunk_size),
     )
-    facts = DatasetFacts(network.image_shape, network.num_classes, (), known=False)
-    model = build.model(config.model, network.image_shape, network.num_classes)
-    process = build.process(config.process)
-    params = unet_2d.read_params(unet, jax.eval_shape(model.init, jax.random.key(0)))
-    return Run(config, facts, process, model, params, step=0)
 
 
 def to_diffusers(
@@ -170,34 +152,3 @@ def _scheduler_file(folder: pathlib.Path) -> pathlib.Path:
     inner = folder / "scheduler" / SCHEDULER
     outer = folder / SCHEDULER
     return outer if outer.exists() and not inner.exists() else inner
-
-
-def _with_data(network: Network) -> Config:
-    """Return the default config, with the size of the images that the network needs."""
-    height, width, channels = network.image_shape
-    channels = channels if channels in (1, 3, 4) else 0
-    if height != width:  # images in a folder are square
-        return Config(data=DataConfig(name="array", channels=channels))
-    return Config(data=DataConfig(name="folder", image_size=height, channels=channels))
-
-
-def _check_data(config: Config, network: Network) -> None:
-    """Refuse data of another size than the network's."""
-    height, width, channels = network.image_shape
-    size = height if height == width else 0  # 0: images of any shape keep theirs
-    for name, wanted in (("image_size", size), ("channels", channels)):
-        if (value := getattr(config.data, name)) not in (0, wanted):
-            raise UserError(
-                f"data.{name} is {value}, but the network is for images of {height}x{width} with "
-                f"{channels} channels; set it to {wanted}"
-            )
-
-
-def _loss(config: Config, network: Network) -> dict[str, Any]:
-    """Return the fields of config.loss that the network decides."""
-    fields: dict[str, Any] = {}
-    if network.model.class_conditional:
-        fields["p_uncond"] = 0.0  # there is no null class
-    if network.model.learn_variance and config.loss.objective == "simple":
-        fields["objective"] = "hybrid"
-    return fields

@@ -7,13 +7,14 @@ Their t counts 0..T-1, ours 1..T. Their file does not say the number of steps: a
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ddpm_jax import build
 from ddpm_jax.config import Config, ProcessConfig, SampleConfig
 from ddpm_jax.errors import UserError, unknown
+from ddpm_jax.interop.imported import Chain
 from ddpm_jax.pretrained.diffusers_layout import refuse
 
 DDPM, DDIM = "DDPMScheduler", "DDIMScheduler"
@@ -54,14 +55,6 @@ VARIANCES = {
     "learned_range": "learned_range",
 }
 NO_LIMIT = 1e6  # a sample_max_value that no |x_0| reaches
-
-
-class Chain(NamedTuple):
-    """A scheduler in our terms: the sections `process` and `sample`, and `loss.kind`."""
-
-    process: ProcessConfig
-    kind: str
-    sample: SampleConfig
 
 
 def read(path: pathlib.Path, found: Mapping[str, Any], *, ddim: bool, learns: bool) -> Chain:

@@ -12,7 +12,7 @@ from ddpm_jax.models.convolution import convolution
 from ddpm_jax.types import Array
 
 
-def time_embedding(t: Array, dim: int, freq_shift: int = 1) -> Array:
+def time_embedding(t: Array, dim: int, freq_shift: int = 1, scale: float = 1.0) -> Array:
     """Embed times as sines and cosines of `dim / 2` frequencies (Vaswani et al. 2017, section 3.5).
 
         [sin(t ω_0), .., sin(t ω_n), cos(t ω_0), .., cos(t ω_n)],   ω_i = 10000^(-i / n),
@@ -22,6 +22,7 @@ def time_embedding(t: Array, dim: int, freq_shift: int = 1) -> Array:
       t: [B] int or float, any range.
       dim: number of channels, even.
       freq_shift: 1 as in Ho's code, so that the last frequency is 1e-4; 0 as in Vaswani et al.
+      scale: a factor of t.
 
     Returns:
       [B, dim] float32.
@@ -30,7 +31,7 @@ def time_embedding(t: Array, dim: int, freq_shift: int = 1) -> Array:
     frequencies = jnp.exp(
         -math.log(10_000) / max(half - freq_shift, 1) * jnp.arange(half, dtype=jnp.float32)
     )
-    angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
+    angles = scale * t.astype(jnp.float32)[:, None] * frequencies[None, :]
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 

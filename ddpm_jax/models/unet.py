@@ -65,7 +65,9 @@ class UNet(nn.Module):
       num_groups: groups of every GroupNorm; must divide every level's width.
       norm_eps: epsilon of every GroupNorm.
       scale_shift: the embedding scales and shifts the normalised features instead of being added.
-      freq_shift: 1 or 0; the time is embedded with ω_i = 10000^(-i / (C/2 - freq_shift)).
+      freq_shift: 1 or 0; the time is embedded with ω_i = 10000^(-i / (D/2 - freq_shift)).
+      time_channels: D, the number of sines and cosines; 0 is `channels`.
+      time_scale: a factor of t.
       resample: how the size is halved and doubled. "conv": a convolution of stride 2 with padding
         only at the bottom and the right; pixels repeated, then a convolution. "conv_symmetric": the
         same with padding on all sides. "residual": residual blocks that average or repeat pixels.
@@ -95,6 +97,8 @@ class UNet(nn.Module):
     norm_eps: float = 1e-6
     scale_shift: bool = False
     freq_shift: int = 1
+    time_channels: int = 0
+    time_scale: float = 1.0
     resample: str = "conv"
     num_classes: int = 0
     null_class: bool = True
@@ -206,10 +210,12 @@ class UNet(nn.Module):
         return from_patches(out(h.astype(jnp.float32)), self.patch_size)  #       [B, H, W, C]
 
     def _embed(self, t: Array, cond: Mapping[str, Array]) -> Array:
-        """Embed t, and the label and the vector if the network has inputs for them: [B, 4C]."""
-        width = 4 * self.channels
+        """Embed t, and the label and the vector if the network has inputs for them: [B, 4D]."""
+        channels = self.time_channels or self.channels
+        width = 4 * channels
         dense: dict[str, Any] = dict(dtype=self.dtype, kernel_init=fan_avg)
-        embedding = time_embedding(t, self.channels, self.freq_shift).astype(self.dtype)
+        embedding = time_embedding(t, channels, self.freq_shift, self.time_scale)
+        embedding = embedding.astype(self.dtype)
         embedding = nn.Dense(width, **dense, name="time_1")(embedding)
         embedding = nn.Dense(width, **dense, name="time_2")(nn.swish(embedding))
         if self.num_classes:

@@ -27,6 +27,7 @@ from ddpm_jax.types import Params
 
 Place = tuple[str, ...]
 State = dict[str, np.ndarray]
+TABLES = ("embedding", "position")  # they have the same axes in both
 POINTWISE = ("shortcut", "quant", "post_quant")  # our Dense layers that are 1x1 convolutions there
 
 
@@ -125,7 +126,7 @@ def _to_ours(place: Place, tensor: np.ndarray) -> np.ndarray:
 def _to_theirs(place: Place, value: np.ndarray) -> np.ndarray:
     """Return a weight in torch's order of axes."""
     *_, layer, leaf = place
-    if leaf == "embedding":
+    if leaf in TABLES:
         return value
     if leaf != "kernel":
         return value.reshape(-1)
@@ -139,7 +140,7 @@ def _to_theirs(place: Place, value: np.ndarray) -> np.ndarray:
 def _their_shape(place: Place, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return torch's shape of a weight that has `shape` here."""
     *_, layer, leaf = place
-    if leaf == "embedding":
+    if leaf in TABLES:
         return shape
     if leaf != "kernel":
         return (math.prod(shape),)

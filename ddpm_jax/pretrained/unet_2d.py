@@ -77,7 +77,7 @@ UP = {
 
 
 class Network(NamedTuple):
-    """A UNet2DModel in our terms.
+    """A network of another library in our terms.
 
     Attributes:
       model: the section `model` of a config.
@@ -170,6 +170,8 @@ def options_of(network: Network) -> dict[str, Any]:
         ("context_dim", 0),
         ("super_resolution", 0),
         ("fourier_features", ()),
+        ("time_channels", 0),
+        ("time_scale", 1.0),
     ):
         if (value := getattr(model, name)) != wanted:
             raise _not_theirs(f"model.{name}", value, f"only {wanted!r}")
