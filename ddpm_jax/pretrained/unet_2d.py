@@ -174,7 +174,7 @@ def options_of(network: Network) -> dict[str, Any]:
         ("time_scale", 1.0),
     ):
         if (value := getattr(model, name)) != wanted:
-            raise _not_theirs(f"model.{name}", value, f"only {wanted!r}")
+            raise _not_theirs(f"model.{name}", value, repr(wanted))
     attends = [height >> i in model.attention_resolutions for i in range(_levels_of(model))]
     residual = model.resample == "residual"
     plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
