@@ -11,6 +11,13 @@ process and the sampler come from PATH; the rest comes from --config:
         --config=experiments/folder.py --config.data.path=IMAGES --config.data.image_size=256
     python -m experiments.train --config=runs/church/config.json
 
+From a file of OpenAI's guided-diffusion or improved-diffusion. A published file is known by its
+name; another file needs the code that trained it and the flags of its scripts:
+
+    python -m experiments.convert --from=256x256_diffusion_uncond.pt --workdir=runs/imagenet
+    python -m experiments.convert --from=ema_0.9999_200000.pt --workdir=runs/mine
+        --openai_code=guided-diffusion --openai_flags="--image_size 64 --num_channels 192"
+
 From a run to a folder that diffusers.DDPMPipeline.from_pretrained loads, with a model card:
 
     python -m experiments.convert --from=runs/church --to=PATH --licence=apache-2.0
@@ -20,7 +27,8 @@ from absl import flags
 
 from ddpm_jax.config import from_dict
 from ddpm_jax.errors import UserError
-from ddpm_jax.interop import from_diffusers, hub, imported, to_diffusers
+from ddpm_jax.interop import from_diffusers, from_openai, hub, imported, to_diffusers
+from ddpm_jax.interop.openai import DEFAULTS
 from ddpm_jax.models import count_parameters
 from ddpm_jax.runs.workdir import WorkDir
 from ddpm_jax.runtime.files import absolute
@@ -30,8 +38,8 @@ FROM = flags.DEFINE_string(
     "from",
     None,
     "What to convert: a folder that diffusers saved, an id of the Hugging Face Hub such as "
-    "google/ddpm-church-256 (needs the package huggingface_hub), or, with --to, the work directory "
-    "of a run.",
+    "google/ddpm-church-256 (needs the package huggingface_hub), a .pt file of OpenAI, or, with "
+    "--to, the work directory of a run.",
     required=True,
 )
 WORKDIR = flags.DEFINE_string(
@@ -48,6 +56,19 @@ LICENCE = flags.DEFINE_string(
 )
 STEP = flags.DEFINE_integer(
     "step", None, "With --to: training step of the checkpoint. Default: the newest checkpoint."
+)
+OPENAI_CODE = flags.DEFINE_enum(
+    "openai_code",
+    None,
+    list(DEFAULTS),
+    "For a .pt file: the code that trained it; classifier is that of guided-diffusion. Default: "
+    "that of the published file of this name.",
+)
+OPENAI_FLAGS = flags.DEFINE_string(
+    "openai_flags",
+    None,
+    "For a .pt file: the flags of OpenAI's scripts for it, in quotes. Default: those of the "
+    "published file of this name.",
 )
 CONFIG = config_flag.define(
     "Config file of the data and the training of the new run. Its sections model, process and "
@@ -74,7 +95,13 @@ def _read() -> None:
             f"--from={FROM.value} is a run already; pass --to=PATH to write a model of it"
         )
     config = None if CONFIG.value is None else from_dict(CONFIG.value)
-    run = from_diffusers(source.folder, config)
+    if source.folder.is_file():
+        run = from_openai(
+            source.folder, OPENAI_FLAGS.value, code=OPENAI_CODE.value or "", config=config
+        )
+    else:
+        command.check_unused(("openai_code", "openai_flags"), "a model that is not a .pt file")
+        run = from_diffusers(source.folder, config)
     imported.write_run(run, WORKDIR.value, source)
     height, width, channels = run.facts.image_shape
     revision = f", revision {source.revision}" if source.revision else ""
@@ -85,7 +112,8 @@ def _read() -> None:
 
 def _write() -> None:
     """Write --from as a model of diffusers."""
-    command.check_unused(("workdir", "revision", "config"), "a conversion to --to")
+    unused = ("workdir", "revision", "config", "openai_code", "openai_flags")
+    command.check_unused(unused, "a conversion to --to")
     to_diffusers(absolute(FROM.value), TO.value, step=STEP.value, licence=LICENCE.value)
     print(f"model of diffusers: {TO.value}")
 

@@ -150,7 +150,8 @@ def _names(labels: np.ndarray | None, facts: DatasetFacts) -> list[str]:
     """Return the name of each image's class; all alike if the images have no classes."""
     if labels is None:
         return [""] * N.value
-    return [facts.class_names[label] for label in labels]
+    names = facts.class_names or range(facts.num_classes)  # imported runs have no names
+    return [str(names[label]) for label in labels]
 
 
 def _draw(

@@ -6,18 +6,22 @@ import jax
 import numpy as np
 import openai_cases as cases
 import pytest
+from mains import run as run_main
 
 from ddpm_jax import build
 from ddpm_jax.denoise import apply_network
 from ddpm_jax.errors import UserError
 from ddpm_jax.interop import from_openai, imported, openai
 from ddpm_jax.interop.hub import Source
+from ddpm_jax.pretrained.openai_unet import read_params
 from ddpm_jax.runs import open_run
 
 pytestmark = [
     pytest.mark.loose_promotion(reason="Linen's GroupNorm mixes ranks"),
     pytest.mark.quick_to_compile,
 ]
+
+CASE = next(iter(cases.CASES.values()))  # its code and its flags
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +96,7 @@ def test_respacing_gives_their_timesteps(theirs, tmp_path):
 
 @pytest.mark.slow
 def test_an_imported_model_is_an_ordinary_run(file, tmp_path):
-    code, flags = next(iter(cases.CASES.values()))
-    run = from_openai(file, flags, code=code)
+    run = from_openai(file, CASE[1], code=CASE[0])
     imported.write_run(run, tmp_path / "run", Source(file, str(file)))
     again = open_run(tmp_path / "run")
     assert again.config == run.config and again.facts == run.facts
@@ -144,8 +147,7 @@ def test_flags_choose_the_process_the_kind_and_the_variance(tmp_path):
     ],
 )
 def test_a_flag_that_cannot_be_represented_is_refused_by_name(file, flags, line):
-    code, own = next(iter(cases.CASES.values()))
-    refused(line, file, f"{own} {flags}" if flags[0] == "-" else flags, code=code)
+    refused(line, file, f"{CASE[1]} {flags}" if flags[0] == "-" else flags, code=CASE[0])
 
 
 def refused(line, *args, **options):
@@ -154,16 +156,15 @@ def refused(line, *args, **options):
     assert line in str(error.value) and "\n" not in str(error.value), error.value
 
 
-def test_a_file_that_does_not_fit_is_refused_by_its_first_fault(theirs, tmp_path):
-    code, flags = next(iter(cases.CASES.values()))
+def test_a_file_that_does_not_fit_is_refused_by_its_first_fault(theirs, file, tmp_path):
+    run, changed = from_openai(file, CASE[1], code=CASE[0]), tmp_path / "changed.pt"
     state = cases.weights(next(iter(theirs["cases"].values()))["shapes"])
 
-    def file_of(**changes):
-        kept = {k: v for k, v in (state | changes).items() if v is not None}
-        return cases.save(tmp_path / "changed.pt", kept)
-
     def broken(line, **changes):
-        refused(line, file_of(**changes), flags, code=code)
+        kept = {name: value for name, value in (state | changes).items() if value is not None}
+        with pytest.raises(UserError) as error:
+            read_params(cases.save(changed, kept), run.params, run.config.model, legacy=True)
+        assert line in str(error.value) and "\n" not in str(error.value), error.value
 
     broken("has no weight 'label_emb.weight'", **{"label_emb.weight": None})
     broken("has no weight 'middle_block.1.qkv.weight'", **{"middle_block.1.qkv.weight": None})
@@ -172,10 +173,9 @@ def test_a_file_that_does_not_fit_is_refused_by_its_first_fault(theirs, tmp_path
     wrong = {"out.2.weight": np.zeros((3, 32, 3, 3), "f")}
     broken("out.2.weight has the shape [3, 32, 3, 3], but this network needs [6, 32,", **wrong)
     broken("has a weight that nothing uses: 'more'", more=np.zeros(1, "f"))
-    whole = file_of()
-    whole.write_bytes(whole.read_bytes()[:-1000])
-    refused("changed.pt", whole, flags, code=code)
-    refused("missing.pt", tmp_path / "missing.pt", flags, code=code)
+    changed.write_bytes(changed.read_bytes()[:-1000])
+    refused("changed.pt", changed, CASE[1], code=CASE[0])
+    refused("missing.pt", tmp_path / "missing.pt", CASE[1], code=CASE[0])
 
 
 def test_a_file_of_an_unknown_name_needs_its_code(tmp_path):
@@ -183,3 +183,49 @@ def test_a_file_of_an_unknown_name_needs_its_code(tmp_path):
     refused("is an upsampler, which cannot be", tmp_path / "64_256_upsampler.pt")
     refused("unknown code 'guided'", tmp_path / "mine.pt", "", code="guided")
     refused("cannot be read", tmp_path / "64x64_classifier.pt")
+
+
+# The main
+
+
+@pytest.mark.slow
+def test_the_main_makes_runs_that_sample_and_guide(theirs, file, tmp_path):
+    code, flags = cases.CASES["guided, legacy attention"]
+    judged = cases.weights(theirs["cases"]["classifier"]["shapes"])
+    for path, own, kind, target in (
+        (file, f"{flags} --timestep_respacing 2", code, "run"),
+        (
+            cases.save(tmp_path / "judge.pt", judged),
+            cases.CASES["classifier"][1],
+            "classifier",
+            "j",
+        ),
+    ):
+        done = run_main(
+            "convert",
+            f"--from={path}",
+            f"--workdir={tmp_path / target}",
+            f"--openai_code={kind}",
+            f"--openai_flags={own}",
+        )
+        assert done.returncode == 0, done.stderr
+        assert "1000 classes" in done.stdout
+    done = run_main("sample", f"--workdir={tmp_path / 'run'}", "--n=2", f"--out={tmp_path / 'x'}")
+    assert done.returncode == 0, done.stderr
+    assert np.load(tmp_path / "x.npz")["images"].shape == (2, 16, 16, 3)
+    done = run_main(
+        "sample", f"--workdir={tmp_path / 'run'}", f"--classifier={tmp_path / 'j'}", "--n=2"
+    )
+    assert done.returncode == 2 and "its image shape is (64, 64, 3)" in done.stderr
+
+
+def test_the_main_refuses_in_one_line(file, tmp_path):
+    for flags, wanted in (
+        ([f"--from={file}"], "model.pt is not the name of a published file"),
+        ([f"--from={file}", "--openai_code=x"], "openai_code"),
+        ([f"--from={tmp_path}", "--openai_flags=x"], "a model that is not a .pt file does not use"),
+    ):
+        done = run_main("convert", f"--workdir={tmp_path / 'new'}", *flags)
+        lines = done.stderr.strip().splitlines()
+        assert done.returncode == 2 and len(lines) == 1 and wanted in lines[0], done
+    assert not (tmp_path / "new").exists()

@@ -27,6 +27,8 @@ class Options(NamedTuple):
     norm_eps: float = 1e-6
     freq_shift: int = 1
     resample: str = "conv"
+    time_scale: float = 1.0
+    time_channels: int = 0
 
 
 def swish(x):
@@ -101,15 +103,20 @@ def up(params, level, h, embedding, how):
     return conv(params[f"up_{level}_conv"], doubled(h))
 
 
+def time_features(t, how):
+    half = (how.time_channels or C) // 2
+    frequencies = np.exp(-np.log(10_000.0) / (half - how.freq_shift) * np.arange(half))
+    angles = how.time_scale * t[:, None] * frequencies
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+
 def unet(params, x, t, label, how):
     def block(name, h):
         h = residual(params[name], h, embedding, how)
         name = f"{name}_attention"
         return attention(params[name], h, how) if name in params else h
 
-    half = C // 2
-    angles = t[:, None] * np.exp(-np.log(10_000.0) / (half - how.freq_shift) * np.arange(half))
-    embedding = dense(params["time_1"], np.concatenate([np.sin(angles), np.cos(angles)], axis=1))
+    embedding = dense(params["time_1"], time_features(t, how))
     embedding = dense(params["time_2"], swish(embedding)) + params["label"]["embedding"][label]
 
     hs = [conv(params["conv_in"], x)]
@@ -134,7 +141,7 @@ def unet(params, x, t, label, how):
         (Options(), {}),
         (Options(scale_shift=True), dict(num_heads=2)),
         (  # an epsilon that matters
-            Options(norm_eps=0.1, freq_shift=0, resample="conv_symmetric"),
+            Options(False, 0.1, 0, "conv_symmetric", time_scale=0.25, time_channels=6),
             dict(head_dim=4, middle_attention="plain", null_class=False),
         ),
         (Options(resample="residual", norm_eps=0.1), dict(middle_attention="none")),
@@ -161,9 +168,7 @@ def test_the_network_is_the_papers(how, others):
 
 def classifier(params, x, t, how):
     """The way down, the middle, the mean over pixels and one dense layer."""
-    half = C // 2
-    angles = t[:, None] * np.exp(-np.log(10_000.0) / (half - how.freq_shift) * np.arange(half))
-    embedding = dense(params["time_1"], np.concatenate([np.sin(angles), np.cos(angles)], axis=1))
+    embedding = dense(params["time_1"], time_features(t, how))
     embedding = dense(params["time_2"], swish(embedding))
     h = conv(params["conv_in"], x)
     for level in range(len(MULTIPLIERS)):
@@ -175,15 +180,25 @@ def classifier(params, x, t, how):
         params["middle_0_attention"], residual(params["middle_0"], h, embedding, how), how
     )
     h = residual(params["middle_1"], h, embedding, how)
-    h = swish(group_norm(params["norm_out"], h, how.norm_eps)).mean(axis=(1, 2))
+    h = swish(group_norm(params["norm_out"], h, how.norm_eps))
+    h = pool(params["pool"], h) if "pool" in params else h.mean(axis=(1, 2))
     return dense(params["logits"], h)
+
+
+def pool(p, x):
+    """One query, the mean of the pixels, attends to itself and to the pixels."""
+    rows = x.reshape(len(x), -1, x.shape[-1])
+    rows = np.concatenate([rows.mean(axis=1, keepdims=True), rows], axis=1) + p["position"]
+    q, k, v = (dense(p[name], rows) for name in ("query", "key", "value"))  # [B, 1 + HW, heads, d]
+    w = np.exp(np.einsum("bhd,bjhd->bhj", q[:, 0], k) / np.sqrt(q.shape[-1]))
+    return np.einsum("bhj,bjhd->bhd", w / w.sum(axis=-1, keepdims=True), v).reshape(len(x), -1)
 
 
 @pytest.mark.parametrize(
     ("how", "others"),
     [
         (Options(), {}),
-        (Options(True, 0.1, 0, "residual"), dict(head_dim=4)),
+        (Options(True, 0.1, 0, "residual", 0.25, 6), dict(head_dim=4, pool="attention")),
         (Options(resample="conv_symmetric"), {}),
     ],
 )
