@@ -14,7 +14,7 @@ NETWORKS = {  # model.name -> what it is, and how such a run is used
     "autoencoder": ("an autoencoder", "pass an autoencoder as --config.data.codec"),
 }
 ONLY_UNET = ("middle_attention", "null_class")  # fields of the section `model`
-ATTENTIONS = dict.fromkeys(("normalised", "plain", "none"))  # model.middle_attention
+ATTENTIONS: dict[str, None] = dict.fromkeys(("normalised", "plain", "none"))
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
