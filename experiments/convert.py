@@ -79,14 +79,14 @@ CONFIG = config_flag.define(
 
 def main() -> None:
     if TO.value is not None:
-        _write()
+        _write(TO.value)
     elif WORKDIR.value is not None:
-        _read()
+        _read(WORKDIR.value)
     else:
         raise UserError("pass --workdir=DIRECTORY to make a run, or --to=PATH to write a model")
 
 
-def _read() -> None:
+def _read(root: str) -> None:
     """Make a run of --from."""
     command.check_unused(("licence", "step"), "a conversion to --workdir")
     source = hub.locate(FROM.value, REVISION.value)
@@ -102,20 +102,20 @@ def _read() -> None:
     else:
         command.check_unused(("openai_code", "openai_flags"), "a model that is not a .pt file")
         run = from_diffusers(source.folder, config)
-    imported.write_run(run, WORKDIR.value, source)
+    imported.write_run(run, root, source)
     height, width, channels = run.facts.image_shape
     revision = f", revision {source.revision}" if source.revision else ""
     print(f"{source.name}{revision}: {count_parameters(run.params):,} parameters")
     print(f"images of {height}x{width}x{channels}, {run.facts.num_classes or 'no'} classes")
-    print(f"run: {WORKDIR.value}")
+    print(f"run: {root}")
 
 
-def _write() -> None:
+def _write(path: str) -> None:
     """Write --from as a model of diffusers."""
     unused = ("workdir", "revision", "config", "openai_code", "openai_flags")
     command.check_unused(unused, "a conversion to --to")
-    to_diffusers(absolute(FROM.value), TO.value, step=STEP.value, licence=LICENCE.value)
-    print(f"model of diffusers: {TO.value}")
+    to_diffusers(absolute(FROM.value), path, step=STEP.value, licence=LICENCE.value)
+    print(f"model of diffusers: {path}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -90,6 +91,37 @@ def test_a_run_comes_back_bit_for_bit(run, folder):
     assert back.config.sample == dataclasses.replace(sample, timesteps="uniform")
     data = DataConfig(name="folder", image_size=8, channels=3)
     assert back.config.data == data and not back.facts.known
+
+
+def test_half_precision_becomes_float32(run, folder):
+    rewritten(
+        folder / "unet" / WEIGHTS,
+        lambda state: state.update(
+            {name: value.astype(np.float16) for name, value in state.items()},
+            **{"conv_in.weight": state["conv_in.weight"].astype(jnp.bfloat16)},
+        ),
+    )
+    back = from_diffusers(folder)
+    for a, b in zip(jax.tree.leaves(back.params), jax.tree.leaves(run.params), strict=True):
+        assert a.dtype == np.float32
+        np.testing.assert_allclose(a, b, rtol=2**-8, atol=1e-6)
+
+
+def test_images_that_are_not_square_come_from_an_array(tmp_path):
+    to_diffusers(make_run(DatasetFacts((8, 16, 1), 0, ())), tmp_path / "out")
+    back = from_diffusers(tmp_path / "out")
+    assert back.shape == (8, 16, 1)
+    assert back.config.data == DataConfig(name="array", image_size=0, channels=1)
+
+
+def test_a_ddpm_pipeline_may_have_the_scheduler_of_ddim(folder):
+    file = folder / "scheduler" / "scheduler_config.json"
+    change(file, _class_name="DDIMScheduler", timestep_spacing="leading", num_train_timesteps=60)
+    sample = from_diffusers(folder).config.sample
+    assert (sample.sampler, sample.num_steps, sample.timesteps) == ("ddim", 50, "leading")
+    change(file, _class_name="DDPMScheduler", num_train_timesteps=4000, beta_end=0.005)
+    sample = from_diffusers(folder).config.sample  # 1000 steps are the pipeline's default
+    assert (sample.sampler, sample.num_steps, sample.variance) == ("ancestral", 1000, "fixed_large")
 
 
 @pytest.mark.parametrize(

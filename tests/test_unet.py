@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddpm_jax import build
+from ddpm_jax.config import ModelConfig, from_dict
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import UNet, as_model, count_parameters
 from ddpm_jax.models.blocks import from_patches, time_embedding, to_patches
+from ddpm_jax.training.parts import build_parts
 
 pytestmark = pytest.mark.quick_to_compile
 
@@ -194,6 +197,39 @@ def test_the_time_embedding_is_sines_and_cosines_of_geometric_frequencies():
     angles = np.array([0.0, 3.0, 999.0])[:, None] * frequencies
     expected = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
     np.testing.assert_allclose(embedded, expected, atol=1e-4)  # float32 angles up to 999
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(resample="conv_symetric"), "unknown model.resample 'conv_symetric'; did you mean"),
+        (dict(middle_attention="no"), "unknown model.middle_attention 'no'; .* none, normalised"),
+        (dict(null_class=False), "null_class is False, but model.class_conditional=False does"),
+        (dict(name="classifier", null_class=False), "but model.name=classifier does not use it"),
+        (dict(name="classifier", middle_attention="none"), "model.name=classifier does not use it"),
+        (dict(name="classifier", resample="pool"), "unknown model.resample 'pool'"),
+        (dict(name="autoencoder", resample="residual"), "model.name=autoencoder does not use it"),
+        (dict(name="autoencoder", head_dim=8), "but model.name=autoencoder does not use it"),
+        (dict(name="autoencoder", norm_eps=1e-5), "but model.name=autoencoder does not use it"),
+        (dict(name="autoencoder", freq_shift=0), "but model.name=autoencoder does not use it"),
+    ],
+)
+def test_options_that_a_network_does_not_have_are_refused(changes, message):
+    config = ModelConfig(**SMALL | changes)
+    makers = {"unet": build.model, "classifier": build.classifier}
+    with pytest.raises(UserError, match=message):
+        if config.name == "autoencoder":
+            build.autoencoder(config, (8, 8, 3))
+        else:
+            makers[config.name](config, (8, 8, 3), 2)
+
+
+def test_without_a_null_class_no_label_may_be_dropped():
+    config = from_dict({"model": SMALL | dict(class_conditional=True, null_class=False)})
+    with pytest.raises(
+        UserError, match=r"^loss.p_uncond is 0.1, but the network has no null class"
+    ):
+        build_parts(config, (8, 8, 3), 2)
 
 
 def test_a_network_without_a_null_class_needs_labels():

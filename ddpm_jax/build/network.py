@@ -14,8 +14,8 @@ NETWORKS = {  # model.name -> what it is, and how such a run is used
     "autoencoder": ("an autoencoder", "pass an autoencoder as --config.data.codec"),
 }
 ONLY_UNET = ("middle_attention", "null_class")  # fields of the section `model`
-ATTENTIONS = dict.fromkeys(("normalised", "plain", "none"))  # model.middle_attention
-POOLS = {name: name for name in ("mean", "attention")}  # model.pool
+ATTENTIONS: dict[str, None] = dict.fromkeys(("normalised", "plain", "none"))
+POOLS: dict[str, str] = {name: name for name in ("mean", "attention")}  # model.pool
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 

@@ -85,7 +85,8 @@ def to_diffusers(
       path: the folder; it must be empty or not exist.
       step: the step of the checkpoint, if `run` is a work directory; None is the newest.
       licence: the Hub's name of the licence of the weights, such as "apache-2.0"; "" is none.
-      evaluation: the content of evaluate.json; None reads the file if `run` is a work directory.
+      evaluation: the content of evaluate.json; None reads the file if `run` is a work directory and
+        the file is of the same checkpoint.
 
     Raises:
       UserError: the run has what diffusers does not, which the message names; the folder is not
@@ -93,9 +94,10 @@ def to_diffusers(
     """
     if not isinstance(run, Run):
         report = WorkDir(absolute(run)).root / "evaluate.json"
-        if evaluation is None and report.exists():
-            evaluation = read_json(report)
         run = open_run(run, step)
+        if evaluation is None and report.exists():
+            found = read_json(report)
+            evaluation = found if found.get("checkpoint") == run.step else None
     if run.codec is not None:
         raise UserError("data.codec makes this a run on latents, which a DDPMPipeline cannot hold")
     network = Network(run.config.model, run.facts.image_shape, run.facts.num_classes)

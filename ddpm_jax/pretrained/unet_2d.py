@@ -148,7 +148,7 @@ def read_params(folder: str | os.PathLike, abstract: Params) -> Params:
     Raises:
       UserError: a file cannot be read; a weight is missing, left over, or of another shape.
     """
-    options = DEFAULTS | diffusers_layout.read_options(folder, NAME)
+    options = {**DEFAULTS, **diffusers_layout.read_options(folder, NAME)}
     state, file = diffusers_layout.read_state(folder)
     levels = len(options["block_out_channels"])
     pairs = diffusers_layout.pairs(abstract, levels)
@@ -333,12 +333,10 @@ def _number(
     path: pathlib.Path, options: Mapping[str, Any], name: str, optional: bool = False
 ) -> int:
     """Return an option that is a whole number of at least 1; None is 0 if it is optional."""
-    value = options[name]
-    if value is None and optional:
-        return 0
-    if not _is_count(value):
+    value = 0 if options[name] is None and optional else options[name]
+    if not (_is_count(value) or (optional and value == 0)):
         raise refuse(path, name, value, "it must be a whole number of at least 1")
-    return value
+    return int(value)
 
 
 def _numbers(path: pathlib.Path, options: Mapping[str, Any], name: str) -> list[int]:
