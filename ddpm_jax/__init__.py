@@ -9,6 +9,7 @@ ddpm_jax.train(config, "runs/digits")          # what `python -m experiments.tra
 sample, params = ddpm_jax.load("runs/digits")  # of a run that was trained
 """
 
+import importlib
 from typing import Any
 
 from ddpm_jax import (
@@ -46,6 +47,7 @@ __all__ = [
     "denoising_loss",
     "editing",
     "guidance",
+    "interop",
     "load",
     "losses",
     "make_denoise_fn",
@@ -68,9 +70,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import `load` and `train` when they are first asked for.
+    """Import `load`, `train` and `interop` when they are first asked for.
 
-    `load` needs Flax and Orbax, `train` optax and TFDS too; the mathematics needs none of them.
+    `load` needs Flax and Orbax, the others optax and TFDS too; the mathematics needs none of them.
     """
     if name == "load":
         from ddpm_jax.runs import load
@@ -80,6 +82,8 @@ def __getattr__(name: str) -> Any:
         from ddpm_jax.training.loop import train
 
         return train
+    if name == "interop":
+        return importlib.import_module("ddpm_jax.interop")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

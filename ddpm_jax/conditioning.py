@@ -74,7 +74,7 @@ def with_null(cond: Conditioning | None, null: Mapping[str, Any] | None = None) 
             "cond={'label': labels}, or set guidance=0"
         )
     rows = {name: jnp.repeat(jnp.asarray(value), 2, axis=0) for name, value in cond.items()}
-    twice = len(next(iter(rows.values())))
+    twice = next(iter(rows.values())).shape[0]  # may be a symbolic dimension of jax.export
     twins = drop(rows, jnp.arange(twice) % 2 == 1, null)
     if all((NULL if null is None else null)[name] is None for name in cond):
         raise UserError(

@@ -120,12 +120,36 @@ class ModelConfig:
     # U-Net
     attention_resolutions: tuple[int, ...] = (16,)
     num_heads: int = 1  # heads of each attention
+    # channels per head, in place of num_heads: a wider level has more heads (Dhariwal & Nichol
+    # 2021); 0 uses num_heads
+    head_dim: int = 0
+    # self-attention in the middle of the U-Net. normalised: after a GroupNorm, as at the levels.
+    # plain: without the GroupNorm, as in diffusers' networks with scale_shift. none: no attention
+    middle_attention: str = "normalised"
     dropout: float = 0.1  # dropout rate in the residual blocks during training, in [0, 1)
     num_groups: int = 32  # groups of each GroupNorm; must divide the channels of each level
+    norm_eps: float = 1e-6  # epsilon of each GroupNorm, added to the variance
     # True: the time embedding scales and shifts the features (FiLM; Dhariwal & Nichol 2021).
     # False: it is added to them (Ho et al. 2020)
     scale_shift: bool = False
+    # 1 or 0: the time t is embedded as sines and cosines with the frequencies
+    # 10000^(-i / (time_channels / 2 - freq_shift)). 1: as in Ho et al.'s code. 0: as in diffusers'
+    freq_shift: int = 1
+    # number of these sines and cosines, even; the embedding is four times as wide. 0 is
+    # model.channels
+    time_channels: int = 0
+    # the network embeds t times this number, such as 0.25 to receive 0..1000 although T = 4000
+    # (Nichol & Dhariwal 2021)
+    time_scale: float = 1.0
+    # how height and width are halved and doubled between levels. conv: a convolution of stride 2
+    # that pads only the bottom and the right (Ho et al. 2020); pixels repeated, then a convolution.
+    # conv_symmetric: the same, but padded on all sides. residual: residual blocks that average or
+    # repeat pixels (Dhariwal & Nichol 2021)
+    resample: str = "conv"
     class_conditional: bool = False  # the network receives the label, or a learned null class
+    # class_conditional: there is a null class, for images without a label. False: each image needs
+    # a label, so loss.p_uncond must be 0 and guidance is impossible
+    null_class: bool = True
     # width of one vector per image that the network receives (384 for data.text); 0 is none
     embedding_dim: int = 0
     # width of a sequence of vectors per image that the network attends to (384 for data.text); 0 is
@@ -145,6 +169,9 @@ class ModelConfig:
     # the network also predicts the variance of the reverse step, in twice the output channels
     # (Nichol & Dhariwal 2021); needs loss.objective=hybrid or vlb to train it
     learn_variance: bool = False
+    # classifier only: how the pixels become one vector. mean: their mean. attention: the mean
+    # attends to the pixels, which have learned positions (Dhariwal & Nichol 2021)
+    pool: str = "mean"
     latent_channels: int = 4  # autoencoder only: channels of the latents
 
 

@@ -23,6 +23,8 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
+from jax.typing import ArrayLike
 
 from ddpm_jax.conditioning import with_null
 from ddpm_jax.denoise import check_threshold, clipped, make_denoise_fn, with_x_0
@@ -38,7 +40,7 @@ Interval = tuple[int, int]  # timesteps t, both ends included
 def classifier_free(
     process: GaussianProcess,
     pair_fn: DenoiseFn,
-    w: float,
+    w: ArrayLike,
     *,
     interval: Interval | None = None,
     rescale: float = 0.0,
@@ -54,7 +56,7 @@ def classifier_free(
     Args:
       process: the chain.
       pair_fn: the unclipped denoiser of 2B images, with `with_null(cond)` as its conditioning.
-      w: guidance weight, at least -1; usually 0.5..6.
+      w: guidance weight, at least -1; usually 0.5..6. A traced weight is not checked.
       interval: (low, high), the timesteps at which to guide, both included (Kynkaanniemi et al.
         2024). None is all.
       rescale: φ in [0, 1]. 1 gives each guided x_0 the standard deviation of the conditional x_0,
@@ -182,10 +184,10 @@ def make_guided_denoise_fn(
 
 
 def check(
-    w: float, interval: Interval | None = None, rescale: float = 0.0, T: int | None = None
+    w: ArrayLike, interval: Interval | None = None, rescale: float = 0.0, T: int | None = None
 ) -> None:
     """Raise `UserError` if w < -1, rescale is not in [0, 1], or interval is not in 1..T."""
-    if not w >= -1.0:
+    if not isinstance(w, Tracer) and not w >= -1.0:
         raise UserError(f"guidance w must be at least -1 (0 is off), found {w}")
     if not 0.0 <= rescale <= 1.0:
         raise UserError(f"guidance rescale must be in [0, 1], found {rescale}")
@@ -205,7 +207,7 @@ def check_scale(scale: float) -> None:
 
 
 def _away(
-    better: Prediction, worse: Prediction, w: float, t: Array, interval: Interval | None
+    better: Prediction, worse: Prediction, w: ArrayLike, t: Array, interval: Interval | None
 ) -> Prediction:
     """Return better + w (better - worse) if t is in the interval; keep the variance of `better`."""
     w_t = jnp.where(_within(t, interval, better.x_0), w, 0.0).astype(better.x_0.dtype)

@@ -48,7 +48,15 @@ def to_uint8(x_0: ArrayLike) -> np.ndarray:
             f"{tuple(map(int, index))}; if the weights are finite, sample with clip_x_0, with "
             "model.dtype=float32 or with another sampler"
         )
-    return np.clip(np.round((images + 1) * SCALE), 0, 255).astype(np.uint8)
+    return rounded(images)
+
+
+def rounded(x_0: Any) -> Any:
+    """Return images in [-1, 1] as uint8 {0..255}, rounded and clipped; NaN has no defined value.
+
+    A numpy array stays on the host. Traced arrays work too.
+    """
+    return ((x_0 + 1) * SCALE).round().clip(0, 255).astype(np.uint8)
 
 
 def dequantise(key: PRNGKey, image: Array) -> Array:

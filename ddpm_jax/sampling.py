@@ -146,11 +146,18 @@ def make_chain_sample(
     same T, with grids of the same length, share one program. The argument replaces the process of
     the sampler. The other arguments, the results and the errors are as in `make_sample`.
     """
-    check_kind_name(kind)
-    check_threshold(clip_x_0, percentile)
-    if not callable(guidance):
-        check(guidance)
     shape = tuple(shape)
+    walk = make_walk(
+        apply_fn,
+        shape=shape,
+        sampler=sampler,
+        kind=kind,
+        clip_x_0=clip_x_0,
+        guidance=guidance,
+        percentile=percentile,
+        collect=collect,
+        num_frames=num_frames,
+    )
 
     def run(
         shared: tuple[GaussianProcess, Array, Params, PRNGKey],
@@ -158,23 +165,8 @@ def make_chain_sample(
         n: int,
         noise: Noise | None,
     ) -> Any:
-        (process, timesteps, params, key), (index, cond, x_T) = shared, each
-        keys = image_keys(key, index)  # sharded like `index`, as are all later arrays
-        walker = dataclasses.replace(sampler, process=process)
-        if noise is not None:
-            walker = dataclasses.replace(walker, noise=_of_first(noise, n))
-        denoise_fn = make_guided_denoise_fn(
-            process,
-            apply_fn,
-            params,
-            cond,
-            kind=kind,
-            guidance=guidance,
-            clip_x_0=clip_x_0,
-            percentile=percentile,
-        )
-        x_T = draw_x_T(keys, shape) if x_T is None else x_T
-        return sample_loop(walker, denoise_fn, keys, timesteps, x_T, collect, num_frames)
+        index, cond, x_T = each
+        return walk(*shared, index, cond, x_T, None if noise is None else _of_first(noise, n))
 
     spread_run = rows.over_local_devices(run, out_axes=0 if collect is None else (0, 1))
 
@@ -208,6 +200,59 @@ def make_chain_sample(
         return spread_run(shared, (index, check_cond(cond, n), x_T), *static)
 
     return draw
+
+
+def make_walk(
+    apply_fn: ApplyFn,
+    *,
+    shape: tuple[int, ...],
+    sampler: Sampler,
+    kind: str = "eps",
+    clip_x_0: bool | float = True,
+    guidance: float | Guide = 0.0,
+    percentile: float = 0.0,
+    collect: Collect | None = None,
+    num_frames: int | None = None,
+) -> Callable[..., Any]:
+    """Build `walk(process, timesteps, params, key, index, cond=None, x_T=None, noise=None)`.
+
+    This is the function of `make_chain_sample` before it is compiled and spread over the devices.
+    It draws the images of the numbers `index`: [n] int. n may be a symbolic dimension of
+    `jax.export`. The other arguments are as in `make_chain_sample`, but nothing checks them.
+    """
+    check_kind_name(kind)
+    check_threshold(clip_x_0, percentile)
+    if not callable(guidance):
+        check(guidance)
+
+    def walk(
+        process: GaussianProcess,
+        timesteps: Array,
+        params: Params,
+        key: PRNGKey,
+        index: Array,
+        cond: Conditioning | None = None,
+        x_T: Array | None = None,
+        noise: Noise | None = None,
+    ) -> Any:
+        keys = image_keys(key, index)  # sharded like `index`, as are all later arrays
+        walker = dataclasses.replace(sampler, process=process)
+        if noise is not None:
+            walker = dataclasses.replace(walker, noise=noise)
+        denoise_fn = make_guided_denoise_fn(
+            process,
+            apply_fn,
+            params,
+            cond,
+            kind=kind,
+            guidance=guidance,
+            clip_x_0=clip_x_0,
+            percentile=percentile,
+        )
+        x_T = draw_x_T(keys, tuple(shape)) if x_T is None else x_T
+        return sample_loop(walker, denoise_fn, keys, timesteps, x_T, collect, num_frames)
+
+    return walk
 
 
 def _of_first(noise: Noise, n: int) -> Noise:

@@ -1,8 +1,8 @@
 """Grids of timesteps, which samplers walk down.
 
 A grid is a numpy int32 array of num_steps + 1 timesteps, strictly descending from T to 0. A sampler
-takes one step from each entry to the next. The first entry is T, pure noise. The last entry is 0,
-clean data.
+takes one step from each entry to the next. The first entry is T, pure noise; only `leading`
+starts lower. The last entry is 0, clean data.
 """
 
 from typing import Any
@@ -40,6 +40,19 @@ def trailing(T: int, num_steps: int) -> np.ndarray:
     """
     _check_num_steps(T, num_steps)
     return _grid(np.round(np.arange(num_steps, 0, -1) * T / num_steps))
+
+
+def leading(T: int, num_steps: int) -> np.ndarray:
+    """Return steps of equal length that start below T and end at 1, then 0 (Song et al. 2021).
+
+      t = 1 + (T // num_steps) i,  i = num_steps - 1 .. 0
+
+    This is the default of diffusers. It is the only grid that starts below T: x_T then stands for
+    an x_t that is not pure noise (Lin et al. 2023, section 3.3, show the harm). Arguments, result
+    and errors as in `uniform`.
+    """
+    _check_num_steps(T, num_steps)
+    return _grid(1 + T // num_steps * np.arange(num_steps)[::-1])
 
 
 def quadratic(T: int, num_steps: int) -> np.ndarray:
@@ -98,7 +111,8 @@ def check_grid(
       T: number of timesteps of the process; None allows any.
       direction: "down": the grid must descend strictly. "up": it must ascend strictly. "both":
         neighbours must differ.
-      whole: if True, the grid must lead from T to 0. This needs T and "down".
+      whole: if True, the grid must lead from T to 0, or be that of `leading`. This needs T and
+        "down".
 
     Raises:
       UserError: the grid breaks one of these rules.
@@ -113,7 +127,7 @@ def check_grid(
     ordered = {"down": steps < 0, "up": steps > 0, "both": steps != 0}[direction]
     rule = {"down": "descend strictly", "up": "ascend strictly", "both": "change at every step"}
     good = grid.ndim == 1 and grid.size >= 2 and ordered.all()
-    if whole and not (good and grid[0] == T and grid[-1] == 0):
+    if whole and not (good and grid[-1] == 0 and (grid[0] == T or _leads(grid, T))):
         raise UserError(f"timesteps must descend strictly from T = {T} to 0, found {_show(grid)}")
     if not good:
         raise UserError(
@@ -122,6 +136,12 @@ def check_grid(
     if grid.min() < 0 or (T is not None and grid.max() > T):
         raise UserError(f"timesteps must be {allowed}, found {_show(grid)}")
     return grid.astype(np.int32)
+
+
+def _leads(grid: np.ndarray, T: int | None) -> bool:
+    """Return whether the grid is that of `leading`."""
+    num_steps = grid.size - 1
+    return T is not None and num_steps <= T and np.array_equal(grid, leading(T, num_steps))
 
 
 def _first_wrong(grid: np.ndarray) -> str:

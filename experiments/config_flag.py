@@ -1,6 +1,7 @@
 """The flag --config=FILE.py or --config=FILE.py:VARIANT, and the flags that override its fields.
 
 A config file is Python code with a function `get_config`. The variant, if given, is its argument.
+The config.json of a run is a config file too.
 Each field of the returned config becomes a flag: --config.train.num_steps=10.
 """
 
@@ -9,6 +10,7 @@ import difflib
 import importlib.machinery
 import importlib.util
 import inspect
+import json
 import os
 import pathlib
 import re
@@ -19,19 +21,25 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
+from ddpm_jax.config import from_dict, to_dict
 from ddpm_jax.errors import UserError
 
 flags.disclaim_key_flags()  # so --help of a main lists --config with the flags of the main
 
 
-def define(help_string: str, flag_values: flags.FlagValues = flags.FLAGS) -> flags.FlagHolder:
-    """Define the flag --config, which is required; its value is a locked ConfigDict.
+def define(
+    help_string: str, flag_values: flags.FlagValues = flags.FLAGS, *, required: bool = True
+) -> flags.FlagHolder:
+    """Define the flag --config; its value is a locked ConfigDict.
 
     Args:
       help_string: the help text of the flag.
       flag_values: the flags of the program.
+      required: whether the flag must be given; otherwise its value can be None.
     """
     holder = flags.DEFINE_flag(_ConfigFlag(help_string, flag_values), flag_values)
+    if not required:
+        return holder
     flags.register_validator(
         "config",
         lambda config: config is not None,
@@ -42,8 +50,13 @@ def define(help_string: str, flag_values: flags.FlagValues = flags.FLAGS) -> fla
 
 
 def default_workdir() -> str:
-    """Return runs/NAME, where NAME is the name of the config file without .py."""
+    """Return runs/NAME, where NAME is the name of the config file without .py.
+
+    For the config.json of a run, return the work directory of the run.
+    """
     flag: Any = flags.FLAGS["config"]  # a _ConfigFlag
+    if flag.path.suffix == ".json":
+        return str(flag.path.parent)
     return os.path.join("runs", flag.path.stem)
 
 
@@ -51,7 +64,7 @@ def load(argument: str) -> ConfigDict:
     """Run get_config() of a config file and return the config, locked.
 
     Args:
-      argument: FILE.py, or FILE.py:VARIANT.
+      argument: FILE.py, or FILE.py:VARIANT, or the config.json of a run.
 
     Raises:
       UserError: there is no such file, or the file has a mistake; the message names the line.
@@ -63,6 +76,8 @@ def load(argument: str) -> ConfigDict:
         nearest = difflib.get_close_matches(path.name, files, n=1)
         hint = f"; did you mean {path.parent / nearest[0]}?" if nearest else ""
         raise UserError(f"--config={argument}: there is no file {name!r}{hint}")
+    if path.suffix == ".json":
+        return _of_run(argument, path)
     try:
         loader = importlib.machinery.SourceFileLoader("_config_file", str(path))
         spec = importlib.util.spec_from_file_location(loader.name, path, loader=loader)
@@ -85,6 +100,17 @@ def load(argument: str) -> ConfigDict:
             f"found {config!r}"
         )
     return config.lock()
+
+
+def _of_run(argument: str, path: pathlib.Path) -> ConfigDict:
+    """Return the config in the config.json of a run, locked."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--config={argument} cannot be read: {error}") from error
+    if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
+        raise UserError(f"--config={argument} is not the config.json of a run")
+    return ConfigDict(to_dict(from_dict(content))).lock()
 
 
 def explain(

@@ -102,8 +102,8 @@ NUM_STEPS = flags.DEFINE_integer(
 TIMESTEPS = flags.DEFINE_string(
     "timesteps",
     None,
-    "Grid of the sampling timesteps: uniform, trailing, quadratic, karras or log_snr. Default: "
-    "config.eval.timesteps; with --sampler, the run's own.",
+    "Grid of the sampling timesteps: uniform, trailing, leading, quadratic, karras or log_snr. "
+    "Default: config.eval.timesteps; with --sampler, the run's own.",
 )
 BOUND_IMAGES = flags.DEFINE_integer(
     "bound_images",

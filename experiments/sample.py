@@ -89,8 +89,8 @@ NUM_STEPS = flags.DEFINE_integer(
 TIMESTEPS = flags.DEFINE_string(
     "timesteps",
     None,
-    "Grid of the sampling timesteps: uniform, trailing, quadratic, karras or log_snr. Default: the "
-    "run's own.",
+    "Grid of the sampling timesteps: uniform, trailing, leading, quadratic, karras or log_snr. "
+    "Default: the run's own.",
 )
 GUIDANCE = flags.DEFINE_float(
     "guidance", None, "Weight w of classifier-free guidance; 0 is off. Default: the run's own."
@@ -150,7 +150,8 @@ def _names(labels: np.ndarray | None, facts: DatasetFacts) -> list[str]:
     """Return the name of each image's class; all alike if the images have no classes."""
     if labels is None:
         return [""] * N.value
-    return [facts.class_names[label] for label in labels]
+    names = facts.class_names or range(facts.num_classes)  # imported runs have no names
+    return [str(names[label]) for label in labels]
 
 
 def _draw(

@@ -18,12 +18,11 @@ def normal(seed, *shape, dtype=jnp.float32):
     return jax.random.normal(jax.random.key(seed), shape).astype(dtype)
 
 
-def both(strides):
+def both(strides, padding="SAME"):
     """Return JAX's convolution and ours."""
-    theirs = functools.partial(
-        lax.conv_general_dilated, window_strides=strides, padding="SAME", dimension_numbers=LAYOUT
-    )
-    return theirs, lambda x, kernel: convolve(x, kernel, strides, "SAME")
+    how = dict(window_strides=strides, padding=padding, dimension_numbers=LAYOUT)
+    theirs = functools.partial(lax.conv_general_dilated, **how)
+    return theirs, lambda x, kernel: convolve(x, kernel, strides, padding)
 
 
 def assert_close(found, expected, tolerance):
@@ -35,11 +34,19 @@ def assert_close(found, expected, tolerance):
 
 @pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 2e-6), (jnp.bfloat16, 2e-2)])
 @pytest.mark.parametrize(
-    "strides, size",
-    [((1, 1), (8, 6)), ((2, 2), (8, 6)), ((2, 2), (7, 5)), ((1, 1), (1, 1)), ((2, 2), (2, 2))],
+    "strides, size, padding",
+    [
+        ((1, 1), (8, 6), "SAME"),
+        ((2, 2), (8, 6), "SAME"),
+        ((2, 2), (7, 5), "SAME"),
+        ((1, 1), (1, 1), "SAME"),
+        ((2, 2), (2, 2), "SAME"),
+        ((2, 2), (8, 6), ((1, 1), (1, 1))),
+        ((2, 2), (2, 2), ((1, 1), (1, 1))),
+    ],
 )
-def test_gradients_are_those_of_jax(strides, size, dtype, tolerance):
-    theirs, ours = both(strides)
+def test_gradients_are_those_of_jax(strides, size, padding, dtype, tolerance):
+    theirs, ours = both(strides, padding)
     args = normal(0, 4, *size, 3, dtype=dtype), normal(1, 3, 3, 3, 5, dtype=dtype)
     expected, their_vjp = jax.vjp(theirs, *args)
     found, our_vjp = jax.vjp(ours, *args)

@@ -42,12 +42,12 @@ def config_of(**sections):
     )
 
 
-def make_run(root, config, seed=0):
+def make_run(root, config, seed=0, facts=FACTS):
     """Write the work directory of a run with random weights, also in the zero layers."""
     workdir = open_for_training(root, config)
-    write_facts(workdir, FACTS)
+    write_facts(workdir, facts)
     make = build.classifier if config.model.name == "classifier" else build.model
-    model = make(config.model, FACTS.image_shape, FACTS.num_classes)
+    model = make(config.model, facts.image_shape, facts.num_classes)
     leaves, tree = jax.tree.flatten(model.init(jax.random.key(seed)))
     rng = np.random.default_rng(seed)
     params = tree.unflatten([0.3 * rng.normal(size=x.shape).astype(np.float32) for x in leaves])

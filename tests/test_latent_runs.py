@@ -6,13 +6,16 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from jax import export
 from mains import run as run_main
+from safetensors.numpy import load_file
 from tiny import make_config
 
 import ddpm_jax
 from ddpm_jax import data
 from ddpm_jax.errors import UserError
-from ddpm_jax.pixels import to_x_0
+from ddpm_jax.interop import to_stablehlo
+from ddpm_jax.pixels import to_uint8, to_x_0
 from ddpm_jax.runs import metrics, open_run
 from ddpm_jax.runs.codec import open_codec
 
@@ -240,3 +243,17 @@ def test_a_changed_codec_is_refused(place, run):
     path.write_text(path.read_text().replace(str(place / "autoencoder"), str(place / "changed")))
     with pytest.raises(UserError, match="has other weights than when .* was trained"):
         ddpm_jax.load(place / "stale")
+
+
+def test_an_exported_sampler_decodes_its_latents(place, run):
+    folder = to_stablehlo(run, place / "sampler", platforms=["cpu"])
+    program = export.deserialize(bytearray((folder / "sampler.bin").read_bytes()))
+    weights = load_file(folder / "weights.safetensors")
+    assert any(name.startswith("codec/decoder/") for name in weights)
+    assert not any(name.startswith("codec/encoder/") for name in weights)
+    sample, params = ddpm_jax.load(place / "run")
+    label = np.array([1, 2, 3], np.int32)
+    expected = to_uint8(sample(params, jax.random.key(0), 3, {"label": label}))
+    key = jax.random.key_data(jax.random.key(0))
+    found = program.call(weights, key, np.arange(3), label=label, guidance=0.0)
+    np.testing.assert_array_equal(np.asarray(found), expected)

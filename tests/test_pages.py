@@ -4,16 +4,22 @@ import pathlib
 import re
 import shutil
 
+import bare
 import jax
 import numpy as np
 import pytest
+from mains import run as run_main
 from PIL import Image
+from test_guided_runs import config_of, make_run
 
 import ddpm_jax
 from ddpm_jax import samplers, timesteps  # noqa: F401  (the recipes of make_sample name them)
+from ddpm_jax.pixels import to_uint8
+from ddpm_jax.runs.workdir import DatasetFacts
 
 ROOT = pathlib.Path(__file__).parents[1]
 README, NETWORK = ROOT / "README.md", ROOT / "docs" / "your_own_network.md"
+INTEROP = ROOT / "docs" / "interop.md"
 
 pytestmark = pytest.mark.loose_promotion(reason="the pages are for JAX's default settings")
 
@@ -44,7 +50,7 @@ def are_images(images, n):
 
 def test_all_pages_with_python_are_run_here():
     pages = [README, *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md"), ROOT / "CONTRIBUTING.md"]
-    assert [page for page in pages if blocks(page)] == [README, NETWORK]
+    assert {page for page in pages if blocks(page)} == {README, INTEROP, NETWORK}
     assert NETWORK.relative_to(ROOT).as_posix() in README.read_text()
 
 
@@ -55,8 +61,45 @@ def test_the_readme_loads_a_run_and_samples_it(directory):
 
 
 def test_the_readme_samples_a_network_from_its_parts():
-    [_, from_parts] = blocks(README)
+    _, from_parts, _ = blocks(README)
     are_images(execute(from_parts)["images"], 16)
+
+
+def exported_by(page, directory):
+    """Run the command on a page that exports a sampler, in a directory."""
+    command = re.search(r"^python -m experiments\.export (.*)$", page.read_text(), re.MULTILINE)[1]
+    paths = [f"--{name}={directory / value}" for name, value in flags_of(command, "workdir", "out")]
+    done = run_main("export", *paths, "--num_steps=3", "--platforms=cpu")
+    assert done.returncode == 0, done.stderr
+
+
+def flags_of(command, *names):
+    return [(name, re.search(rf"--{name}=(\S+)", command)[1]) for name in names]
+
+
+PRINT = "print(images.shape, images.dtype, *numpy.asarray(images).ravel())"
+
+
+@pytest.mark.slow
+def test_the_readme_samples_without_this_library(directory):
+    shutil.unpack_archive(ROOT / "tests" / "fixtures" / "digits_run_0_1_0.zip", directory / "runs")
+    exported_by(README, directory)
+    said = bare.run(blocks(README)[2] + PRINT, directory)
+    assert said.startswith("(16, 8, 8, 1) uint8 ")
+    sample, params = ddpm_jax.load(directory / "runs" / "digits", sample={"num_steps": 3})
+    expected = to_uint8(sample(params, jax.random.key(0), 16))
+    found = np.array(said.split()[5:], np.int32).reshape(expected.shape)
+    assert np.abs(found - expected).max() <= 1 and found.std() > 20
+
+
+@pytest.mark.slow
+def test_the_page_of_interop_samples_classes_without_this_library(directory):
+    facts = DatasetFacts((8, 8, 1), 10, tuple("0123456789"))
+    make_run(directory / "runs" / "digits_cond", config_of(sample={"clip_x_0": True}), facts=facts)
+    exported_by(INTEROP, directory)
+    [call] = blocks(INTEROP)
+    said = bare.run(call + PRINT, directory)
+    assert said.startswith("(20, 8, 8, 1) uint8 ") and len(set(said.split()[5:])) > 2
 
 
 @pytest.mark.slow

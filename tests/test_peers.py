@@ -151,7 +151,12 @@ def test_steps_of_the_full_chain_agree(monkeypatch, schedule, float64_tables):
 
 @pytest.mark.parametrize("num_steps", [2, 10, 50])
 @pytest.mark.parametrize(
-    ("spacing", "grid"), [("linspace", timesteps.uniform), ("trailing", timesteps.trailing)]
+    ("spacing", "grid"),
+    [
+        ("linspace", timesteps.uniform),
+        ("trailing", timesteps.trailing),
+        ("leading", timesteps.leading),
+    ],
 )
 def test_steps_of_a_sub_sampled_grid_agree(monkeypatch, spacing, grid, num_steps):
     compare_steps(monkeypatch, "linear", spacing, grid(1000, num_steps))

@@ -10,7 +10,7 @@ diffusers = pytest.importorskip("diffusers")
 
 from ddpm_jax.build import autoencoders  # noqa: E402
 from ddpm_jax.config import ModelConfig  # noqa: E402
-from ddpm_jax.interop import autoencoder_kl  # noqa: E402
+from ddpm_jax.pretrained import autoencoder_kl, diffusers_layout  # noqa: E402
 from ddpm_jax.runs.codec import open_codec  # noqa: E402
 
 pytestmark = [
@@ -72,7 +72,7 @@ def test_we_read_bin_files_and_old_names(theirs, images, tmp_path):
     (tmp_path / "config.json").write_text((path / "config.json").read_text())
     state = {}
     for name, value in net.state_dict().items():
-        for new, old in autoencoder_kl.OLD_ATTENTION.items():
+        for old, new in diffusers_layout.OLD_ATTENTION.items():
             name = name.replace(f".attentions.0.{new}.", f".attentions.0.{old}.")
         state[name] = value
     assert any("proj_attn" in name for name in state)
@@ -103,6 +103,6 @@ def test_what_we_write_has_the_names_and_shapes_of_diffusers(theirs, tmp_path):
     net, path = theirs
     codec, sizes = open_codec(path, SHAPE), autoencoder_kl.read_sizes(path)
     autoencoder_kl.write(tmp_path, codec.params, sizes.model, SHAPE)
-    found = safetensors.numpy.load_file(tmp_path / autoencoder_kl.WEIGHTS[0])
+    found = safetensors.numpy.load_file(tmp_path / diffusers_layout.WEIGHTS[0])
     expected = {name: tuple(value.shape) for name, value in net.state_dict().items()}
     assert {name: value.shape for name, value in found.items()} == expected

@@ -43,6 +43,9 @@ def test_all_steps_are_the_whole_chain(grid):
 def test_the_spacing_is_what_the_name_says():
     np.testing.assert_array_equal(timesteps.uniform(1000, 4), [1000, 667, 334, 1, 0])
     np.testing.assert_array_equal(timesteps.trailing(1000, 4), [1000, 750, 500, 250, 0])
+    np.testing.assert_array_equal(timesteps.leading(1000, 4), [751, 501, 251, 1, 0])
+    np.testing.assert_array_equal(timesteps.leading(10, 3), [7, 4, 1, 0])
+    np.testing.assert_array_equal(timesteps.leading(10, 10), np.arange(10, -1, -1))
     np.testing.assert_array_equal(timesteps.quadratic(900, 4), [900, 413, 114, 1, 0])
     np.testing.assert_array_equal(timesteps.quadratic(9, 8), [9, 7, 6, 5, 4, 3, 2, 1, 0])
 
@@ -99,6 +102,14 @@ def test_a_rho_that_is_not_positive_is_an_error(rho):
         timesteps.karras(log_snr(100), 10, rho)
 
 
+def test_only_leading_may_start_below_T():
+    grid = timesteps.leading(1000, 4)
+    np.testing.assert_array_equal(timesteps.check_grid(grid, 1000, whole=True), grid)
+    for wrong in ([751, 501, 250, 1, 0], [999, 0], grid[:-1], [2000, 1, 0]):
+        with pytest.raises(UserError, match="must descend strictly from T = 1000 to 0"):
+            timesteps.check_grid(wrong, 1000, whole=True)
+
+
 @pytest.mark.parametrize("num_steps", [7, 10, 33, 250])
 def test_no_timestep_is_further_than_a_half_from_the_even_spacing(num_steps):
     for ours, exact in [
@@ -108,7 +119,7 @@ def test_no_timestep_is_further_than_a_half_from_the_even_spacing(num_steps):
         assert np.abs(ours - exact).max() <= 0.5 + 1e-9
 
 
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", [*GRIDS, timesteps.leading])
 @pytest.mark.parametrize("num_steps", [0, -1, 101, 2.5, "3"])
 def test_a_number_of_steps_outside_1_to_T_is_an_error(grid, num_steps):
     with pytest.raises(UserError, match=r"num_steps must be an integer in 1..100 \(T\), found"):

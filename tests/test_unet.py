@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddpm_jax import build
+from ddpm_jax.config import ModelConfig, from_dict
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import UNet, as_model, count_parameters
 from ddpm_jax.models.blocks import from_patches, time_embedding, to_patches
+from ddpm_jax.training.parts import build_parts
 
 pytestmark = pytest.mark.quick_to_compile
 
@@ -196,6 +199,51 @@ def test_the_time_embedding_is_sines_and_cosines_of_geometric_frequencies():
     np.testing.assert_allclose(embedded, expected, atol=1e-4)  # float32 angles up to 999
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(resample="conv_symetric"), "unknown model.resample 'conv_symetric'; did you mean"),
+        (dict(middle_attention="no"), "unknown model.middle_attention 'no'; .* none, normalised"),
+        (dict(null_class=False), "null_class is False, but model.class_conditional=False does"),
+        (dict(name="classifier", null_class=False), "but model.name=classifier does not use it"),
+        (dict(name="classifier", middle_attention="none"), "model.name=classifier does not use it"),
+        (dict(name="classifier", resample="pool"), "unknown model.resample 'pool'"),
+        (dict(name="autoencoder", resample="residual"), "model.name=autoencoder does not use it"),
+        (dict(name="autoencoder", head_dim=8), "but model.name=autoencoder does not use it"),
+        (dict(name="autoencoder", norm_eps=1e-5), "but model.name=autoencoder does not use it"),
+        (dict(name="autoencoder", freq_shift=0), "but model.name=autoencoder does not use it"),
+    ],
+)
+def test_options_that_a_network_does_not_have_are_refused(changes, message):
+    config = ModelConfig(**SMALL | changes)
+    makers = {"unet": build.model, "classifier": build.classifier}
+    with pytest.raises(UserError, match=message):
+        if config.name == "autoencoder":
+            build.autoencoder(config, (8, 8, 3))
+        else:
+            makers[config.name](config, (8, 8, 3), 2)
+
+
+def test_without_a_null_class_no_label_may_be_dropped():
+    config = from_dict({"model": SMALL | dict(class_conditional=True, null_class=False)})
+    with pytest.raises(
+        UserError, match=r"^loss.p_uncond is 0.1, but the network has no null class"
+    ):
+        build_parts(config, (8, 8, 3), 2)
+
+
+def test_a_network_without_a_null_class_needs_labels():
+    model = small(**ONE_LEVEL, num_classes=3, null_class=False)
+    params, (x, t) = weights(model), inputs()
+    assert params["label"]["embedding"].shape == (3, 32)
+    output = forward(model, params, x, t, {"label": jnp.array([0, 2, -1, 1])})
+    assert np.isnan(output[2]).all() and np.isfinite(output[jnp.array([0, 1, 3])]).all()
+    with pytest.raises(
+        UserError, match=r"^the network needs cond\['label'\], because it has no null"
+    ):
+        model.apply(params, x, t)
+
+
 def test_labels_change_the_output_and_a_negative_one_is_the_null_class():
     model = small(**ONE_LEVEL, num_classes=3)
     params = weights(model)
@@ -324,6 +372,18 @@ def test_dropout_is_on_in_training_alone_and_follows_the_key():
             "the network has blocks of 128 channels (model.channels 128 x 1), which "
             "model.num_heads = 3 does not divide; change model.channels or model.num_heads",
         ),
+        (
+            dict(head_dim=8, num_heads=2),
+            (32, 32),
+            "model.num_heads is 2, but model.head_dim=8 sets the number of heads; leave "
+            "model.num_heads at 1, or set model.head_dim=0",
+        ),
+        (  # only the middle attends
+            dict(head_dim=96, channel_multipliers=(3, 2), attention_resolutions=()),
+            (32, 32),
+            "the network has attention with 256 channels (model.channels 128 x 2), which "
+            "model.head_dim = 96 does not divide; change model.channels or model.head_dim",
+        ),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_with_the_fix(settings, image_size, message):
@@ -343,6 +403,8 @@ def test_sizes_that_do_not_fit_are_refused_with_the_fix(settings, image_size, me
         dict(channels=8, channel_multipliers=(2, 1, 3), num_groups=8),
         dict(channels=8, channel_multipliers=(1,), num_groups=8),
         dict(channels=8, channel_multipliers=(1, 1), num_groups=8, patch_size=4),
+        dict(channels=8, channel_multipliers=(1, 2), num_groups=8, head_dim=16),
+        dict(channels=8, num_groups=8, head_dim=16, middle_attention="none"),
     ],
 )
 def test_what_check_sizes_lets_through_can_be_built(settings):

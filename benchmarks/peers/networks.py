@@ -1,8 +1,11 @@
 """Our U-Net in the options of other libraries."""
 
+import dataclasses
 from typing import Any
 
 from ddpm_jax.config import ModelConfig
+from ddpm_jax.pretrained import unet_2d
+from ddpm_jax.pretrained.unet_2d import Network
 
 
 def diffusers_unet(model: ModelConfig, height: int) -> dict[str, Any]:
@@ -12,20 +15,10 @@ def diffusers_unet(model: ModelConfig, height: int) -> dict[str, Any]:
       model: the config of our network, without conditioning.
       height: height in pixels of what the network receives.
     """
-    attends = _attends(model, height)
-    return dict(
-        block_out_channels=tuple(model.channels * m for m in model.channel_multipliers),
-        layers_per_block=model.num_res_blocks,
-        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
-        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in attends[::-1]),
-        attention_head_dim=None,  # one head
-        norm_num_groups=model.num_groups,
-        norm_eps=1e-6,
-        dropout=model.dropout,
-        downsample_padding=0,
-        flip_sin_to_cos=False,
-        freq_shift=1,
-    )
+    network = Network(dataclasses.replace(model, patch_size=1), (height, height, 1), 0)
+    of_images = ("_class_name", "sample_size", "in_channels", "out_channels")
+    options = unet_2d.options_of(network)
+    return {name: value for name, value in options.items() if name not in of_images}
 
 
 def ddpm_pytorch_unet(model: ModelConfig, height: int) -> dict[str, Any]:

@@ -16,8 +16,17 @@ from ddpm_jax.types import Params, PRNGKey
 
 RECONSTRUCTIONS = ("l1", "gaussian")
 ONLY_DENOISERS = (  # fields of the section `model`
+    "head_dim",
+    "middle_attention",
+    "norm_eps",
     "scale_shift",
+    "freq_shift",
+    "time_channels",
+    "time_scale",
+    "pool",
+    "resample",
     "class_conditional",
+    "null_class",
     "embedding_dim",
     "context_dim",
     "super_resolution",
@@ -41,7 +50,6 @@ def autoencoder(config: ModelConfig, image_shape: tuple[int, int, int]) -> Autoe
     check_unused(config, ONLY_DENOISERS, "model.name=autoencoder", " (unet: yes)")
     shared = sizes(config)
     UNet(**shared).check_sizes(image_shape[:2])
-    del shared["scale_shift"]
     return make_autoencoder(image_shape, config.latent_channels, **shared)
 
 

@@ -8,10 +8,19 @@ from ddpm_jax.guidance import Guide
 from ddpm_jax.models import Model
 from ddpm_jax.noisy_classifier import label_log_prob
 from ddpm_jax.process import GaussianProcess
+from ddpm_jax.types import Array
 
 
-def from_config(config: Config, process: GaussianProcess) -> float | Guide:
+def from_config(
+    config: Config, process: GaussianProcess, weight: Array | None = None
+) -> float | Guide:
     """Build the classifier-free guidance of `config.sample`. 0.0 means no guidance.
+
+    Args:
+      config: the config.
+      process: the chain.
+      weight: a weight w that may be traced; it replaces `config.sample.guidance`. None keeps that
+        of the config.
 
     Raises:
       UserError: the model has no conditioning with a null value, or training never uses the null
@@ -19,7 +28,9 @@ def from_config(config: Config, process: GaussianProcess) -> float | Guide:
     """
     c = config.sample
     w, interval, rescale = c.guidance, c.guidance_interval, c.guidance_rescale
-    if not w:
+    if weight is not None:
+        w = weight
+    elif not w:
         options, users = ("guidance_interval", "guidance_rescale"), " (any other weight: yes)"
         check_unused(c, options, "sample.guidance=0", users)
         return 0.0

@@ -6,12 +6,16 @@ from ddpm_jax.config import ModelConfig
 from ddpm_jax.config_checks import check_unused
 from ddpm_jax.errors import UserError, look_up
 from ddpm_jax.models import Classifier, Model, UNet, as_model
+from ddpm_jax.models.blocks import PADDINGS
 
 NETWORKS = {  # model.name -> what it is, and how such a run is used
     "unet": ("a denoiser", "train denoisers by experiments.train"),
     "classifier": ("a classifier", "pass a classifier as --classifier"),
     "autoencoder": ("an autoencoder", "pass an autoencoder as --config.data.codec"),
 }
+ONLY_UNET = ("middle_attention", "null_class")  # fields of the section `model`
+ATTENTIONS: dict[str, None] = dict.fromkeys(("normalised", "plain", "none"))
+POOLS: dict[str, str] = {name: name for name in ("mean", "attention")}  # model.pool
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -29,6 +33,10 @@ def model(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: i
     """
     check_name(config, "unet")
     check_unused(config, ["latent_channels"], "model.name=unet", " (autoencoder: yes)")
+    check_unused(config, ["pool"], "model.name=unet", " (classifier: yes)")
+    if not config.class_conditional:
+        check_unused(config, ["null_class"], "model.class_conditional=False", " (True: yes)")
+    look_up(ATTENTIONS, "model.middle_attention", config.middle_attention)
     if config.class_conditional and not num_classes:
         raise UserError(
             "model.class_conditional is True, but the data have no labels; put the images into one "
@@ -37,6 +45,9 @@ def model(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: i
     unet = UNet(
         out_channels=image_shape[-1] * (2 if config.learn_variance else 1),
         num_classes=num_classes if config.class_conditional else 0,
+        null_class=config.null_class,
+        middle_attention=config.middle_attention,
+        **shared_with_classifier(config),
         image_channels=image_shape[-1] if config.super_resolution else 0,
         fourier_features=config.fourier_features,
         embedding_dim=config.embedding_dim,
@@ -60,13 +71,18 @@ def classifier(config: ModelConfig, image_shape: tuple[int, int, int], num_class
         do not fit the images.
     """
     check_name(config, "classifier")
+    check_unused(config, ONLY_UNET, "model.name=classifier", " (unet: yes)")
     if not num_classes:
         raise UserError(
             "a classifier needs labels, but the data have none; put the images into one sub-folder "
             "per class"
         )
-    UNet(**sizes(config)).check_sizes(image_shape[:2])
-    return as_model(Classifier(num_classes=num_classes, **sizes(config)), image_shape)
+    settings = sizes(config) | shared_with_classifier(config)
+    UNet(**settings).check_sizes(image_shape[:2])
+    if config.pool == "attention" and not config.head_dim:
+        raise UserError("model.pool is attention, which needs model.head_dim; set it to 64")
+    pool = look_up(POOLS, "model.pool", config.pool)
+    return as_model(Classifier(num_classes=num_classes, pool=pool, **settings), image_shape)
 
 
 def check_name(config: ModelConfig, wanted: str) -> None:
@@ -78,8 +94,29 @@ def check_name(config: ModelConfig, wanted: str) -> None:
         raise UserError(f"model.name is {config.name!r}, but {what} is needed here; {use}")
 
 
+def shared_with_classifier(config: ModelConfig) -> dict:
+    """Return the options that the U-Net and the classifier share, but not the autoencoder."""
+    look_up(PADDINGS, "model.resample", config.resample)
+    return dict(
+        head_dim=config.head_dim,
+        norm_eps=config.norm_eps,
+        scale_shift=config.scale_shift,
+        freq_shift=config.freq_shift,
+        time_channels=_time_channels(config),
+        time_scale=config.time_scale,
+        resample=config.resample,
+    )
+
+
+def _time_channels(config: ModelConfig) -> int:
+    """Return the number of sines and cosines of the time embedding."""
+    if config.time_channels % 2:
+        raise UserError(f"model.time_channels must be even, found {config.time_channels}")
+    return config.time_channels or config.channels
+
+
 def sizes(config: ModelConfig) -> dict:
-    """Return the options that all networks share, except that an autoencoder has no scale_shift."""
+    """Return the options that all networks share."""
     return dict(
         channels=config.channels,
         channel_multipliers=config.channel_multipliers,
@@ -89,7 +126,6 @@ def sizes(config: ModelConfig) -> dict:
         num_heads=config.num_heads,
         dropout=config.dropout,
         num_groups=config.num_groups,
-        scale_shift=config.scale_shift,
         dtype=look_up(DTYPES, "model.dtype", config.dtype),
         remat=config.remat,
         remat_keep=config.remat_keep,

@@ -5,6 +5,7 @@ A new sampler needs its own file in `samplers/` and a row of `SAMPLERS`.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,13 @@ from ddpm_jax.samplers.dpm_solver import dpm_solver_pp_2m, dpm_solver_pp_2s, dpm
 from ddpm_jax.samplers.edm import MAX_GAMMA, euler, heun
 from ddpm_jax.samplers.predictor_corrector import predictor_corrector
 from ddpm_jax.samplers.unipc import unipc
-from ddpm_jax.sampling import make_chain_sample
+from ddpm_jax.sampling import make_chain_sample, make_walk
+from ddpm_jax.types import Array, Conditioning, Params, PRNGKey
 
 GRIDS = {  # functions of the process, the number of steps and `config.sample`
     "uniform": Choice(lambda process, n, c: timesteps.uniform(process.num_timesteps, n)),
     "trailing": Choice(lambda process, n, c: timesteps.trailing(process.num_timesteps, n)),
+    "leading": Choice(lambda process, n, c: timesteps.leading(process.num_timesteps, n)),
     "quadratic": Choice(lambda process, n, c: timesteps.quadratic(process.num_timesteps, n)),
     "karras": Choice(lambda process, n, c: timesteps.karras(process.log_snr, n, c.rho), ("rho",)),
     "log_snr": Choice(lambda process, n, c: timesteps.log_snr_uniform(process.log_snr, n)),
@@ -153,24 +156,59 @@ def chain_sample_fn(
     Raises:
       UserError: a name in the config is unknown, or an option does not fit.
     """
-    c, guide = config.sample, from_config(config, process)
+    guide = from_config(config, process)
+    if classifier is not None:
+        guide = with_classifier(config, process, classifier, scale)
+    return make_chain_sample(
+        model.apply,
+        shape=image_shape,
+        guidance=guide,
+        collect=collect,
+        num_frames=num_frames,
+        **_chain_options(config, process),
+    )
+
+
+def walk_fn(
+    config: Config, process: GaussianProcess, model: Model, image_shape: tuple[int, int, int]
+) -> Callable[..., Array]:
+    """Build `walk(params, key, index, cond=None, guidance=None)`: x_0 of the numbers `index`.
+
+    It is `sample_fn` as a JAX function that is not compiled yet (`sampling.make_walk`). `guidance`
+    is a weight w that may be traced; it replaces `config.sample.guidance`.
+
+    Arguments and errors as in `chain_sample_fn`.
+    """
+    from_config(config, process)  # raises the errors of the guidance
+    options, timesteps = _chain_options(config, process), grid(config.sample, process)
+
+    def walk(
+        params: Params,
+        key: PRNGKey,
+        index: Array,
+        cond: Conditioning | None = None,
+        guidance: Array | None = None,
+    ) -> Array:
+        guide = from_config(config, process, guidance)
+        draw = make_walk(model.apply, shape=image_shape, guidance=guide, **options)
+        return draw(process, timesteps, params, key, index, cond)
+
+    return walk
+
+
+def _chain_options(config: Config, process: GaussianProcess) -> dict[str, Any]:
+    """Return the options of `make_walk` that the config decides, except guidance and shape."""
+    c = config.sample
     if c.variance == "learned_range" and not config.model.learn_variance:
         raise UserError(
             "sample.variance is learned_range, but model.learn_variance is False: the network does "
             "not predict its variance; set sample.variance to fixed_small or fixed_large"
         )
-    if classifier is not None:
-        guide = with_classifier(config, process, classifier, scale)
     check_kind(process, config.loss.kind)
     grid(c, process)
-    return make_chain_sample(
-        model.apply,
-        shape=image_shape,
+    return dict(
         sampler=sampler(c, process),
         kind=config.loss.kind,
         clip_x_0=latents.clip(config),
-        guidance=guide,
         percentile=c.dynamic_threshold,
-        collect=collect,
-        num_frames=num_frames,
     )

@@ -8,6 +8,8 @@ such as the tokens of a text. No position embedding is added here, so a permutat
 together with its mask changes nothing.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -24,13 +26,15 @@ class AttentionBlock(nn.Module):
 
     Attributes:
       num_heads: number of heads; must divide C.
-      num_groups: groups of the GroupNorm; must divide C.
+      num_groups: groups of the GroupNorm; must divide C. 0 is no GroupNorm.
       dtype: dtype of the computation; the softmax is float32.
+      norm_eps: epsilon of the GroupNorm.
     """
 
     num_heads: int
     num_groups: int
     dtype: jnp.dtype
+    norm_eps: float = 1e-6
 
     @nn.compact
     def __call__(self, x: Array, context: Array | None = None, mask: Array | None = None) -> Array:
@@ -43,7 +47,8 @@ class AttentionBlock(nn.Module):
             least once per row.
         """
         batch, height, width, channels = x.shape
-        h = nn.GroupNorm(num_groups=self.num_groups, dtype=self.dtype, name="norm")(x)
+        norm: dict[str, Any] = dict(epsilon=self.norm_eps, dtype=self.dtype, name="norm")
+        h = nn.GroupNorm(self.num_groups, **norm)(x) if self.num_groups else x
         h = h.reshape(batch, height * width, channels)  #                         [B, HW, C]
         heads = (self.num_heads, channels // self.num_heads)
         attended = h if context is None else context.astype(self.dtype)  #        [B, L, D]

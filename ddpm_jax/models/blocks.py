@@ -1,6 +1,7 @@
-"""Parts of the U-Net: time embedding, Fourier features, patches and the residual block."""
+"""Parts of the U-Net: time embedding, Fourier features, patches, halving and the residual block."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -11,24 +12,26 @@ from ddpm_jax.models.convolution import convolution
 from ddpm_jax.types import Array
 
 
-def time_embedding(t: Array, dim: int) -> Array:
+def time_embedding(t: Array, dim: int, freq_shift: int = 1, scale: float = 1.0) -> Array:
     """Embed times as sines and cosines of `dim / 2` frequencies (Vaswani et al. 2017, section 3.5).
 
         [sin(t ω_0), .., sin(t ω_n), cos(t ω_0), .., cos(t ω_n)],   ω_i = 10000^(-i / n),
-        n = dim/2 - 1
+        n = dim/2 - freq_shift
 
     Args:
       t: [B] int or float, any range.
       dim: number of channels, even.
+      freq_shift: 1 as in Ho's code, so that the last frequency is 1e-4; 0 as in Vaswani et al.
+      scale: a factor of t.
 
     Returns:
       [B, dim] float32.
     """
     half = dim // 2
     frequencies = jnp.exp(
-        -math.log(10_000) / max(half - 1, 1) * jnp.arange(half, dtype=jnp.float32)
+        -math.log(10_000) / max(half - freq_shift, 1) * jnp.arange(half, dtype=jnp.float32)
     )
-    angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
+    angles = scale * t.astype(jnp.float32)[:, None] * frequencies[None, :]
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
@@ -81,6 +84,21 @@ def from_patches(x: Array, size: int) -> Array:
     return x.swapaxes(2, 3).reshape(batch, height * size, width * size, -1)
 
 
+def halved(x: Array) -> Array:
+    """Return the means of x [B, 2H, 2W, C] over squares of 2x2 pixels: [B, H, W, C]."""
+    batch, height, width, channels = x.shape
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
+
+
+def doubled(x: Array) -> Array:
+    """Repeat each pixel of x [B, H, W, C] twice in both directions: [B, 2H, 2W, C]."""
+    return x.repeat(2, axis=1).repeat(2, axis=2)
+
+
+# model.resample -> padding of the convolution of stride 2. "residual" has no such convolution
+PADDINGS = {"conv": "SAME", "conv_symmetric": ((1, 1), (1, 1)), "residual": None}
+
+
 class ResidualBlock(nn.Module):
     """The residual block: twice GroupNorm, swish and convolution, with the embedding in between.
 
@@ -93,6 +111,8 @@ class ResidualBlock(nn.Module):
       num_groups: groups of both GroupNorms; must divide C and C'.
       scale_shift: the embedding scales and shifts the normalised features instead of being added.
       dtype: dtype of the computation.
+      norm_eps: epsilon of both GroupNorms.
+      resize: `halved` or `doubled`, applied to x and before the first convolution; None is neither.
     """
 
     channels: int
@@ -100,10 +120,12 @@ class ResidualBlock(nn.Module):
     num_groups: int
     scale_shift: bool
     dtype: jnp.dtype
+    norm_eps: float = 1e-6
+    resize: Callable[[Array], Array] | None = None
 
     @nn.compact
     def __call__(self, x: Array, embedding: Array | None, train: bool) -> Array:
-        """Map x [B, H, W, C] to [B, H, W, C'].
+        """Map x [B, H, W, C] to [B, H', W', C']; the size changes only by `resize`.
 
         Args:
           x: [B, H, W, C].
@@ -113,10 +135,14 @@ class ResidualBlock(nn.Module):
         conv: dict[str, Any] = dict(
             kernel_size=(3, 3), dtype=self.dtype, conv_general_dilated_cls=convolution(train)
         )
-        norm: dict[str, Any] = dict(num_groups=self.num_groups, dtype=self.dtype)
+        norm: dict[str, Any] = dict(
+            num_groups=self.num_groups, epsilon=self.norm_eps, dtype=self.dtype
+        )
 
         h = nn.swish(nn.GroupNorm(**norm, name="norm_1")(x))
-        h = nn.Conv(self.channels, **conv, kernel_init=fan_avg, name="conv_1")(h)  # [B, H, W, C']
+        if self.resize:
+            h, x = self.resize(h), self.resize(x)
+        h = nn.Conv(self.channels, **conv, kernel_init=fan_avg, name="conv_1")(h)  # [B, H', W', C']
         normalise = nn.GroupNorm(**norm, name="norm_2")
         if embedding is None:
             h = normalise(h)

@@ -14,7 +14,7 @@ tests/test_convolution.py checks the ratio.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ from ddpm_jax.runtime.platform import platform
 from ddpm_jax.types import Array
 
 Sides = tuple[int, int]
+Pads = tuple[Sides, Sides]
 
 _conv = functools.partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
@@ -44,51 +45,60 @@ def _returns_convolve() -> Callable[..., Array]:
     return convolve
 
 
-def convolve(x: Array, kernel: Array, strides: Sides, padding: str, **others: Any) -> Array:
-    """Convolve with "SAME" padding, as `nn.Conv` does by default.
+def convolve(
+    x: Array, kernel: Array, strides: Sides, padding: str | Sequence[Sides], **others: Any
+) -> Array:
+    """Convolve as `nn.Conv` does.
 
     Args:
       x: [B, H, W, C].
       kernel: [h, w, C, C'].
       strides: strides along H and W.
-      padding: must be "SAME"; ignored.
+      padding: "SAME", or the rows and columns of zeros before and after, for H and for W.
       **others: the other arguments that `nn.Conv` passes, which must be its defaults; ignored.
 
     Returns:
-      [B, ceil(H / strides[0]), ceil(W / strides[1]), C'].
+      [B, H', W', C']; with "SAME", H' = ceil(H / strides[0]) and W' = ceil(W / strides[1]).
     """
-    del padding, others
-    return _convolve(strides, x, kernel)
+    del others
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+    (top, bottom), (left, right) = padding
+    return _convolve(strides, ((top, bottom), (left, right)), x, kernel)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _convolve(strides: Sides, x: Array, kernel: Array) -> Array:
-    return _conv(x, kernel, strides, "SAME")
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _convolve(strides: Sides, pads: Pads, x: Array, kernel: Array) -> Array:
+    return _conv(x, kernel, strides, pads)
 
 
 @functools.partial(_convolve.defjvp, symbolic_zeros=True)
-def _convolve_jvp(strides: Sides, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+def _convolve_jvp(
+    strides: Sides, pads: Pads, primals: tuple, tangents: tuple
+) -> tuple[Array, Array]:
     """Return the output and its tangent, the transpose of the gradient function.
 
     In reverse mode JAX transposes this rule once more, which gives back the gradient function.
     """
     (x, kernel), (x_dot, kernel_dot) = primals, tangents
-    out = _conv(x, kernel, strides, "SAME")
+    out = _conv(x, kernel, strides, pads)
     dot = jnp.zeros_like(out)
     if not isinstance(x_dot, SymbolicZero):
-        gradient = functools.partial(_gradient_of_x, strides, x.shape, kernel)
+        gradient = functools.partial(_gradient_of_x, strides, pads, x.shape, kernel)
         dot += jax.linear_transpose(gradient, out)(x_dot)[0]
     if not isinstance(kernel_dot, SymbolicZero):
-        gradient = functools.partial(_gradient_of_kernel, strides, kernel.shape, x)
+        gradient = functools.partial(_gradient_of_kernel, strides, pads, kernel.shape, x)
         dot += jax.linear_transpose(gradient, out)(kernel_dot)[0]
     return out, dot
 
 
-def _gradient_of_x(strides: Sides, shape: tuple[int, ...], kernel: Array, g: Array) -> Array:
+def _gradient_of_x(
+    strides: Sides, pads: Pads, shape: tuple[int, ...], kernel: Array, g: Array
+) -> Array:
     """Return the gradient [B, H, W, C] of sum(g * conv(x, kernel)), for x of `shape`."""
     sizes = kernel.shape[:2]
     padding = []
-    for axis, (low, _) in enumerate(lax.padtype_to_pads(shape[1:3], sizes, strides, "SAME")):
+    for axis, (low, _) in enumerate(pads):
         before = sizes[axis] - 1 - low
         spread = (g.shape[1 + axis] - 1) * strides[axis] + 1  # length of g, dilated by the stride
         padding.append((before, shape[1 + axis] + sizes[axis] - 1 - spread - before))
@@ -96,10 +106,12 @@ def _gradient_of_x(strides: Sides, shape: tuple[int, ...], kernel: Array, g: Arr
     return _conv(g, swapped, (1, 1), padding, lhs_dilation=strides)
 
 
-def _gradient_of_kernel(strides: Sides, shape: tuple[int, ...], x: Array, g: Array) -> Array:
+def _gradient_of_kernel(
+    strides: Sides, pads: Pads, shape: tuple[int, ...], x: Array, g: Array
+) -> Array:
     """Return the gradient [h, w, C, C'] of sum(g * conv(x, kernel)), for a kernel of `shape`."""
     padding = []
-    for axis, (low, _) in enumerate(lax.padtype_to_pads(x.shape[1:3], shape[:2], strides, "SAME")):
+    for axis, (low, _) in enumerate(pads):
         spread = (g.shape[1 + axis] - 1) * strides[axis] + 1
         padding.append((low, shape[axis] + spread - 1 - x.shape[1 + axis] - low))
     x, g = x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3)  #  [C, H, W, B], [H', W', B, C']

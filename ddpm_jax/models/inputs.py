@@ -1,7 +1,7 @@
 """The inputs of a network other than x_t and t, and the null form of each input.
 
     cond entry                    how the network uses it                null form
-    label         int32 [B]       a learned row, added to embedding(t)   negative
+    label         int32 [B]       a learned row, added to embedding(t)   negative, if there is one
     embedding     [B, D]          Dense, added to embedding(t)           all zero
     context       [B, L, D]       cross-attention after self-attention   no position in context_mask
     context_mask  bool [B, L]     which positions of context exist
@@ -9,7 +9,8 @@
 
 The null form means "unconditional". The network replaces it by learned parameters (Ho & Salimans
 2022): a row of the table of labels, a vector instead of the zeros, one position instead of the
-empty context. If cond lacks an entry, the entry is null for all images of the batch.
+empty context. If cond lacks an entry, the entry is null for all images of the batch. A network
+without a null class needs labels; a negative label makes its output NaN.
 """
 
 from collections.abc import Mapping
@@ -110,6 +111,29 @@ def check_cond(cond: Mapping[str, Array], wanted: Mapping[str, tuple[int | None,
         )
     if pair and cond["context_mask"].dtype != jnp.bool_:
         raise UserError(f"cond['context_mask'] must be bool, found {cond['context_mask'].dtype}")
+
+
+def label_or_null(
+    label: Array | None, shape: tuple[int, ...], null_class: bool, initializing: bool
+) -> Array:
+    """Return the label of each image, int32 [B]; -1 for all if there is no label.
+
+    Args:
+      label: int32 [B], or None.
+      shape: (B,).
+      null_class: whether the network has a null class. Otherwise None is allowed only while
+        `initializing`.
+      initializing: whether this call only finds the shapes of the parameters.
+
+    Raises:
+      UserError: there is neither a label nor a null class.
+    """
+    if label is None and not (null_class or initializing):
+        raise UserError(
+            "the network needs cond['label'], because it has no null class (model.null_class is "
+            f"False); pass cond={{'label': int32 [{shape[0]}]}}"
+        )
+    return jnp.full(shape, -1) if label is None else label
 
 
 def concatenate_image(x: Array, image: Array | None, channels: int, initializing: bool) -> Array:

@@ -10,9 +10,9 @@ import numpy as np
 from ddpm_jax.build import autoencoders
 from ddpm_jax.codec import Codec, Scale
 from ddpm_jax.errors import UserError
-from ddpm_jax.interop import autoencoder_kl
 from ddpm_jax.models import digest
 from ddpm_jax.models.autoencoder import Autoencoder
+from ddpm_jax.pretrained import autoencoder_kl
 from ddpm_jax.runs.checkpoint import restore_ema
 from ddpm_jax.runs.state import abstract_params
 from ddpm_jax.runs.workdir import (

@@ -65,6 +65,8 @@ class DatasetFacts:
       digest: `data.Dataset.digest`; "" in a run of an old version, which did not store the digest.
       codec: the digest of the codec, if the run is on latents; "" is pixels.
       latent_mean, latent_deviation: the scale of the latents, per channel (`codec.Scale`).
+      known: False for a run that was imported and not trained here yet: only the image shape and
+        the number of classes that the network receives are known of its data.
     """
 
     image_shape: tuple[int, int, int]
@@ -75,6 +77,7 @@ class DatasetFacts:
     codec: str = ""
     latent_mean: tuple[float, ...] = ()
     latent_deviation: tuple[float, ...] = ()
+    known: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,6 +272,7 @@ def read_facts(workdir: WorkDir) -> DatasetFacts:
         facts.get("codec", ""),
         tuple(facts.get("latent_mean", ())),
         tuple(facts.get("latent_deviation", ())),
+        facts.get("known", True),
     )
 
 
@@ -321,6 +325,11 @@ def _check_facts(
     root: pathlib.Path, before: DatasetFacts, now: DatasetFacts, allow_changed: bool
 ) -> None:
     """Refuse data that do not fit the model, and changed data unless `allow_changed`."""
+    if not before.known:
+        num_classes = before.num_classes or now.num_classes  # 0: the network receives no label
+        before = dataclasses.replace(
+            now, image_shape=before.image_shape, num_classes=num_classes, codec=before.codec
+        )
     measured = {name: getattr(now, name) for name in ("digest", "latent_mean", "latent_deviation")}
     if dataclasses.replace(before, **measured) == now:
         if before.digest in ("", now.digest) or allow_changed:

@@ -143,6 +143,11 @@ def denoiser_parts(config: Config, setting: Setting) -> Parts:
     """
     latents.check(config)
     _check_no_autoencoder(config)
+    if config.loss.p_uncond and config.model.class_conditional and not config.model.null_class:
+        raise UserError(
+            f"loss.p_uncond is {config.loss.p_uncond}, but the network has no null class "
+            "(model.null_class is False); set loss.p_uncond=0"
+        )
     model = build.model(config.model, setting.shape, setting.num_classes)
     chain = build.make_chain(config)
     loss_fn = _of_gathered(chain.loss(model.apply), setting.gather)
