@@ -1,5 +1,6 @@
 """Sets that TFDS prepared, sets that are not prepared, and what TFDS prints during it."""
 
+import io
 import json
 import os
 import pathlib
@@ -176,6 +177,22 @@ def test_a_set_without_images_is_refused(tmp_path):
     builder(data_dir=tmp_path, file_format="array_record").download_and_prepare()
     message = refusal(name="texts", data_dir=str(tmp_path))
     assert "texts" in message and "'image'" in message and "file_name" in message
+
+
+@pytest.mark.parametrize("damage", [lambda png: png[:40], lambda png: b"GIF89a" + png[6:]])
+def test_a_damaged_image_of_a_set_is_one_line(tmp_path, damage):
+    class Damaged(Flowers, skip_registration=True):
+        name = "damaged"
+
+        def _generate_examples(self, *arguments):
+            for key, example in super()._generate_examples(*arguments):
+                image = io.BytesIO()
+                Image.fromarray(np.full((9, 9, 3), 200, np.uint8)).save(image, "PNG")
+                yield key, example | {"image": damage(image.getvalue())}
+
+    Damaged(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    message = refusal(name="damaged", data_dir=str(tmp_path), image_size=8, test_split="")
+    assert f"an image of the set in {tmp_path}" in message and "cannot be read" in message
 
 
 @pytest.fixture

@@ -209,6 +209,11 @@ def _open(config: DataConfig) -> Dataset:
                 f"an image of the set in {builder.data_path} has too many pixels for Pillow "
                 f"({error}); prepare the set with smaller images"
             ) from error
+        except (OSError, SyntaxError) as error:  # Pillow's errors for a damaged file
+            raise UserError(
+                f"an image of the set in {builder.data_path} cannot be read ({error}); remove this "
+                "directory and prepare the set again"
+            ) from error
         return image, int(record["label"]) if class_names else 0
 
     splits = {"data.train_split": config.train_split}
