@@ -140,6 +140,8 @@ def prepare(names: Iterable[str]) -> None:
     for variable, value in SILENT.items():
         os.environ.setdefault(variable, value)
     jax.config.update("jax_platforms", "cpu")
+    # A program for a device that is not here can be written to the cache, but not read from it.
+    jax.config.update("jax_enable_compilation_cache", False)
     counts = [shape[0] for kind, shape in parsed if kind == "cpu"]
     if counts:
         jax.config.update("jax_num_cpu_devices", max(counts))
