@@ -68,13 +68,13 @@ def main() -> None:
 def _read(root: str) -> None:
     """Make a run of --from."""
     command.check_unused(("licence", "step"), "a conversion to --workdir")
-    source = hub.locate(FROM.value, REVISION.value)
+    source = hub.locate(FROM.value or "", REVISION.value)
     if WorkDir(source.folder).config.exists() and WorkDir(source.folder).dataset.exists():
         raise UserError(
             f"--from={FROM.value} is a run already; pass --to=PATH to write a model of it"
         )
     config = None if CONFIG.value is None else from_dict(CONFIG.value)
-    run = from_diffusers(source.folder, config)
+    run = from_diffusers(source.name, config, revision=source.revision or None)
     imported.write_run(run, root, source)
     height, width, channels = run.facts.image_shape
     revision = f", revision {source.revision}" if source.revision else ""
@@ -86,7 +86,7 @@ def _read(root: str) -> None:
 def _write(path: str) -> None:
     """Write --from as a model of diffusers."""
     command.check_unused(("workdir", "revision", "config"), "a conversion to --to")
-    to_diffusers(absolute(FROM.value), path, step=STEP.value, licence=LICENCE.value)
+    to_diffusers(absolute(FROM.value or ""), path, step=STEP.value, licence=LICENCE.value)
     print(f"model of diffusers: {path}")
 
 

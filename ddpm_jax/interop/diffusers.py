@@ -51,7 +51,8 @@ def from_diffusers(
       UserError: there is no such folder; a file cannot be read; a weight is missing or of another
         shape; or an option cannot be represented, which the message names with its value.
     """
-    folder = hub.locate(path, revision).folder
+    source = hub.locate(path, revision)
+    folder = source.folder
     pipeline, unet = _components(folder)
     network = unet_2d.read_network(unet)
     file = _scheduler_file(folder)
@@ -82,6 +83,7 @@ def from_diffusers(
     facts = DatasetFacts(network.image_shape, network.num_classes, (), known=False)
     model = build.model(config.model, network.image_shape, network.num_classes)
     process = build.process(config.process)
+    hub.fetch_weights(source)
     params = unet_2d.read_params(unet, jax.eval_shape(model.init, jax.random.key(0)))
     return Run(config, facts, process, model, params, step=0)
 
