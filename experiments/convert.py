@@ -80,6 +80,9 @@ def _read(root: str) -> None:
     revision = f", revision {source.revision}" if source.revision else ""
     print(f"{source.name}{revision}: {count_parameters(run.params):,} parameters")
     print(f"images of {height}x{width}x{channels}, {run.facts.num_classes or 'no'} classes")
+    c = run.config
+    print(f"process: {c.process.schedule}, T = {c.process.num_timesteps}; predicts {c.loss.kind}")
+    print(f"sampler: {c.sample.sampler}, {c.sample.num_steps or c.process.num_timesteps} steps")
     print(f"run: {root}")
 
 
