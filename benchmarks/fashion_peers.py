@@ -5,7 +5,8 @@
 First it measures the speed of each contender on two cores, in turn: all contenders, three times.
 Nothing else may run during that. Then each contender trains on the same 60,000 pictures. It takes
 as many steps as fit in the given time at its median speed. So the trainings themselves may run
-beside other work. Each contender draws samples from its EMA weights with 50 evaluations of the
+beside other work, or two of them on a core each (`taskset -c 0 ... --only=diffusers`). Each
+contender draws samples from its EMA weights with 50 evaluations of the
 network per sample. It uses the best of its samplers, chosen by 1,000 samples of another seed.
 `benchmarks/fashion_quality.py` judges the samples. The contenders:
 
@@ -334,7 +335,7 @@ class Runner:
         self._env = dict(os.environ)
         if contender.environment:
             self._env.pop("PYTHONPATH", None)
-            self._env["OMP_NUM_THREADS"] = str(THREADS)
+            self._env["OMP_NUM_THREADS"] = str(_cores())
         else:  # compiles everything itself, whatever ran before
             self._env["JAX_COMPILATION_CACHE_DIR"] = str(self.folder / "compiled")
         self._network = json.dumps(contender.network(ours))
@@ -362,7 +363,13 @@ class Runner:
         self._run("train", options, where / "log.txt", doing)
 
     def measure_speed(self, number: int) -> None:
-        """Train for a short time."""
+        """Train for a short time.
+
+        Raises:
+          UserError: the process may not use enough cores.
+        """
+        if not (self.folder / f"speed_{number}" / "trained.json").exists() and _cores() < THREADS:
+            raise UserError(f"a speed is measured on {THREADS} cores; this process has {_cores()}")
         short = min(SPEED_SECONDS, self._seconds)
         doing = f"measuring the speed, round {number + 1} of {SPEED_ROUNDS}"
         self._train(self.folder / f"speed_{number}", {"seconds": short}, doing)
@@ -455,6 +462,11 @@ def _check_same(folder: pathlib.Path, settings: dict[str, Any]) -> None:
             f"{folder} has a training with other settings ({path}); remove this folder, or choose "
             "another --work"
         )
+
+
+def _cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def _write(path: pathlib.Path, text: str) -> None:

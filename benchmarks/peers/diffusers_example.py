@@ -131,6 +131,6 @@ def sample(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(protocol.THREADS)
+    torch.set_num_threads(protocol.CORES)
     arguments = protocol.parse()
     {"train": train, "sample": sample}[arguments.what](arguments)

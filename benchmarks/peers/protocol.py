@@ -21,7 +21,7 @@ from typing import Any
 
 STARTED = time.time()  # this module is imported first
 EVERY = 5.0  # seconds between rows of the curve
-THREADS = 2
+CORES = len(os.sched_getaffinity(0))  # that this process may use
 
 
 def parse() -> argparse.Namespace:
