@@ -23,6 +23,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
@@ -187,7 +188,7 @@ def check(
     w: ArrayLike, interval: Interval | None = None, rescale: float = 0.0, T: int | None = None
 ) -> None:
     """Raise `UserError` if w < -1, rescale is not in [0, 1], or interval is not in 1..T."""
-    if not isinstance(w, Tracer) and not w >= -1.0:
+    if not isinstance(w, Tracer) and not np.asarray(w) >= -1.0:
         raise UserError(f"guidance w must be at least -1 (0 is off), found {w}")
     if not 0.0 <= rescale <= 1.0:
         raise UserError(f"guidance rescale must be in [0, 1], found {rescale}")

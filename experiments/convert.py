@@ -89,7 +89,7 @@ def main() -> None:
 def _read(root: str) -> None:
     """Make a run of --from."""
     command.check_unused(("licence", "step"), "a conversion to --workdir")
-    source = hub.locate(FROM.value, REVISION.value)
+    source = hub.locate(FROM.value or "", REVISION.value)
     if WorkDir(source.folder).config.exists() and WorkDir(source.folder).dataset.exists():
         raise UserError(
             f"--from={FROM.value} is a run already; pass --to=PATH to write a model of it"
@@ -101,12 +101,15 @@ def _read(root: str) -> None:
         )
     else:
         command.check_unused(("openai_code", "openai_flags"), "a model that is not a .pt file")
-        run = from_diffusers(source.folder, config)
+        run = from_diffusers(source.name, config, revision=source.revision or None)
     imported.write_run(run, root, source)
     height, width, channels = run.facts.image_shape
     revision = f", revision {source.revision}" if source.revision else ""
     print(f"{source.name}{revision}: {count_parameters(run.params):,} parameters")
     print(f"images of {height}x{width}x{channels}, {run.facts.num_classes or 'no'} classes")
+    c = run.config
+    print(f"process: {c.process.schedule}, T = {c.process.num_timesteps}; predicts {c.loss.kind}")
+    print(f"sampler: {c.sample.sampler}, {c.sample.num_steps or c.process.num_timesteps} steps")
     print(f"run: {root}")
 
 
@@ -114,7 +117,7 @@ def _write(path: str) -> None:
     """Write --from as a model of diffusers."""
     unused = ("workdir", "revision", "config", "openai_code", "openai_flags")
     command.check_unused(unused, "a conversion to --to")
-    to_diffusers(absolute(FROM.value), path, step=STEP.value, licence=LICENCE.value)
+    to_diffusers(absolute(FROM.value or ""), path, step=STEP.value, licence=LICENCE.value)
     print(f"model of diffusers: {path}")
 
 

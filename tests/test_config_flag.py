@@ -1,5 +1,7 @@
 """--config=FILE:VARIANT and its overrides: what they set, and one line for each mistake."""
 
+import dataclasses
+import json
 import pathlib
 
 import pytest
@@ -7,7 +9,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 import ddpm_jax
-from ddpm_jax.config import from_dict
+from ddpm_jax.config import from_dict, to_dict
 from ddpm_jax.errors import UserError
 from experiments import command, config_flag
 
@@ -217,6 +219,26 @@ def test_a_mistake_in_a_file_that_the_config_file_imports_is_named_there(write, 
 def test_a_file_that_is_no_text_is_named(write):
     file = write("config = '\0'\n")
     assert refusal(file).startswith(f"{file.removeprefix('--config=')}: ")
+
+
+def test_the_config_of_a_run_is_a_config_file(write):
+    config = from_dict({"model": {"channel_multipliers": (1, 3)}, "optim": {"learning_rate": 1e-3}})
+    word = write(json.dumps(to_dict(config)), "config.json")
+    found = parse(word, "--config.train.num_steps=7")
+    train = dataclasses.replace(config.train, num_steps=7)
+    assert from_dict(found) == dataclasses.replace(config, train=train)
+    assert "unknown config key 'train.steps'" in refusal(word, "--config.train.steps=7")
+    assert "unknown config key 'model.width'" in refusal(write('{"model": {"width": 1}}', "a.json"))
+    assert "cannot be read: Expecting" in refusal(write("{", "b.json"))
+    assert "is not the config.json of a run" in refusal(write("[1]", "c.json"))
+    assert "is not the config.json of a run" in refusal(write('{"model": 1}', "d.json"))
+
+
+def test_a_config_that_is_not_required_may_be_absent():
+    values = flags.FlagValues()
+    config = config_flag.define("The config.", values, required=False)
+    values(["main"])
+    assert config.value is None
 
 
 def test_a_command_line_can_be_parsed_again(write):

@@ -292,8 +292,8 @@ def test_a_model_of_the_hub_is_read_from_its_cache(folder, tmp_path):
     (cache / "snapshots").mkdir()
     folder.rename(cache / "snapshots" / revision)
     program = (
-        "from ddpm_jax.interop import hub\n"
-        "print(hub.locate('someone/digits'))\n"
+        "from ddpm_jax.interop import from_diffusers, hub\n"
+        "print(hub.locate('someone/digits'), from_diffusers('someone/digits').shape)\n"
         "try: hub.locate('someone/others')\n"
         "except ValueError as error: print(type(error).__name__, error)"
     )
@@ -302,6 +302,7 @@ def test_a_model_of_the_hub_is_read_from_its_cache(folder, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=offline)
     first, second = done.stdout.strip().splitlines()
     assert str(cache / "snapshots" / revision) in first and f"revision='{revision}'" in first
+    assert first.endswith("(8, 8, 3)")
     assert second.startswith("PassingError someone/others is no path, and the Hub does not send")
 
 

@@ -129,6 +129,8 @@ def test_flags_choose_the_process_the_kind_and_the_variance(tmp_path):
         ("--num_chanels 3", "unknown flag of guided-diffusion: 'num_chanels'; did you mean 'num_c"),
         ("--class_cond maybe", "--class_cond must be True or False, found 'maybe'"),
         ("--num_res_blocks 1.5", "--num_res_blocks must be a whole number, found '1.5'"),
+        ("--dropout 2", "config.model.dropout must be in [0, 1), found 2.0"),
+        ("--diffusion_steps 0", "config.process.num_timesteps must be at least 1, found 0"),
         ("--dropout x", "--dropout must be a number, found 'x'"),
         ("image_size 64", "flags must be --name value or --name=value, found 'image_size'"),
         ("--image_size", "flags must be --name value or --name=value, found '--image_size'"),

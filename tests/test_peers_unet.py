@@ -30,9 +30,9 @@ HO = dict(  # the options of the published models of google/ddpm-*
 )  # fmt: skip
 
 
-def blocks(attends, plain="", **others):
+def blocks(attends, plain=("DownBlock2D", "UpBlock2D"), **others):
     """The types of blocks of a network with attention at some levels."""
-    down, up = ("DownBlock2D", "UpBlock2D") if not plain else plain
+    down, up = plain
     return dict(
         down_block_types=["AttnDownBlock2D" if attend else down for attend in attends],
         up_block_types=["AttnUpBlock2D" if attend else up for attend in reversed(attends)],

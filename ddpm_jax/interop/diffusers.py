@@ -22,6 +22,7 @@ from ddpm_jax.pretrained.unet_2d import Network
 from ddpm_jax.runs import Run, open_run
 from ddpm_jax.runs.workdir import WorkDir
 from ddpm_jax.runtime.files import absolute, replacing
+from ddpm_jax.types import Params
 
 INDEX, SCHEDULER = "model_index.json", "scheduler_config.json"
 PIPELINES = {"DDPMPipeline": DDPM, "DDIMPipeline": DDIM}
@@ -47,7 +48,8 @@ def from_diffusers(
       UserError: there is no such folder; a file cannot be read; a weight is missing or of another
         shape; or an option cannot be represented, which the message names with its value.
     """
-    folder = hub.locate(path, revision).folder
+    source = hub.locate(path, revision)
+    folder = source.folder
     pipeline, unet = _components(folder)
     network = unet_2d.read_network(unet)
     file = _scheduler_file(folder)
@@ -60,12 +62,12 @@ def from_diffusers(
         raise UserError(f"{folder} is a {pipeline}, but it has no {file.relative_to(folder)}")
     ddim = pipeline == "DDIMPipeline"
     chain = diffusers_scheduler.read(file, found, ddim=ddim, learns=network.model.learn_variance)
-    return imported.make_run(
-        network,
-        chain,
-        lambda abstract: unet_2d.read_params(unet, abstract),
-        config,
-    )
+
+    def read_params(abstract: Params) -> Params:
+        hub.fetch_weights(source)
+        return unet_2d.read_params(unet, abstract)
+
+    return imported.make_run(network, chain, read_params, config)
 
 
 def to_diffusers(

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from ddpm_jax.errors import PassingError, UserError
 from ddpm_jax.runtime.files import absolute
 
-FILES = ["*.json", "*.safetensors", "*.bin"]  # and no code
+SETTINGS = "*.json"
+WEIGHTS = ("*diffusion_pytorch_model.safetensors", "*diffusion_pytorch_model.bin")
 ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -27,7 +28,7 @@ class Source(NamedTuple):
 
 
 def locate(name: str | os.PathLike, revision: str | None = None) -> Source:
-    """Return the folder of a model.
+    """Return the folder of a model; of a model of the Hub only the settings are downloaded.
 
     Args:
       name: a path; or an id of the Hub such as "google/ddpm-church-256", if no such path exists.
@@ -48,19 +49,36 @@ def locate(name: str | os.PathLike, revision: str | None = None) -> Source:
         raise UserError(
             f"{name} does not exist; pass a folder, or an id such as google/ddpm-cat-256"
         )
+    folder = _download(name, revision, SETTINGS)
+    return Source(folder, name, folder.name)  # a snapshot's folder is named by its commit
+
+
+def fetch_weights(source: Source) -> None:
+    """Download the weights of a model of the Hub into its folder: .safetensors, otherwise .bin.
+
+    Raises:
+      PassingError: the Hub cannot be reached.
+    """
+    for pattern in WEIGHTS if source.revision else ():
+        if any(_download(source.name, source.revision, pattern).rglob(pattern)):
+            return
+
+
+def _download(name: str, revision: str | None, pattern: str) -> pathlib.Path:
+    """Download files of a model, if they are not in the cache, and return the model's folder."""
     try:
-        import huggingface_hub
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError
     except ImportError as error:
         raise UserError(
             f"{name} does not exist; to download the model of this name from the Hugging Face Hub, "
             "install the package huggingface_hub"
         ) from error
     try:
-        found = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=FILES)
-    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+        found = snapshot_download(name, revision=revision, allow_patterns=pattern)
+    except (OSError, ValueError, HfHubHTTPError) as error:
         lines = str(error).strip().splitlines() or [repr(error)]
         raise PassingError(
             f"{name} is no path, and the Hub does not send it: {lines[0]}"
         ) from error
-    folder = pathlib.Path(found)
-    return Source(folder, name, folder.name)  # a snapshot's folder is named by its commit
+    return pathlib.Path(found)

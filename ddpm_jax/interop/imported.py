@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import jax
 
 from ddpm_jax import build
-from ddpm_jax.config import Config, DataConfig, ProcessConfig, SampleConfig
+from ddpm_jax.config import Config, DataConfig, ProcessConfig, SampleConfig, flatten
+from ddpm_jax.config_checks import check_ranges
 from ddpm_jax.errors import UserError
 from ddpm_jax.interop.hub import Source
 from ddpm_jax.pretrained.unet_2d import Network
@@ -55,7 +56,8 @@ def make_run(
         most of loss. None is the defaults, with data from a folder of images of the right size.
 
     Raises:
-      UserError: the config is for data of another size, or `read_params` raises it.
+      UserError: the config is for data of another size; a number is out of its range; or
+        `read_params` raises it.
     """
     config = _with_data(network) if config is None else config
     _check_data(config, network)
@@ -72,6 +74,7 @@ def make_run(
         loss=dataclasses.replace(config.loss, kind=chain.kind, **_loss(config, network)),
         sample=dataclasses.replace(chain.sample, chunk_size=config.sample.chunk_size),
     )
+    check_ranges(flatten(config))
     facts = DatasetFacts(network.image_shape, network.num_classes, (), known=False)
     make = build.classifier if model.name == "classifier" else build.model
     built = make(model, network.image_shape, network.num_classes)

@@ -76,7 +76,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {  # script_util.py of the two repos
     },
 }
 MULTIPLIERS: Mapping[int, tuple[float, ...]] = {  # image_size -> channel_mult
-    32: (1, 2, 2, 2),  # improved-diffusion only
+    32: (1, 2, 2, 2),
     64: (1, 2, 3, 4),
     128: (1, 1, 2, 3, 4),
     256: (1, 1, 2, 2, 4, 4),
@@ -163,7 +163,8 @@ def from_openai(
         run = from_openai("models/256x256_diffusion_uncond.pt")
         images = run.sample_fn()(run.params, jax.random.key(0), 4)
 
-    The weights and the computation are float32, also if their flag use_fp16 is set.
+    The weights and the computation are float32, also if their flag use_fp16 is set. The flags
+    use_checkpoint, use_kl and rescale_learned_sigmas belong to their training and change nothing.
 
     Args:
       path: a state_dict that `torch.save` wrote.
@@ -252,11 +253,11 @@ def _network(code: str, options: Mapping[str, Any]) -> tuple[Network, bool]:
     judges = code == CLASSIFIER
     if judges:
         options = {name.removeprefix("classifier_"): value for name, value in options.items()}
-        options = MODEL | ONLY_GUIDED | options | {"num_head_channels": 64, "class_cond": False}
-        options |= {"num_channels": options["width"], "num_res_blocks": options["depth"]}
+        sizes = {"num_channels": options["width"], "num_res_blocks": options["depth"]}
+        options = {**MODEL, **options, **sizes, "num_head_channels": 64, "class_cond": False}
         if options["pool"] not in ("attention", "adaptive"):
             raise _refuse("classifier_pool", options["pool"], "only attention or adaptive can")
-    options = ONLY_GUIDED | options
+    options = {**ONLY_GUIDED, **options}
     heads, head_dim = options["num_heads"], max(options["num_head_channels"], 0)
     if not head_dim and options["num_heads_upsample"] not in (-1, heads):
         allowed = "all levels must have the same number of heads"
@@ -282,7 +283,7 @@ def _network(code: str, options: Mapping[str, Any]) -> tuple[Network, bool]:
         scale_shift=options["use_scale_shift_norm"],
         freq_shift=0,
         time_channels=0 if time_channels == channels else time_channels,
-        time_scale=1000 / T if options["rescale_timesteps"] else 1.0,
+        time_scale=1000 / max(T, 1) if options["rescale_timesteps"] else 1.0,
         resample="residual" if options["resblock_updown"] else "conv_symmetric",
         class_conditional=options["class_cond"],
         null_class=not options["class_cond"],
@@ -296,8 +297,7 @@ def _network(code: str, options: Mapping[str, Any]) -> tuple[Network, bool]:
 def _multipliers(code: str, size: int, given: str) -> tuple[float, ...]:
     if given:
         return tuple(map(float, _numbers("channel_mult", given)))
-    known = [s for s in MULTIPLIERS if s in ((32, 64, 256) if code == IMPROVED else MULTIPLIERS)]
-    known = known if code == IMPROVED else known[1:]
+    known = (32, 64, 256) if code == IMPROVED else (64, 128, 256, 512)
     if size not in known:
         allowed = f"{code} knows the sizes {', '.join(map(str, known))}"
         raise _refuse("image_size", size, allowed)
@@ -332,7 +332,7 @@ def _chain(options: Mapping[str, Any]) -> Chain:
         num_steps=num_steps,
         timesteps=grid,
         clip_x_0=options["clip_denoised"],
-        **({} if options["use_ddim"] else {"variance": _variance(options)}),
+        variance=SampleConfig.variance if options["use_ddim"] else _variance(options),
     )
     kind = "x_0" if options["predict_xstart"] else "eps"
     return Chain(ProcessConfig(schedule, T), kind, sample)
