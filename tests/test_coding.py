@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from test_quality import run_and_data  # noqa: F401
 
+from ddpm_jax.data.sources import ArraySource
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import likelihoods as coding
 from ddpm_jax.likelihood import bound
@@ -81,3 +82,11 @@ def test_the_picture_ends_in_the_images_themselves(parts):
     images, _ = dataset.test.read(np.arange(2))
     shown = picture[gap : gap + 32, 3 * 34 + gap : 4 * 34][::factor, ::factor]
     np.testing.assert_array_equal(shown, images[0])
+
+
+def test_the_picture_of_a_split_with_few_images_has_all_of_them(parts):
+    run, dataset = parts
+    few = replace(dataset, test=ArraySource(*dataset.test.read(np.arange(3))))
+    shown = coding.progressive_decoding(run, few, "test", num_images=8, num_frames=2)
+    three = coding.progressive_decoding(run, dataset, "test", num_images=3, num_frames=2)
+    np.testing.assert_array_equal(shown, three)

@@ -223,7 +223,8 @@ def progressive_decoding(
     Raises:
       UserError: no such split.
     """
-    images, cond = _read(run, dataset, split, _some(num_images, num_images))
+    count = min(num_images, len(references.source_of(dataset, split)))
+    images, cond = _read(run, dataset, split, np.arange(count))
     T = run.process.num_timesteps
     ts = timesteps.quadratic(T, min(num_frames, T))[:-1]
 
