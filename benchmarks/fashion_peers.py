@@ -21,8 +21,9 @@ into environments of their own under DIR (7 GB, because of PyTorch with CUDA). I
 done under DIR: the same command, started again, continues. The time of a training excludes imports,
 data and compilation; the table has these as "preparation".
 
-The table and all numbers, with the loss curves, are in DIR/<minutes>min/results.md and .json. The
-folder of each training has a picture of its samples.
+The table and all numbers, with the loss curves, are in DIR/<minutes>min/results.md and .json. There
+are also samples.png, the first samples of each training, and losses.png. The folder of each
+training has a larger picture of its samples.
 """
 
 import dataclasses
@@ -45,6 +46,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from absl import flags
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
@@ -66,7 +68,7 @@ from ddpm_jax.figures import grids
 from ddpm_jax.models import count_parameters
 from ddpm_jax.runtime.files import absolute, replacing
 from ddpm_jax.training.parts import build_parts
-from experiments import command, config_flag
+from experiments import command, config_flag, outputs
 
 WORK = flags.DEFINE_string("work", None, "Directory of the results; needs 10 GB.", required=True)
 MINUTES = flags.DEFINE_float("minutes", 20, "Minutes of training, each.", lower_bound=0.1)
@@ -89,7 +91,8 @@ PILOT, PILOT_SEED = 1000, 1000  # samples that choose the sampler, and their see
 SPEED_SECONDS = 45.0  # a speed is measured for this time, or for that of the training if shorter
 SPEED_ROUNDS = 3
 PEER_SIDE = 32  # the default networks of both peers halve the side more often than 28 allows
-GRID = 100  # samples in the picture
+GRID = 100  # samples in the picture of a training
+ROW = 20  # samples of a training in the picture of all
 NOTES_EVERY = 60.0  # seconds between lines of progress, if there is no terminal
 ENVIRONMENTS = {  # name -> the packages that pip installs; other names are this environment
     "diffusers": ("torch==2.13.0", "diffusers==0.42.1"),
@@ -493,6 +496,39 @@ def floor(ours: Ours) -> Measured:
     return found
 
 
+def draw(where: pathlib.Path, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write samples.png, a row of samples of each training, and losses.png, the loss curves.
+
+    Args:
+      where: the directory of the results.
+      results: name -> the result of a training.
+    """
+    samples = [
+        fashion_quality.read_images(str(path))[:ROW] for path in _first_samples(where, results)
+    ]
+    grid = grids.make_grid(np.concatenate(samples), columns=ROW, row_labels=list(results))
+    grids.save_png(where / "samples.png", grid)
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, result in results.items():
+        minutes = [MINUTES.value * row["step"] / result["steps"] for row in result["curve"]]
+        axes.plot(minutes, [row["loss"] for row in result["curve"]], label=name, linewidth=1)
+    axes.set(xlabel="minutes of training", ylabel="loss of the library", yscale="log")
+    axes.legend(frameon=False)
+    outputs.save_figure(where / "losses.png", figure)
+
+
+def _first_samples(where: pathlib.Path, results: Mapping[str, Any]) -> list[pathlib.Path]:
+    """Return the file with the samples of seed 0 of each training."""
+    found = []
+    for name, result in results.items():
+        contender, _, seed = name.partition(", training seed ")
+        words = re.sub(r"\W+", "-", result["sampler"])
+        folder = where / f"{contender}-{seed or 0}" / "samples"
+        found.append(folder / f"{words}_n{result['samples']}_seed0.npz")
+    return found
+
+
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so a running command ends too
     names = ONLY.value or list(CONTENDERS)
@@ -529,7 +565,9 @@ def main() -> None:
     _write(where / "results.md", text)
     everything = {"date": today, "results": results, "real pictures": real}
     _write(where / "results.json", json.dumps(everything, indent=1))
+    draw(where, results)
     print(f"\n{text}\ntable: {where / 'results.md'}\nnumbers: {where / 'results.json'}")
+    print(f"pictures: {where / 'samples.png'}, {where / 'losses.png'}")
 
 
 if __name__ == "__main__":

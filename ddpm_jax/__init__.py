@@ -9,7 +9,6 @@ ddpm_jax.train(config, "runs/digits")          # what `python -m experiments.tra
 sample, params = ddpm_jax.load("runs/digits")  # of a run that was trained
 """
 
-import importlib
 from typing import Any
 
 from ddpm_jax import (
@@ -83,7 +82,9 @@ def __getattr__(name: str) -> Any:
 
         return train
     if name == "interop":
-        return importlib.import_module("ddpm_jax.interop")
+        import ddpm_jax.interop as interop
+
+        return interop
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -197,8 +197,8 @@ def test_the_options_of_a_network_come_as_tuples():
 def test_our_network_in_the_options_of_the_peers():
     model = ModelConfig(channels=16, channel_multipliers=(1, 3), attention_resolutions=(7,))
     unet = networks.diffusers_unet(model, 14)
-    assert unet["block_out_channels"] == (16, 48)
-    assert unet["down_block_types"] == ("DownBlock2D", "AttnDownBlock2D")
-    assert unet["up_block_types"] == ("AttnUpBlock2D", "UpBlock2D")  # from the small level up
+    assert unet["block_out_channels"] == [16, 48]
+    assert unet["down_block_types"] == ["DownBlock2D", "AttnDownBlock2D"]
+    assert unet["up_block_types"] == ["AttnUpBlock2D", "UpBlock2D"]  # from the small level up
     unet = networks.ddpm_pytorch_unet(model, 14)
     assert (unet["full_attn"], unet["attn_dim_head"]) == ((False, True), (16, 48))

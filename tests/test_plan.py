@@ -141,6 +141,7 @@ def test_the_largest_number_that_fits_is_bracketed(start, limit):
     assert len(asked) == len(set(asked)) <= 30 and min(asked) >= 1
 
 
+@pytest.mark.slow
 def test_the_largest_batch_is_a_multiple_that_the_devices_share():
     config, lines = make_config(train__batch_size=8, train__accumulate=2), []
     best = plans.largest_batch(config, target_of(4, 1e-5), DIGITS, lines.append)
@@ -157,6 +158,7 @@ def test_estimates_are_bounds_from_the_rates():
     )
 
 
+@pytest.mark.slow
 def test_the_main_plans_and_writes_its_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr(targets, "prepare", lambda names: None)  # JAX has its devices already
     path = tmp_path / "plan.json"
