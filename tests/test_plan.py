@@ -102,6 +102,7 @@ def target_of(count, gib=1.0):
     return targets.Target(f"cpu:{count}", "cpu", jax.devices()[:count], None, int(gib * 2**30))
 
 
+@pytest.mark.slow
 def test_a_plan_is_that_of_the_run_itself():
     config = make_config(train__batch_size=16)
     plan = plans.make_plan(config, target_of(2), DIGITS)
