@@ -29,8 +29,8 @@ NUM_STEPS = flags.DEFINE_integer(
 TIMESTEPS = flags.DEFINE_string(
     "timesteps",
     None,
-    "Grid of the sampling timesteps: uniform, trailing, quadratic, karras or log_snr. Default: the "
-    "run's own.",
+    "Grid of the sampling timesteps: uniform, trailing, leading, quadratic, karras or log_snr. "
+    "Default: the run's own.",
 )
 TARGETS = flags.DEFINE_list(
     "platforms", "cpu,cuda,tpu", f"Where the program can run: some of {', '.join(PLATFORMS)}."

@@ -148,7 +148,7 @@ def assumptions() -> str:
     return (
         "assumed: an estimate takes the larger of operations / rate and bytes / bandwidth. It "
         f"reaches {LEAST.compute:g} to {MOST.compute:g} of the maker's rate, {LEAST.bandwidth:g} "
-        f"to {MOST.bandwidth:g} of the bandwidth and {LEAST.link:g} of the link; at best all "
+        f"to {MOST.bandwidth:g} of the bandwidth and {plans.LINK:g} of the link; at best all "
         f"messages are hidden. Texts have {plans.TOKENS} tokens. Nothing was run. "
         f"jax {jax.__version__}"
     )

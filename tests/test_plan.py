@@ -155,7 +155,7 @@ def test_estimates_are_bounds_from_the_rates():
     least, most = plans.seconds_of(Call(1, 1, p), device, "float32")
     assert least == pytest.approx(max(0.6 / plans.MOST.compute, 0.9 / plans.MOST.bandwidth))
     assert most == pytest.approx(
-        max(0.6 / plans.LEAST.compute, 0.9 / plans.LEAST.bandwidth) + 1 / plans.LEAST.link
+        max(0.6 / plans.LEAST.compute, 0.9 / plans.LEAST.bandwidth) + 1 / plans.LINK
     )
 
 

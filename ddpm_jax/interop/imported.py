@@ -85,7 +85,7 @@ def make_run(
 def write_run(run: Run, root: str | os.PathLike, source: Source) -> None:
     """Write the work directory of an imported run: `load`, all mains and further training read it.
 
-    The optimiser starts anew, and the averaged weights start at the weights.
+    The moments of the optimiser start at zero, and the averaged weights at the weights.
 
     Args:
       run: the run, with numpy or JAX arrays.

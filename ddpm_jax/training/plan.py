@@ -2,7 +2,7 @@
 
 XLA compiles the run's own train step and sampler for the machine (`runtime.targets`). The memory,
 the operations, the bytes and the messages are those of the compiled programs. The times are
-estimates. With the shares of `MOST` and `LEAST`, the bounds of the time of a call are
+estimates. With the shares of `MOST`, `LEAST` and `LINK`, the bounds of the time of a call are
 
     least = max(operations / rate, bytes / bandwidth)                       messages are hidden
     most  = max(operations / rate, bytes / bandwidth) + messages / link
@@ -43,11 +43,10 @@ class Shares(NamedTuple):
 
     compute: float
     bandwidth: float
-    link: float
 
 
-MOST = Shares(0.6, 0.9, 0.9)
-LEAST = Shares(0.2, 0.5, 0.5)
+MOST, LEAST = Shares(0.6, 0.9), Shares(0.2, 0.5)
+LINK = 0.5  # the share of the link, if no message is hidden
 
 
 class Facts(NamedTuple):
@@ -198,7 +197,7 @@ def seconds_of(call: Call, device: Device, dtype: str) -> tuple[float, float]:
         rate, bandwidth = shares.compute * device.flops[dtype], shares.bandwidth * device.bandwidth
         return max(p.flops / rate, p.bytes / bandwidth)
 
-    return busy(MOST), busy(LEAST) + p.message_bytes / (LEAST.link * device.link)
+    return busy(MOST), busy(LEAST) + p.message_bytes / (LINK * device.link)
 
 
 def largest_batch(
