@@ -345,7 +345,9 @@ class Runner:
         packages = ENVIRONMENTS.get(contender.environment, ())
         network = json.loads(self._network)
         settings = {"network": network, "seconds": seconds, "packages": list(packages)}
-        _check_same(self.folder, settings)
+        self._speeds = results_of(work, seconds) / f"{name}-speed"  # the same for all seeds
+        for folder in (self.folder, self._speeds):
+            _check_same(folder, settings)
 
     def _run(self, what: str, options: Mapping[str, Any], log: pathlib.Path, doing: str) -> None:
         line = [*self._module, what, *(f"--{name}={value}" for name, value in options.items())]
@@ -371,16 +373,17 @@ class Runner:
         Raises:
           UserError: the process may not use enough cores.
         """
-        if not (self.folder / f"speed_{number}" / "trained.json").exists() and _cores() < THREADS:
+        where = self._speeds / str(number)
+        if not (where / "trained.json").exists() and _cores() < THREADS:
             raise UserError(f"a speed is measured on {THREADS} cores; this process has {_cores()}")
         short = min(SPEED_SECONDS, self._seconds)
         doing = f"measuring the speed, round {number + 1} of {SPEED_ROUNDS}"
-        self._train(self.folder / f"speed_{number}", {"seconds": short}, doing)
+        self._train(where, {"seconds": short}, doing)
 
     def train(self) -> dict[str, Any]:
         """Train, and return the facts, the speeds and the loss curve."""
-        first = json.loads((self.folder / "speed_0" / "trained.json").read_text())
-        speeds = [curve_of(self.folder / f"speed_{n}") for n in range(SPEED_ROUNDS)]
+        first = json.loads((self._speeds / "0" / "trained.json").read_text())
+        speeds = [curve_of(self._speeds / str(n)) for n in range(SPEED_ROUNDS)]
         per_second = sorted(steps_per_second(curve) for curve in speeds)
         steps = max(1, int(self._seconds * statistics.median(per_second)))
         where = self.folder / "training"
