@@ -1,0 +1,1 @@
+"""Scenes: pinhole cameras, and simple solids that are rendered from any side."""
