@@ -23,7 +23,9 @@ from ddpm_jax.scenes.cameras import Camera
 from ddpm_jax.types import Array, Conditioning, PRNGKey
 
 
-def conditioning(views: Array, count: Array, target: Camera, given: Camera) -> dict[str, Array]:
+def conditioning(
+    views: Array, count: Array, target: Camera, given: Camera
+) -> dict[str, Array | np.ndarray]:
     """Return the conditioning of n images that are drawn from several views.
 
     Args:
@@ -56,7 +58,7 @@ def random_view(cond: Conditioning, key: PRNGKey, t: Array) -> dict[str, Array]:
     index = jax.vmap(lambda k, n: jax.random.randint(k, (), 0, n))(key, jnp.asarray(cond["count"]))
     rows = jnp.arange(index.shape[0])
 
-    def pair(cameras: Array) -> Array:
+    def pair(cameras: Array | np.ndarray) -> Array:
         cameras = jnp.asarray(cameras)
         return jnp.stack([cameras[:, 0], cameras[rows, 1 + index]], axis=1)
 

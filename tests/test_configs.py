@@ -20,6 +20,8 @@ VARIANTS = {
     "fashion_autoencoder": ("", "small"),
     "fashion_latent": ("", "small"),
     "emoji_text": ("", "small"),
+    "solids_views": ("", "small", "regression"),
+    "three_dim": ("", "64"),
     "digits_bpd": ("simple", "hybrid", "vlb"),
 }
 
@@ -129,6 +131,21 @@ PAPERS = {
     "celeba_hq_256": LARGE | {"data.flip": True, "train.num_steps": 500_000},
     "lsun_bedroom_256": LARGE | {"data.flip": False, "train.num_steps": 2_400_000},
     "lsun_church_256": LARGE | {"data.flip": True, "train.num_steps": 1_200_000},
+    "three_dim": {  # Watson et al. 2022, section 2.3 and their code
+        "data.image_size": 128,
+        "data.flip": False,
+        "process.schedule": "cosine",
+        "model.name": "xunet",
+        "model.channels": 256,
+        "model.channel_multipliers": (1, 2, 2, 4),
+        "model.num_res_blocks": 3,
+        "model.attention_resolutions": (16, 32),  # and 8, which 128x128 does not pass
+        "model.num_heads": 4,
+        "model.dropout": 0.1,
+        "loss.kind": "eps",
+        "loss.p_uncond": 0.1,
+        "sample.num_steps": 256,
+    },
     "cifar10_vdm": {  # the authors' configs/cifar10.py
         "data.flip": False,
         "process.schedule": "learned",

@@ -25,6 +25,7 @@ SHAPES = {  # otherwise of image_size
 
 FIGURES = {
     "unet": ["held_out_loss"],
+    "xunet": ["held_out_loss"],
     "classifier": [f"accuracy_t_quartile_{i}" for i in (1, 2, 3, 4)],
     "autoencoder": ["held_out_error", "held_out_kl", "held_out_psnr"],
 }
@@ -56,6 +57,10 @@ def test_a_step_of_every_config_can_be_traced(name, variant):
             ("context_mask", jnp.bool_, (8,)),
         ):
             batch[key] = jax.ShapeDtypeStruct((n, *inner), dtype)
+    if config.model.name == "xunet":
+        batch["view"] = batch["image"]
+        for key, inner in (("pose", (2, 4, 4)), ("focal", (2,)), ("centre", (2, 2))):
+            batch[key] = jax.ShapeDtypeStruct((n, *inner), jnp.float32)
     state = jax.eval_shape(parts.init)
     after, metrics = jax.eval_shape(parts.train_step, state, batch)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)

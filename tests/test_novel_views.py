@@ -18,6 +18,8 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.scenes.cameras import Camera, orbit
 from ddpm_jax.training.parts import build_parts
 
+pytestmark = pytest.mark.quick_to_compile
+
 OBJECTS = np.array([3, 7, 3, 5, 7, 3, 5, 3])
 N = len(OBJECTS)
 CONFIG = make_config(
@@ -117,7 +119,7 @@ def test_options_that_views_cannot_have_are_refused():
     mirrored = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, flip=True))
     with pytest.raises(UserError, match=r"^data.flip is True, but a mirrored image"):
         check(mirrored, (8, 8, 3))
-    for field, value in (("class_conditional", True), ("patch_size", 2), ("scale_shift", True)):
+    for field, value in (("class_conditional", True), ("head_dim", 8), ("scale_shift", True)):
         model = dataclasses.replace(CONFIG.model, **{field: value})
         with pytest.raises(UserError, match=rf"^model.{field} is .* model.name=xunet does not"):
             build_parts(dataclasses.replace(CONFIG, model=model), (8, 8, 3), 8)

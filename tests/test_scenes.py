@@ -52,6 +52,14 @@ def test_azimuth_0_is_the_x_axis_and_elevation_is_height():
     assert right[0, 0] > SIDE / 2
 
 
+def test_a_turned_camera_is_that_of_another_azimuth(camera):
+    elevation = jnp.arcsin(camera.pose[:, 2, 3] / jnp.linalg.norm(camera.pose[:, :3, 3], axis=-1))
+    azimuth = jnp.arctan2(camera.pose[:, 1, 3], camera.pose[:, 0, 3])
+    radius = jnp.linalg.norm(camera.pose[:, :3, 3], axis=-1)
+    expected = cameras.orbit(azimuth + 0.7, elevation, radius, 0.9, SIDE).pose
+    np.testing.assert_allclose(cameras.turned(camera.pose, 0.7), expected, atol=1e-5)
+
+
 def test_the_field_of_view_is_that_of_the_whole_picture():
     camera = cameras.orbit(0.0, 0.0, 3.0, 0.8, SIDE)
     edge = jnp.array([[0.0, 3 * np.tan(0.4), 0.0]])

@@ -16,7 +16,6 @@ NETWORKS = {  # model.name -> what it is, and how such a run is used
 }
 ONLY_UNET = ("middle_attention", "null_class")  # fields of the section `model`
 NOT_XUNET = (  # fields of the section `model`
-    "patch_size",
     "head_dim",
     "middle_attention",
     "scale_shift",
@@ -81,7 +80,6 @@ def _xunet(config: ModelConfig, image_shape: tuple[int, int, int]) -> Model:
     check_unused(config, NOT_XUNET, "model.name=xunet", " (unet, classifier or autoencoder: yes)")
     shared = sizes(config)
     UNet(**shared).check_sizes(image_shape[:2])
-    del shared["patch_size"]
     network = XUNet(
         out_channels=image_shape[-1] * (2 if config.learn_variance else 1),
         norm_eps=config.norm_eps,

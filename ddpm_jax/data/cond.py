@@ -127,9 +127,10 @@ def pairs_of(config: Config, dataset: Dataset) -> tuple[Pairs | None, Pairs | No
             f"model.name is xunet, which needs the camera of every image, but data.name="
             f"{config.data.name} has none; set data.name to solids or srn"
         )
-    sides = (dataset.train, dataset.train_views), (dataset.test, dataset.test_views)
-    train, test = (Pairs(*side) if None not in side else None for side in sides)
-    return train, test
+    test = None
+    if dataset.test is not None and dataset.test_views is not None:
+        test = Pairs(dataset.test, dataset.test_views)
+    return Pairs(dataset.train, dataset.train_views), test
 
 
 def text_rows(

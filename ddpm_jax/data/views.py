@@ -4,7 +4,6 @@ A network of novel views (`models.xunet`) learns to draw the first from the seco
 other image is drawn anew for every step (`Batches`). For held-out images it is always the same.
 """
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,7 +84,7 @@ class Pairs:
         others = self.others(indices, np.random.default_rng(0).random(len(indices)))
         return {"view": Images(self.source, others), **self._cameras(indices, others)}
 
-    def _cameras(self, indices: np.ndarray, others: np.ndarray) -> Mapping[str, np.ndarray]:
+    def _cameras(self, indices: np.ndarray, others: np.ndarray) -> dict[str, np.ndarray]:
         pair = np.stack([indices, others], axis=1)
         return {name: getattr(self.views, name)[pair] for name in ("pose", "focal", "centre")}
 

@@ -3,6 +3,7 @@
 import math
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -109,6 +110,23 @@ def _cut(label: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: 
     while label and font.getlength(label) > width:
         label = label[:-1]
     return label
+
+
+def save_gif(path: str | pathlib.Path, images: np.ndarray, seconds: float, side: int = 0) -> None:
+    """Write images as an endless GIF; create the directory if missing.
+
+    Args:
+      path: the file.
+      images: [n, H, W, C] uint8, C = 1 or 3.
+      seconds: the time of one image.
+      side: images are enlarged by max(1, side // H), by repeating pixels.
+    """
+    factor = max(1, side // images.shape[1])
+    images = images.repeat(factor, axis=1).repeat(factor, axis=2)
+    frames = [Image.fromarray(x[..., 0] if x.shape[-1] == 1 else x) for x in images]
+    options: dict[str, Any] = dict(duration=int(1000 * seconds), loop=0, append_images=frames[1:])
+    with replacing(path) as part:
+        frames[0].save(part, format="GIF", save_all=True, **options)
 
 
 def save_png(path: str | pathlib.Path, image: np.ndarray) -> None:

@@ -7,7 +7,8 @@ queries of one frame attend to the keys of the other, after self-attention withi
     FiLM of frame i at level l     embedding(t_i) + Conv_l(rays_i)
     rays_i      [γ_15(o), γ_8(d)] of every pixel,   γ_n(x) = [x, sin(2^k x), cos(2^k x)], k < n
 
-o and d are origin and direction of a pixel's ray (`scenes.cameras`). Conv_l has a stride of 2^l.
+o and d are origin and direction of a pixel's ray (`scenes.cameras`). Conv_l has a stride of 2^l,
+or p 2^l if the first level sees patches of p x p pixels.
 
 The null form is a pose of zeros. Then the network receives no view and no camera: both frames have
 rays of zeros, the view is zero, and a learned vector replaces its time embedding. Deviates from the
@@ -29,7 +30,7 @@ import jax.numpy as jnp
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.attention import fan_avg, zeros
-from ddpm_jax.models.blocks import doubled, halved, time_embedding
+from ddpm_jax.models.blocks import doubled, from_patches, halved, time_embedding, to_patches
 from ddpm_jax.models.convolution import convolution
 from ddpm_jax.models.inputs import check_cond
 from ddpm_jax.models.recomputation import recomputed
@@ -95,6 +96,7 @@ class TwoFrames(nn.Module):
     out_channels: int
     channels: int
     channel_multipliers: tuple[int, ...]
+    patch_size: int
     num_res_blocks: int
     attention_resolutions: tuple[int, ...]
     num_heads: int
@@ -107,12 +109,12 @@ class TwoFrames(nn.Module):
 
     @nn.compact
     def __call__(self, frames: Array, time: Array, rays: Array, train: bool) -> Array:
-        """Return the output of both frames, float32 [B, 2, H, W, out_channels].
+        """Return the output of both frames, float32 [B, 2, H/p, W/p, p p out_channels].
 
         Args:
-          frames: [B, 2, H, W, C].
+          frames: [B, 2, H/p, W/p, p p C], in patches.
           time: [B, 2, E], the embedded noise level of each frame.
-          rays: [B, 2, H, W, R], the encoded rays.
+          rays: [B, 2, H, W, R], the encoded rays of the pixels.
           train: whether dropout is on.
         """
         residual, attention = recomputed(self.remat, self.remat_keep, FrameAttention)
@@ -121,7 +123,7 @@ class TwoFrames(nn.Module):
         films = []
         for level in range(len(self.channel_multipliers)):
             own: dict[str, Any] = dict(dtype=self.dtype, kernel_init=fan_avg)
-            stride = 2**level
+            stride = self.patch_size * 2**level
             conv = nn.Conv(time.shape[-1], (3, 3), stride, **own, **how, name=f"rays_{level}")
             films.append(time[:, :, None, None, :] + conv(rays))  #       [B, 2, h, w, E]
 
@@ -159,7 +161,8 @@ class TwoFrames(nn.Module):
                 h = resized(h, level - 1, f"up_{level}_resize", doubled)
         last_norm: dict[str, Any] = dict(epsilon=self.norm_eps, dtype=self.dtype, name="norm_out")
         h = nn.swish(nn.GroupNorm(self.num_groups, **last_norm)(h)).astype(jnp.float32)
-        return nn.Conv(self.out_channels, (3, 3), kernel_init=zeros, name="conv_out", **how)(h)
+        features = self.patch_size**2 * self.out_channels
+        return nn.Conv(features, (3, 3), kernel_init=zeros, name="conv_out", **how)(h)
 
 
 class XUNet(nn.Module):
@@ -170,6 +173,7 @@ class XUNet(nn.Module):
         predicts a variance as well.
       channels: width C of the first level.
       channel_multipliers: widths in units of C, one per level; H and W halve from level to level.
+      patch_size: side p of the square patches of pixels that the first level sees as one pixel.
       num_res_blocks: residual blocks per level while downsampling (one more while upsampling).
       attention_resolutions: heights of the levels at which attention follows every block.
       num_heads: heads of every attention; must divide every level's width.
@@ -185,6 +189,7 @@ class XUNet(nn.Module):
     out_channels: int = 3
     channels: int = 256
     channel_multipliers: tuple[int, ...] = (1, 2, 2, 4)
+    patch_size: int = 1
     num_res_blocks: int = 3
     attention_resolutions: tuple[int, ...] = (8, 16, 32)
     num_heads: int = 4
@@ -205,7 +210,7 @@ class XUNet(nn.Module):
         """Return the output of the noisy frame, float32 [B, H, W, out_channels].
 
         Args:
-          x: [B, H, W, C] float, the noisy frame; H and W divisible by 2^(levels - 1).
+          x: [B, H, W, C] float, the noisy frame; H and W divisible by p 2^(levels - 1).
           t: [B] times to embed.
           cond: "view" [B, H, W, C] float, the clean frame, and the cameras of both frames, the
             noisy one first: "pose" [B, 2, 4, 4], "focal" [B, 2] and "centre" [B, 2, 2]. All of
@@ -232,7 +237,8 @@ class XUNet(nn.Module):
             cond = {name: jnp.zeros(shape) for name, shape in shapes.items()}  # pyright: ignore
         pose = cond["pose"].astype(jnp.float32)
         given = jnp.any(pose != 0, axis=(1, 2, 3))  #                             [B]
-        frames = jnp.stack([x, _only(given, cond["view"]).astype(x.dtype)], axis=1)
+        both = x, _only(given, cond["view"]).astype(x.dtype)
+        frames = jnp.stack([to_patches(frame, self.patch_size) for frame in both], axis=1)
         # Without a view, any finite rays: they are then replaced by zeros.
         pose = jnp.where(given[:, None, None, None], pose, jnp.eye(4))
         focal = jnp.where(given[:, None], cond["focal"], 1.0)
@@ -257,6 +263,7 @@ class XUNet(nn.Module):
             self.out_channels,
             self.channels,
             self.channel_multipliers,
+            self.patch_size,
             self.num_res_blocks,
             self.attention_resolutions,
             self.num_heads,
@@ -268,7 +275,7 @@ class XUNet(nn.Module):
             self.remat_keep,
             name="frames",
         )(frames, time, encoded, train)
-        return out[:, 0]
+        return from_patches(out[:, 0], self.patch_size)
 
 
 def _only(given: Array, rows: Array) -> Array:

@@ -27,9 +27,9 @@ class Camera(NamedTuple):
       centre: [..., 2] float, (c_u, c_v) in pixels.
     """
 
-    pose: Array
-    focal: Array
-    centre: Array
+    pose: Array | np.ndarray
+    focal: Array | np.ndarray
+    centre: Array | np.ndarray
 
 
 def look_at(position: Array, target: Array | None = None) -> Array:
@@ -92,6 +92,21 @@ def orbit(
     )
 
 
+def turned(pose: Array, angle: ArrayLike) -> Array:
+    """Return the poses of cameras that are moved around the world's z axis, as on a turntable.
+
+    Args:
+      pose: [..., 4, 4] float.
+      angle: [...] float in radians; a camera on the x axis moves towards the y axis.
+    """
+    angle = jnp.asarray(angle, jnp.float32)
+    cos, sin, zero = jnp.cos(angle), jnp.sin(angle), jnp.zeros_like(angle)
+    rows = ((cos, -sin, zero, zero), (sin, cos, zero, zero))
+    rows += ((zero, zero, zero + 1.0, zero), (zero, zero, zero, zero + 1.0))
+    rotation = jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
+    return rotation @ pose
+
+
 def rays(camera: Camera, height: int, width: int) -> tuple[Array, Array]:
     """Return the origins and the unit directions of all pixels' rays, in the world.
 
@@ -109,11 +124,12 @@ def rays(camera: Camera, height: int, width: int) -> tuple[Array, Array]:
     )
     leading = (1,) * camera.focal.ndim
     pixel = jnp.stack([u, v], axis=-1).reshape(*leading, height, width, 2)
-    focal = camera.focal[..., None, None, None]
+    focal = jnp.asarray(camera.focal)[..., None, None, None]
     flat = (pixel - camera.centre[..., None, None, :]) / focal  #              [..., H, W, 2]
     local = jnp.concatenate([flat, jnp.ones_like(flat[..., :1])], axis=-1)
-    directions = jnp.einsum("...ij,...hwj->...hwi", camera.pose[..., :3, :3], local)
-    origins = jnp.broadcast_to(camera.pose[..., None, None, :3, 3], directions.shape)
+    pose = jnp.asarray(camera.pose)
+    directions = jnp.einsum("...ij,...hwj->...hwi", pose[..., :3, :3], local)
+    origins = jnp.broadcast_to(pose[..., None, None, :3, 3], directions.shape)
     return origins, _unit(directions)
 
 
@@ -128,10 +144,11 @@ def project(camera: Camera, points: Array) -> tuple[Array, Array]:
       (u, v) in pixels [..., N, 2], and the depth z along the camera's axis [..., N]. A point is in
       front of the camera if its depth is above 0.
     """
-    moved = points - camera.pose[..., None, :3, 3]
-    local = jnp.einsum("...ji,...nj->...ni", camera.pose[..., :3, :3], moved)
+    pose, focal = jnp.asarray(camera.pose), jnp.asarray(camera.focal)
+    moved = points - pose[..., None, :3, 3]
+    local = jnp.einsum("...ji,...nj->...ni", pose[..., :3, :3], moved)
     depth = local[..., 2]
-    flat = camera.focal[..., None, None] * local[..., :2] / depth[..., None]
+    flat = focal[..., None, None] * local[..., :2] / depth[..., None]
     return flat + camera.centre[..., None, :], depth
 
 
