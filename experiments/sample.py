@@ -130,6 +130,11 @@ def main() -> None:
     cond = {} if labels is None else {"label": labels}
     cond |= _text(config) | _images(config, facts)
     guided = config.sample.guidance if GUIDANCE.value is None else GUIDANCE.value
+    if guided and config.model.name == "xunet":
+        raise UserError(
+            f"guidance is {guided:g}, but this program gives a model of novel views no view to "
+            "guide to; use experiments.views, or --guidance=0"
+        )
     if guided and not set(cond) - {"image"}:
         raise UserError(f"guidance is {guided:g}, but there is no text to guide to; add --text")
     out = outputs.stem(OUT.value, workdir.samples, _name(config, run, params))

@@ -18,6 +18,7 @@ from ddpm_jax.data import open_dataset
 from ddpm_jax.data.cond import cond_of, rows_of
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.novel_views import questions
+from ddpm_jax.interop import stablehlo
 from ddpm_jax.runs import open_run
 
 pytestmark = [
@@ -142,6 +143,14 @@ def test_an_evaluation_has_every_method_and_its_errors(config, root):
     assert methods["given view copied"]["psnr"]["value"] == pytest.approx(expected.mean())
     with pytest.raises(UserError, match="has 3 views, but one given and 3 asked are needed"):
         questions(open_dataset(config.data), 3, 3)
+
+
+def test_other_mains_say_what_they_cannot_do_with_views(root, tmp_path):
+    done = run_main("sample", f"--workdir={root}", "--n=1", "--guidance=2")
+    assert done.returncode == 2 and "use experiments.views" in done.stderr
+    pytest.importorskip("flatbuffers")
+    with pytest.raises(UserError, match="novel views .* cannot be exported yet"):
+        stablehlo.to_stablehlo(open_run(root), tmp_path / "exported")
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,11 @@ def _draw_fn(run: Run) -> Callable[..., Array]:
 def _arguments(run: Run) -> dict[str, tuple[str, Any]]:
     """Return the symbolic shape and the type of each argument after the weights."""
     model = run.config.model
+    if model.name == "xunet":
+        raise UserError(
+            "a sampler of novel views (model.name=xunet) cannot be exported yet; draw with "
+            "experiments.views"
+        )
     found = {"key": ("2", jnp.uint32), "index": ("n", jnp.int32)}
     if model.class_conditional:
         found["label"] = "n", jnp.int32
