@@ -1,4 +1,4 @@
-"""What the committed configs' programs do on a GPU or TPU that is not here: kernels, bytes, operations.
+"""What the committed configs' programs do on an absent GPU or TPU: kernels, bytes, operations.
 
     python -m benchmarks.program --target=h100:1
     python -m benchmarks.program --target=h100:1 --configs=cifar10,cifar10_cosine_v --steps=10
@@ -39,8 +39,8 @@ def prepare() -> None:
 def main() -> None:
     target = targets.find(TARGET.value)
     assert target.device is not None  # `here` and cpu:N have no known rates
-    table = Table("program")
-    for title in ("kernels", "GiB", "ms", "TFLOP", "ms", "working GiB", "donated GiB", "compiled"):
+    table = Table("program", box=None)
+    for title in ("kernels", "GiB", "ms", "TFLOP", "ms", "working GiB", "donated GiB"):
         table.add_column(title, justify="right")
     console = Console(soft_wrap=True)
     for name in CONFIGS.value:
@@ -70,7 +70,6 @@ def _numbers(call: Call, device: targets.Device) -> list[str]:
         f"{1e3 * flops / device.flops[DTYPE]:.2f}",
         "--" if memory is None else f"{memory.working / GIB:.2f}",
         f"{p.donated / GIB:.2f}",
-        f"{p.seconds:.0f} s",
     ]
 
 

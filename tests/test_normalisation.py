@@ -1,4 +1,4 @@
-"""The gradient of GroupNorm and swish for GPUs, against JAX's own; it is computed on the CPU here."""
+"""The gradient of GroupNorm and swish for GPUs, computed on the CPU here, against JAX's own."""
 
 import flax.linen as nn
 import jax
@@ -66,6 +66,7 @@ def test_in_bfloat16_the_gradient_is_no_worse(arrays):
         assert mine <= 1.1 * others
 
 
+@pytest.mark.slow
 def test_a_train_step_for_a_gpu_has_the_same_parameters_loss_and_gradient():
     shape = (4, 4, 1)
     sizes = dict(num_res_blocks=1, attention_resolutions=(), middle_attention="none")

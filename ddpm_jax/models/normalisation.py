@@ -1,6 +1,6 @@
 """GroupNorm followed by swish, with a gradient of its own on GPUs.
 
-    y = swish(z),   z = γ x̂ + β,   x̂ = (x - μ) / √(σ² + ε)            (Wu & He 2018; μ, σ² per group)
+    y = swish(z),   z = γ x̂ + β,   x̂ = (x - μ) / √(σ² + ε)           (Wu & He 2018; μ, σ² per group)
 
 XLA's gradient for GPUs writes several arrays in float32 that have the size of x. Here the forward
 pass keeps only x, μ and 1/√(σ² + ε), and the backward pass computes x̂ and z again, twice:
