@@ -84,7 +84,7 @@ RANGES = {  # of every number in a config; a tuple's is that of its entries
     "optim.clip_norm": NOT_NEGATIVE,
     "optim.b1": BELOW_1,
     "optim.b2": BELOW_1,
-    "optim.eps": POSITIVE,
+    "optim.eps": Range("[)", 1e-18),  # then m / (sqrt(v) + eps) is finite if the gradient is
     "optim.weight_decay": NOT_NEGATIVE,
     "optim.ema_decay": BELOW_1,
     "optim.max_nonfinite": COUNT,

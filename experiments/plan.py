@@ -11,6 +11,7 @@ the makers state; the last lines name the assumptions.
   --target     TPUs by the shape of their chips (v2, v3, v5e, v5p, v6e): pip install 'jax[tpu]'
                GPUs by their number (a100, h100, h200, l4, rtx4090): pip install 'jax[cuda13]'
                this CPU as several devices: cpu:8
+               the devices of this machine: here
   --largest_batch
                also look for the largest train.batch_size that fits; each try compiles once
   --nosampler  leave the sampler out
@@ -82,7 +83,8 @@ def main() -> None:
 def describe(plan: Plan, config: Config) -> list[str]:
     """Return the lines of a plan."""
     target, mesh = plan.target, plan.mesh
-    name = target.device.name if target.device else "CPU device"
+    kind = target.devices[0].device_kind
+    name = target.device.name if target.device else {"cpu": "CPU device"}.get(kind, kind)
     count = len(target.devices)
     dtype = config.model.dtype
     lines = [

@@ -240,6 +240,24 @@ def test_a_missing_compiler_is_named(monkeypatch):
         targets.find("h100:8")
 
 
+def test_here_is_the_machine_of_this_process(monkeypatch):
+    here = targets.find("here")
+    assert here.platform == "cpu" and here.devices == jax.devices() and here.device is None
+
+    class Chip:
+        device_kind = "TPU v5 lite"  # as Colab's
+
+    monkeypatch.setattr(jax, "devices", lambda: [Chip()])
+    assert targets.here().device is targets.TPUS["v5e"]
+    assert set(targets.KINDS.values()) <= {*targets.TPUS, *targets.CARDS}
+
+
+def test_here_is_planned_for_alone():
+    targets.prepare(["here"])
+    with pytest.raises(UserError, match="'here' must be the only target, found cpu:2,here"):
+        targets.prepare(["cpu:2", "here"])
+
+
 def test_the_shape_of_images_that_are_not_here(tmp_path):
     def of(**fields):
         return data.declared(make_config(data=fields).data)

@@ -19,11 +19,25 @@ pytestmark = [
 ]
 
 
+def plan(path, *flags):
+    """Run experiments.plan; return its numbers."""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, "-m", "experiments.plan", *flags, f"--json={path}"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200
+    )
+    assert done.returncode == 0, done
+    assert done.stderr == ""  # libtpu is silent
+    assert "images/s" in done.stdout and "Nothing was run" in done.stdout
+    return json.loads(path.read_text())
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """The numbers of a tiny network: on Colab's TPU, and on four chips with fsdp 1 and 2."""
     root, rows = tmp_path_factory.mktemp("plans"), []
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    tiny = ["--config=experiments/digits.py", *FLAGS, "--config.model.dtype=bfloat16"]
+    tiny += ["--config.train.steps_per_call=3", "--config.train.batch_size=32"]
     for i, flags in enumerate(
         (
             ["--target=v5e:1x1"],
@@ -31,18 +45,28 @@ def found(tmp_path_factory):
             ["--target=v5e:2x2", "--nosampler", "--config.mesh.fsdp=2"],
         )
     ):
-        path = root / f"{i}.json"
-        command = [sys.executable, "-m", "experiments.plan", "--config=experiments/digits.py"]
-        command += [*FLAGS, "--config.model.dtype=bfloat16", "--config.train.steps_per_call=3"]
-        command += ["--config.train.batch_size=32", f"--json={path}", *flags]
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200
-        )
-        assert done.returncode == 0, done
-        assert done.stderr == ""  # libtpu is silent
-        assert "images/s" in done.stdout and "Nothing was run" in done.stdout
-        rows += json.loads(path.read_text())
+        rows += plan(root / f"{i}.json", *tiny, *flags)
     return rows
+
+
+def test_the_notebook_of_cifar10_fits_colabs_tpu(tmp_path):
+    """The settings of the notebook, with a tiny network on 8x8 images: both compile faster."""
+    notebook = json.loads((ROOT / "colab" / "cifar10_tpu.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in notebook["cells"]]
+    cell = next(cell for cell in cells if "settings = " in cell)
+    scope: dict = {}
+    exec(cell[: cell.index("if SMOKE:")], scope)
+    settings = scope["settings"]
+    settings.data.update(name="digits", flip=False)
+    settings.model.update(channels=8, channel_multipliers=(1,), num_res_blocks=1, num_groups=4)
+    settings.model.attention_resolutions = ()
+    settings.sample.chunk_size = 8
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(settings.to_dict()))
+    (row,) = plan(tmp_path / "plan.json", f"--config={path}", "--target=v5e:1x1")
+    assert row["problem"] == "" and row["train"]["steps"] == 10 and row["sampler"]["steps"] == 25
+    assert row["train"]["products"]["bf16"] > 4 * row["train"]["products"].get("f32", 0)
+    assert row["train"]["host"] == row["sampler"]["host"] == 0
 
 
 def test_it_fits_and_the_state_is_donated(found):

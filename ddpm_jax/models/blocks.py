@@ -5,10 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from ddpm_jax.models.attention import fan_avg, zeros
 from ddpm_jax.models.convolution import convolution
+from ddpm_jax.models.normalisation import norm_swish
+from ddpm_jax.runtime.platform import platform
 from ddpm_jax.types import Array
 
 
@@ -95,6 +98,16 @@ def doubled(x: Array) -> Array:
     return x.repeat(2, axis=-3).repeat(2, axis=-2)
 
 
+def concatenated(x: Array, skip: Array, train: bool) -> Array:
+    """Append the channels of a skip connection [B, H, W, C'] to x [B, H, W, C].
+
+    In training on a GPU a barrier keeps XLA from writing the result twice, for the norm and for the
+    shortcut.
+    """
+    both = jnp.concatenate([x, skip], axis=-1)
+    return jax.lax.optimization_barrier(both) if train and platform() == "gpu" else both
+
+
 # model.resample -> padding of the convolution of stride 2. "residual" has no such convolution
 PADDINGS = {"conv": "SAME", "conv_symmetric": ((1, 1), (1, 1)), "residual": None}
 
@@ -140,25 +153,25 @@ class ResidualBlock(nn.Module):
             num_groups=self.num_groups, epsilon=self.norm_eps, dtype=self.dtype
         )
 
-        h = nn.swish(nn.GroupNorm(**norm, name="norm_1")(x))
+        h = norm_swish(x, train, **norm, name="norm_1")
         if self.resize:
             h, x = self.resize(h), self.resize(x)
         h = nn.Conv(self.channels, **conv, kernel_init=fan_avg, name="conv_1")(h)  # [B, H', W', C']
-        normalise = nn.GroupNorm(**norm, name="norm_2")
-        if embedding is None:
-            h = normalise(h)
-        else:
-            width = 2 * self.channels if self.scale_shift else self.channels
+        film = embedding is not None and self.scale_shift
+        if embedding is not None:
+            width = 2 * self.channels if film else self.channels
             shift = nn.Dense(width, dtype=self.dtype, kernel_init=fan_avg, name="dense")
             shift = shift(nn.swish(embedding))
             if embedding.ndim == 2:
                 shift = shift[:, None, None, :]  #                             [B, 1, 1, C' or 2C']
-            if self.scale_shift:  # FiLM (Perez et al. 2018; Dhariwal & Nichol 2021, eq. 3: AdaGN)
+            if film:  # FiLM (Perez et al. 2018; Dhariwal & Nichol 2021, eq. 3: AdaGN)
                 scale, shift = jnp.split(shift, 2, axis=-1)
-                h = normalise(h) * (1 + scale) + shift
+                h = nn.swish(nn.GroupNorm(**norm, name="norm_2")(h) * (1 + scale) + shift)
             else:
-                h = normalise(h + shift)
-        h = nn.Dropout(self.dropout, deterministic=not train)(nn.swish(h))
+                h = h + shift
+        if not film:
+            h = norm_swish(h, train, **norm, name="norm_2")
+        h = nn.Dropout(self.dropout, deterministic=not train)(h)
         h = nn.Conv(self.channels, **conv, kernel_init=zeros, name="conv_2")(h)
         if x.shape[-1] != self.channels:
             x = nn.Dense(self.channels, dtype=self.dtype, kernel_init=fan_avg, name="shortcut")(x)

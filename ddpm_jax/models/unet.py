@@ -26,6 +26,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.models.attention import fan_avg, zeros
 from ddpm_jax.models.blocks import (
     PADDINGS,
+    concatenated,
     doubled,
     from_patches,
     halved,
@@ -41,6 +42,7 @@ from ddpm_jax.models.inputs import (
     concatenate_image,
     label_or_null,
 )
+from ddpm_jax.models.normalisation import norm_swish
 from ddpm_jax.models.recomputation import recomputed
 from ddpm_jax.types import Array
 
@@ -198,13 +200,13 @@ class UNet(nn.Module):
         for level, width in reversed(list(enumerate(widths))):
             attend = h.shape[1] in self.attention_resolutions
             for i in range(self.num_res_blocks + 1):
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = concatenated(h, skips.pop(), train)
                 h = block(h, width, f"up_{level}_{i}", attend)
             if level != 0:
                 h = double(h, width, f"up_{level}")  #                   [B, 2H, 2W, width]
 
-        last_norm: dict[str, Any] = dict(epsilon=self.norm_eps, dtype=self.dtype, name="norm_out")
-        h = nn.swish(nn.GroupNorm(self.num_groups, **last_norm)(h))
+        last_norm: dict[str, Any] = dict(num_groups=self.num_groups, epsilon=self.norm_eps)
+        h = norm_swish(h, train, **last_norm, dtype=self.dtype, name="norm_out")
         features = self.patch_size**2 * self.out_channels
         out = nn.Conv(features, (3, 3), kernel_init=zeros, name="conv_out", **how)
         return from_patches(out(h.astype(jnp.float32)), self.patch_size)  #       [B, H, W, C]

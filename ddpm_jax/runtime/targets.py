@@ -3,6 +3,7 @@
     v5e:2x4   a TPU, by the shape of its chips: v2, v3, v5e, v5p or v6e
     h100:8    a number of GPUs in one machine: a row of CARDS
     cpu:8     this machine's CPU as a number of devices
+    here      the devices of this process, whatever they are
 
 XLA compiles for a device from a description of it. The description of a TPU is part of libtpu
 (`pip install 'jax[tpu]'`). That of a GPU is a text, made here from the maker's data sheet; the
@@ -19,6 +20,7 @@ import jax
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.runtime import memory
+from ddpm_jax.runtime.platform import platform
 
 GIB = 2**30
 
@@ -114,8 +116,22 @@ CARDS = {
     ),
 }  # fmt: skip
 ALLOWED = (
-    f"a TPU such as v5e:2x4 ({', '.join(TPUS)}), GPUs such as h100:8 ({', '.join(CARDS)}), or cpu:N"
+    f"a TPU such as v5e:2x4 ({', '.join(TPUS)}), GPUs such as h100:8 ({', '.join(CARDS)}), cpu:N, "
+    "or here"
 )
+HERE = "here"
+KINDS = {  # what JAX calls a device -> a row of TPUS or CARDS
+    "TPU v2": "v2",
+    "TPU v3": "v3",
+    "TPU v5 lite": "v5e",
+    "TPU v5": "v5p",
+    "TPU v6 lite": "v6e",
+    "NVIDIA A100-SXM4-80GB": "a100",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H200": "h200",
+    "NVIDIA L4": "l4",
+    "NVIDIA GeForce RTX 4090": "rtx4090",
+}
 SILENT = {  # libtpu looks for the machine that it is in, and complains that there is none
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -132,10 +148,19 @@ def prepare(names: Iterable[str]) -> None:
     """Set up this process for targets, before JAX looks for its devices.
 
     The process itself computes on the CPU, with as many devices as the largest `cpu:N` asks for.
+    Only for the target `here` it keeps its own devices.
 
     Raises:
-      UserError: a name is not that of a target.
+      UserError: a name is not that of a target, or `here` is not the only one.
     """
+    names = list(names)
+    if HERE in names:
+        if len(names) > 1:
+            raise UserError(
+                f"--target: {HERE!r} must be the only target, found {','.join(names)}; start a "
+                "command of its own for each"
+            )
+        return
     parsed = [_parse(name) for name in names]
     for variable, value in SILENT.items():
         os.environ.setdefault(variable, value)
@@ -157,6 +182,8 @@ def find(name: str) -> Target:
       UserError: the name is not that of a target, the machine cannot have this shape, or the
         compiler for it is not installed.
     """
+    if name == HERE:
+        return here()
     kind, shape = _parse(name)
     if kind == "cpu":
         return Target(name, "cpu", jax.devices()[: shape[0]], None, memory.capacity())
@@ -169,6 +196,14 @@ def find(name: str) -> Target:
     options = {"target_config": describe(card), "topology": f"1x1x{shape[0]}"}
     devices = _topology(name, "cuda", kind, **options)
     return Target(name, "gpu", devices, card.device, card.device.memory)
+
+
+def here() -> Target:
+    """Return the devices of this process, with the rates of a known kind of device."""
+    devices = jax.devices()
+    row = KINDS.get(devices[0].device_kind, "")
+    device = TPUS[row] if row in TPUS else CARDS[row].device if row in CARDS else None
+    return Target(HERE, platform(), devices, device, memory.capacity())
 
 
 def describe(card: Card) -> str:

@@ -21,6 +21,7 @@ import optax
 from ddpm_jax.config import OptimConfig
 from ddpm_jax.runs.state import TrainState
 from ddpm_jax.training.objectives import NUM_KEYS, Batch, Objective
+from ddpm_jax.training.optimizer import norm
 from ddpm_jax.types import Array, Params, PRNGKey
 
 # (state, batch) -> (state, metrics)
@@ -117,8 +118,8 @@ def make_train_step(
             loss=(weight * loss).mean(),
             **{name: part.mean() for name, part in parts.items()},
             **objective.report(inputs, weight, loss),
-            grad_norm=optax.tree.norm(gradient),
-            param_norm=optax.tree.norm(params),
+            grad_norm=norm(gradient),
+            param_norm=norm(params),
             skipped=opt_state.total_notfinite,
             skipped_in_a_row=opt_state.notfinite_count,
         )
