@@ -95,17 +95,28 @@ def test_a_train_step_for_a_gpu_has_the_same_parameters_loss_and_gradient():
     )
 
 
+class Net(nn.Module):
+    """One norm with swish."""
+
+    train: bool
+
+    @nn.compact
+    def __call__(self, x):
+        norm = dict(num_groups=2, epsilon=1e-6, dtype=jnp.float32, name="norm")
+        return norm_swish(x, self.train, **norm)
+
+
+def test_frames_share_their_statistics():
+    x = jax.random.normal(jax.random.key(0), (2, 3, 2, 4, 4))
+    params = Net(False).init(jax.random.key(0), x)
+    expected = Net(False).apply(params, x)
+    with compiled_for("gpu"):
+        found = Net(True).apply(params, x)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_without_training_and_on_a_cpu_nothing_changes():
     x = jnp.ones((1, 2, 2, 4))
-
-    class Net(nn.Module):
-        train: bool
-
-        @nn.compact
-        def __call__(self, x):
-            norm = dict(num_groups=2, epsilon=1e-6, dtype=jnp.float32, name="norm")
-            return norm_swish(x, self.train, **norm)
-
     for platform, train in (("gpu", False), ("cpu", True), ("tpu", True)):
         with compiled_for(platform):
             net = Net(train)

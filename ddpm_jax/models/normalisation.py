@@ -60,7 +60,7 @@ class _NormSwish(nn.Module):
         shape = (1, 1, 1, channels)
         rows = x.reshape(x.shape[0], -1, *x.shape[-2:])  #                         [B, FH, W, C]
         arrays = rows, scale.reshape(shape), bias.reshape(shape)
-        y = with_own_gradient(self.num_groups, self.epsilon, self.dtype, *arrays)
+        y: Any = with_own_gradient(self.num_groups, self.epsilon, self.dtype, *arrays)
         return y.reshape(x.shape)
 
 
