@@ -30,9 +30,17 @@ import jax.numpy as jnp
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.models.attention import fan_avg, zeros
-from ddpm_jax.models.blocks import doubled, from_patches, halved, time_embedding, to_patches
+from ddpm_jax.models.blocks import (
+    concatenated,
+    doubled,
+    from_patches,
+    halved,
+    time_embedding,
+    to_patches,
+)
 from ddpm_jax.models.convolution import convolution
 from ddpm_jax.models.inputs import check_cond
+from ddpm_jax.models.normalisation import norm_swish
 from ddpm_jax.models.recomputation import recomputed
 from ddpm_jax.scenes.cameras import Camera, rays
 from ddpm_jax.types import Array
@@ -155,14 +163,16 @@ class TwoFrames(nn.Module):
         h = block(h, last, "middle")
         for level in reversed(levels):
             for i in range(self.num_res_blocks + 1):
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = concatenated(h, skips.pop(), train)
                 h = block(h, level, f"up_{level}_{i}")
             if level != 0:
                 h = resized(h, level - 1, f"up_{level}_resize", doubled)
-        last_norm: dict[str, Any] = dict(epsilon=self.norm_eps, dtype=self.dtype, name="norm_out")
-        h = nn.swish(nn.GroupNorm(self.num_groups, **last_norm)(h)).astype(jnp.float32)
+        last_norm: dict[str, Any] = dict(num_groups=self.num_groups, epsilon=self.norm_eps)
+        h = norm_swish(h, train, **last_norm, dtype=self.dtype, name="norm_out")
         features = self.patch_size**2 * self.out_channels
-        return nn.Conv(features, (3, 3), kernel_init=zeros, name="conv_out", **how)(h)
+        return nn.Conv(features, (3, 3), kernel_init=zeros, name="conv_out", **how)(
+            h.astype(jnp.float32)
+        )
 
 
 class XUNet(nn.Module):
