@@ -88,6 +88,16 @@ def lecture(schedule: str, images: int) -> Config:
     return changed(config, changes)
 
 
+def train_to_end(config: Config, workdir: pathlib.Path) -> None:
+    """Train a config, or continue its run; end the program if a signal stopped the run.
+
+    Raises:
+      SystemExit: with the exit code of the signal; the run is saved.
+    """
+    if signal := ddpm_jax.train(config, workdir).signal:
+        raise SystemExit(128 + signal)
+
+
 def measure(
     config: Config, workdir: pathlib.Path, sampling: dict[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -102,7 +112,7 @@ def measure(
       The loss at the end, the median speed, and the mean and the error of each measure over
       `SEEDS` seeds of sampling.
     """
-    ddpm_jax.train(config, workdir)
+    train_to_end(config, workdir)
     rows = [row for row in metrics.read(workdir / "metrics.jsonl") if "loss" in row]
     found: dict[str, Any] = {
         "loss": rows[-1]["loss"],

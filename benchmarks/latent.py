@@ -26,7 +26,6 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-import ddpm_jax
 from benchmarks import fashion, fashion_quality
 from ddpm_jax import data
 from ddpm_jax.autoencoding import psnr
@@ -79,7 +78,7 @@ def speed(config: Config, workdir: pathlib.Path) -> float:
         "train.num_samples": 1,
         "eval.every": 0,
     }
-    ddpm_jax.train(fashion.changed(config, short), workdir)
+    fashion.train_to_end(fashion.changed(config, short), workdir)
     found = [row["images_per_second"] for row in metrics.read(workdir / "metrics.jsonl")]
     return statistics.median(found[1:]) / config.train.batch_size
 
@@ -132,7 +131,7 @@ def main() -> None:
     work, seconds = absolute(WORK.value), 60 * MINUTES.value
     work.mkdir(parents=True, exist_ok=True)
     own = autoencoder_config()
-    ddpm_jax.train(own, work / "autoencoder")
+    fashion.train_to_end(own, work / "autoencoder")
     configs = diffusion_configs(work)
     per_second = speeds({"autoencoder": own} | configs, work)
     spent = own.train.num_steps / per_second["autoencoder"]

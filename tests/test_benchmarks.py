@@ -202,3 +202,13 @@ def test_our_network_in_the_options_of_the_peers():
     assert unet["up_block_types"] == ["AttnUpBlock2D", "UpBlock2D"]  # from the small level up
     unet = networks.ddpm_pytorch_unet(model, 14)
     assert (unet["full_attn"], unet["attn_dim_head"]) == ((False, True), (16, 48))
+
+
+def test_a_signal_ends_a_benchmark_and_is_no_result(monkeypatch, tmp_path):
+    class Result:
+        signal = 15
+
+    monkeypatch.setattr(fashion.ddpm_jax, "train", lambda config, workdir: Result())
+    with pytest.raises(SystemExit) as ended:
+        fashion.measure(fashion.recipe_base(), tmp_path)
+    assert ended.value.code == 143 and not list(tmp_path.iterdir())
