@@ -82,13 +82,14 @@ def test_each_recipe_changes_the_small_config_in_what_it_says():
         fashion.changed(base, {"model.chanels": 8})
 
 
-def test_the_lecture_differs_from_its_config_in_the_data_and_the_schedule_only():
+def test_the_lecture_differs_from_its_config_in_data_schedule_width_and_batch_only():
     lectured = from_dict(sigmoid_t700.get_config().to_dict())
     for schedule in ("sigmoid", "linear", "cosine", "quadratic"):
-        config = fashion.lecture(schedule, 6000)
+        config = fashion.lecture(schedule, 4000)
         process = build.process(config.process)
-        assert process.num_timesteps == 700 and config.train.num_steps == 468
-        same = {name: getattr(lectured, name) for name in ("model", "optim", "loss")}
+        assert process.num_timesteps == 700 and config.train.num_steps == 10 * 4000 // 32
+        same = {name: getattr(lectured, name) for name in ("optim", "loss")}
+        same["model"] = dataclasses.replace(lectured.model, channels=32)
         assert dataclasses.replace(config, **same) == config
 
 
