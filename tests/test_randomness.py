@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.randomness import draw_noise, draw_x_T, fold_in, image_keys, threefry
+from ddpm_jax.randomness import cond_keys, draw_noise, draw_x_T, fold_in, image_keys, threefry
 
 IMPLEMENTATIONS = ["threefry2x32", "rbg", "unsafe_rbg"]
 
@@ -63,3 +63,15 @@ def test_keys_are_converted_inside_jit_too():
     key = jax.random.key(2, impl="rbg")
     found = jax.jit(lambda key: draw_noise(image_keys(key, np.arange(3)), (4,)))(key)
     np.testing.assert_array_equal(found, draw_noise(image_keys(key, np.arange(3)), (4,)))
+
+
+def test_choices_of_the_conditioning_have_keys_of_their_own():
+    keys = image_keys(jax.random.key(0), jnp.arange(3))
+
+    def words(found):
+        return {tuple(row) for row in np.asarray(jax.random.key_data(found)).reshape(-1, 2)}
+
+    times = range(1, 1001, 37)
+    steps = set().union(words(keys), *(words(fold_in(keys, t)) for t in (0, *times)))
+    of_cond = set().union(*(words(cond_keys(keys, t)) for t in times))
+    assert len(of_cond) == 3 * len(times) and not of_cond & steps

@@ -8,7 +8,7 @@ import pytest
 from ddpm_jax.conditioning import drop
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import XUNet, as_model
-from ddpm_jax.models.xunet import TwoFrames, positions
+from ddpm_jax.models.xunet import FrameAttention, TwoFrames, positions
 from ddpm_jax.scenes import cameras
 
 pytestmark = [
@@ -97,6 +97,22 @@ def test_swapped_frames_give_swapped_outputs():
     swapped = run(params, frames[:, ::-1], time[:, ::-1], rays[:, ::-1])
     np.testing.assert_allclose(swapped[:, ::-1], out, rtol=1e-4, atol=1e-4)
     assert np.abs(np.asarray(out[:, 0] - out[:, 1])).max() > 0.1
+
+
+def test_cross_attention_reads_the_other_frame():
+    """It equals self-attention only if both frames are the same."""
+    attention = [FrameAttention(2, 4, jnp.float32, 1e-6, cross) for cross in (False, True)]
+    x = jax.random.normal(jax.random.key(0), (1, 2, 3, 3, 8))
+    params = {"params": randomised(attention[0].init(jax.random.key(1), x)["params"], 0.5)}
+    same = jnp.stack([x[:, 0], x[:, 0]], axis=1)
+    of_same, crossed_same = (layer.apply(params, same) for layer in attention)
+    np.testing.assert_allclose(of_same, crossed_same, atol=1e-5)
+    within, across = (layer.apply(params, x) - x for layer in attention)
+    assert (jnp.abs(within - across).max(axis=(0, 2, 3, 4)) > 0.01).all()
+    # the pixels of the other frame in another order: the same keys and values
+    turned = x.at[:, 1].set(x[:, 1, ::-1])
+    np.testing.assert_allclose(attention[1].apply(params, turned)[:, 0] - x[:, 0], across[:, 0],
+                               atol=1e-5)  # fmt: skip
 
 
 def test_a_new_network_is_the_zero_function(model, inputs, apply):
