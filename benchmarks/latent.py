@@ -28,12 +28,11 @@ from rich.table import Table
 
 from benchmarks import fashion, fashion_quality
 from ddpm_jax import data
-from ddpm_jax.autoencoding import psnr
 from ddpm_jax.config import Config, from_dict
 from ddpm_jax.data.prepared import data_directory
 from ddpm_jax.figures import grids
 from ddpm_jax.models import count_parameters
-from ddpm_jax.pixels import to_uint8, to_x_0
+from ddpm_jax.pixels import psnr, to_uint8, to_x_0
 from ddpm_jax.runs import metrics, open_run
 from ddpm_jax.runs.codec import open_codec
 from ddpm_jax.runtime import rows

@@ -36,18 +36,6 @@ def gaussian(x: Array, reconstructed: Array, log_variance: Array) -> Array:
     return 0.5 * (square * jnp.exp(-log_variance) + log_variance + math.log(2.0 * math.pi))
 
 
-def psnr(x: Array, reconstructed: Array) -> Array:
-    """Return the peak signal-to-noise ratio of each image, 10 log₁₀(2² / MSE), in dB: [B].
-
-    Args:
-      x: [B, ...] float, in [-1, 1].
-      reconstructed: [B, ...] float; values outside of [-1, 1] are clipped.
-    """
-    error = x - jnp.clip(reconstructed, -1.0, 1.0)
-    square = jnp.square(error).mean(axis=tuple(range(1, x.ndim)))
-    return 10.0 * jnp.log10(4.0 / jnp.maximum(square, 1e-10))
-
-
 def hinge(real: Array, fake: Array) -> Array:
     """Return ½ (max(0, 1 - D(x)) + max(0, 1 + D(x̂))), the discriminator's loss of each image: [B].
 

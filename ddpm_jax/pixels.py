@@ -70,3 +70,17 @@ def dequantise(key: PRNGKey, image: Array) -> Array:
     """
     u = jax.vmap(lambda k: jax.random.uniform(k, image.shape[1:]))(key)
     return (jnp.asarray(image, jnp.float32) + (u - 0.5)) / SCALE - 1.0
+
+
+def psnr(x: Array, other: Array) -> Array:
+    """Return the peak signal-to-noise ratio of each pair, 10 log₁₀(2² / MSE), in dB: [B].
+
+    The mean squared error counts as at least 1e-10. So equal images have 106 dB.
+
+    Args:
+      x: [B, ...] float, in [-1, 1].
+      other: [B, ...] float; values outside of [-1, 1] are clipped.
+    """
+    error = x - jnp.clip(other, -1.0, 1.0)
+    square = jnp.square(error).mean(axis=tuple(range(1, x.ndim)))
+    return 10.0 * jnp.log10(4.0 / jnp.maximum(square, 1e-10))

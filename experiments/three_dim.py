@@ -5,8 +5,9 @@ Command:  python -m experiments.train --config=experiments/three_dim.py --config
           python -m experiments.views --workdir=runs/three_dim
 Data:     ShapeNet cars or chairs as rendered for Scene Representation Networks (Sitzmann et al.
           2019). CARS is a directory with cars_train and cars_test, unpacked from their archives.
-Paper:    Watson et al. 2022, "Novel View Synthesis with Diffusion Models": 471M parameters; they
-          report PSNR 21.01 and SSIM 0.57 on cars.
+Paper:    Watson et al. 2022, "Novel View Synthesis with Diffusion Models": 471M parameters, 256
+          sampling steps. The batch, the learning rate, its warm-up, b2 and the EMA below were not
+          checked against the paper's appendix.
 Hardware: eight accelerators: the activations are recomputed, and the state is sharded over them.
 Measured: nothing yet.
 """

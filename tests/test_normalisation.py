@@ -47,7 +47,7 @@ def test_the_value_and_the_gradient_are_those_of_jax(arrays):
     for found, expected in zip(
         gradients(own, arrays, dy), gradients(plain, arrays, dy), strict=True
     ):
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+        assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected)
     check_grads(own, arrays, order=1, modes=["rev"], rtol=2e-2, atol=2e-2)  # finite differences
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation.similarity import psnr, ssim
+from ddpm_jax.evaluation.similarity import ssim
+from ddpm_jax.pixels import psnr, to_x_0
 
 
 @pytest.fixture
@@ -17,9 +18,12 @@ def pair():
 
 def test_psnr_of_one_grey_level_and_of_black_and_white():
     x = np.full((2, 12, 12, 1), 100, np.uint8)
-    np.testing.assert_allclose(psnr(x, x + 1), 20 * np.log10(255))
-    assert psnr(np.zeros_like(x), np.full_like(x, 255)).tolist() == [0, 0]
-    assert np.isinf(psnr(x, x)).all()
+    found = psnr(to_x_0(x), to_x_0(x + 1))
+    np.testing.assert_allclose(found, 20 * np.log10(255), rtol=1e-4)
+    black = np.full((2, 4, 4, 1), -1, np.float32)
+    np.testing.assert_allclose(psnr(black, -black), 0.0, atol=1e-6)
+    np.testing.assert_allclose(psnr(black, -3 * black), 0.0, atol=1e-6)  # clipped
+    np.testing.assert_allclose(psnr(black, black), 10 * np.log10(4e10), rtol=1e-5)
 
 
 def test_ssim_is_1_for_equal_images_and_the_term_of_the_means_for_flat_ones(pair):
@@ -53,7 +57,7 @@ def test_both_are_those_of_scikit_image(pair):
     expected = [metrics.structural_similarity(a, b, **options) for a, b in zip(x, y, strict=True)]
     np.testing.assert_allclose(ssim(x, y), expected, rtol=1e-6)
     expected = [metrics.peak_signal_noise_ratio(a, b) for a, b in zip(x, y, strict=True)]
-    np.testing.assert_allclose(psnr(x, y), expected, rtol=1e-9)
+    np.testing.assert_allclose(psnr(to_x_0(x), to_x_0(y)), expected, rtol=1e-5)
 
 
 def test_small_images_have_no_ssim():

@@ -4,7 +4,7 @@
     <path>/<split>/<object>/pose/000000.txt      16 numbers: its pose, camera to world
     <path>/<split>/<object>/intrinsics.txt       f c_u c_v 0., and in a later line: height width
 
-A directory whose name is train, val or test, or ends with that word (`cars_train`), is a split; the
+A directory is a split if its name is train, val or test, or ends with that word (`cars_train`); the
 others are ignored. The conventions of the cameras are those of `scenes.cameras`. All images must be
 square and of one size. If they are not of the size in intrinsics.txt, f and the centre are scaled.
 

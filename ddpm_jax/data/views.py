@@ -1,7 +1,7 @@
 """Pairs of views: an image, and another image of the same object, with the cameras of both.
 
 A network of novel views (`models.xunet`) learns to draw the first from the second. In training the
-other image is drawn anew for every step (`Batches`). For held-out images it is always the same.
+other image is a new one at every step (`Batches`). For held-out images it is always the same.
 """
 
 from typing import Any, NamedTuple

@@ -8,8 +8,9 @@
     without stochastic conditioning    every view is drawn from the given one
     with stochastic conditioning       each view is drawn from the given one and those drawn before
 
-The figures are PSNR and SSIM (`evaluation.similarity`). The error is the standard error over the
-objects, each with the mean over its views. It does not include the variance of the training.
+The figures are PSNR (`pixels.psnr`) and SSIM (`evaluation.similarity`). The error is the standard
+error over the objects, each with the mean over its views. It does not include the variance of the
+training.
 """
 
 from collections.abc import Callable
@@ -23,15 +24,15 @@ from ddpm_jax import novel_views
 from ddpm_jax.data import Dataset, Views
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.distances import Estimate, standard_error
-from ddpm_jax.evaluation.similarity import SIDE, psnr, ssim
-from ddpm_jax.pixels import to_uint8, to_x_0
+from ddpm_jax.evaluation.similarity import SIDE, ssim
+from ddpm_jax.pixels import psnr, to_uint8, to_x_0
 from ddpm_jax.runs import Run
 from ddpm_jax.runtime.progress import Progress, silent
 from ddpm_jax.sampling import sample_in_chunks
 from ddpm_jax.scenes.cameras import Camera
 from ddpm_jax.types import PRNGKey
 
-NUM_MEAN = 1024  # training images whose mean is a baseline
+NUM_MEAN = 1024  # training images; their mean is a baseline
 
 
 class Questions(NamedTuple):
@@ -206,6 +207,7 @@ def _measured(images: np.ndarray, truth: np.ndarray) -> Method:
         means = values.reshape(n, m).mean(axis=1)
         return Estimate(float(means.mean()), standard_error(means))
 
-    found = over_objects(np.minimum(psnr(*flat), 20 * np.log10(2 * 255)))
+    decibels = np.asarray(psnr(*map(to_x_0, flat)))
+    found = over_objects(np.minimum(decibels, 20 * np.log10(2 * 255)))
     similar = over_objects(ssim(*flat)) if min(shape[:2]) >= SIDE else None
     return Method(found, similar, images)

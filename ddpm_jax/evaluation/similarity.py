@@ -1,6 +1,4 @@
-"""How similar two images are: PSNR and SSIM.
-
-    PSNR = -10 log10 mean (x - y)²                                     for values in [0, 1], in dB
+"""How similar two images are: SSIM. (PSNR is in `pixels`.)
 
     SSIM = mean of (2 μ_x μ_y + C_1)(2 σ_xy + C_2) / ((μ_x² + μ_y² + C_1)(σ_x² + σ_y² + C_2))
 
@@ -15,17 +13,6 @@ from ddpm_jax.errors import UserError
 SIDE = 11
 SIGMA = 1.5
 C_1, C_2 = 0.01**2, 0.03**2
-
-
-def psnr(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return the peak signal-to-noise ratio of each pair, in dB: [n]; infinite if they are equal.
-
-    Args:
-      x, y: [n, H, W, C] uint8.
-    """
-    error = np.square(_unit(x) - _unit(y)).mean(axis=(1, 2, 3))
-    with np.errstate(divide="ignore"):
-        return -10.0 * np.log10(error)
 
 
 def ssim(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ pass keeps only x, μ and 1/√(σ² + ε), and the backward pass computes x̂ a
 
 The barriers keep XLA from sharing dz between the sums and dx, which would write dz in float32. So
 the sums over the pixels have two stages, first over W and then over H. `benchmarks/program.py`
-shows the bytes of a train step: CIFAR-10 moves 8 % less (benchmarks/README.md).
+shows the bytes of a train step: CIFAR-10 moves 5 % less (benchmarks/README.md).
 """
 
 import functools

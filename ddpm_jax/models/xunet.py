@@ -15,10 +15,10 @@ rays of zeros, the view is zero, and a learned vector replaces its time embeddin
 paper, which replaces the view by noise: so the output is a function of its inputs.
 
 Deviates from the paper in the noise levels: the paper embeds the log-SNR of each frame, λ. With
-u = 2/π arctan(e^(-λ/2)) it embeds 1000 u, which is t for the cosine schedule with T = 1000. Here
-the network receives t, and embeds the time of clean data, -1, for the view. It also deviates from
-the paper's code in three details: sums are not divided by √2; a block that halves or doubles the
-size does so before its convolutions; there is no learned embedding of the pixel or of the frame.
+u = 2/π arctan(e^(-λ/2)) it embeds 1000 u, which is nearly t for the cosine schedule with T = 1000.
+Here the network receives t, and embeds the time of clean data, -1, for the view. It also deviates
+from the paper's code in three details: sums are not divided by √2; a block that halves or doubles
+the size does so before its convolutions; there is no learned embedding of the pixel or the frame.
 """
 
 from collections.abc import Mapping
@@ -64,7 +64,7 @@ class FrameAttention(nn.Module):
 
     Attributes:
       num_heads: number of heads; must divide C.
-      num_groups: groups of the GroupNorm, whose statistics are those of both frames.
+      num_groups: groups of the GroupNorm; its statistics are those of both frames.
       dtype: dtype of the computation; the softmax is float32.
       norm_eps: epsilon of the GroupNorm.
       cross: whether the keys and values are those of the other frame.

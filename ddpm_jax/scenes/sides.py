@@ -2,7 +2,7 @@
 
 Poole et al. 2022 ("DreamFusion", section 3.2) append "front view", "side view", "back view" or
 "overhead view" to the prompt. Here the label of a class and a side is another class. A network that
-learns these labels, and the plain class for images whose side is hidden, learns p(x | class) and
+learns these labels, and the plain class where the side is hidden, learns p(x | class) and
 p(x | class, side).
 """
 

@@ -24,7 +24,7 @@ from ddpm_jax.types import Array, PRNGKey
 STEPS = 64  # of sphere tracing
 FAR = 8.0  # a ray that has come this far hits nothing
 HIT = 2e-3  # a distance below this is a hit
-SMALL = 1e-3  # half the distance of the points whose difference gives the normal
+SMALL = 1e-3  # half the distance of the two points of a central difference
 BACKGROUND = 1.0  # white
 
 Sdf = Callable[[Array], Array]  # point [3] -> signed distance, a scalar

@@ -17,7 +17,7 @@ from ddpm_jax.config import Config, DataConfig
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import references, small_classifier
 from ddpm_jax.models.autoencoder import Autoencoder
-from ddpm_jax.pixels import to_x_0
+from ddpm_jax.pixels import psnr, to_x_0
 from ddpm_jax.runtime import rows
 from ddpm_jax.training.objectives import Batch, EvalStep, Objective
 from ddpm_jax.types import Array, Params, PRNGKey
@@ -143,7 +143,7 @@ def make_reconstruction_step(network: Autoencoder, gather: Callable[[Params], Pa
         reconstructed = network.decode(own, mean)
         found = (
             autoencoding.l1(x, reconstructed),
-            autoencoding.psnr(x, reconstructed),
+            psnr(x, reconstructed),
             codec.kl(mean, log_variance),
         )
         return dict(zip(FIGURES, found, strict=True))
