@@ -26,7 +26,8 @@ class DataConfig:
     # set that is already prepared in data_dir
     name: str = "cifar10"
     # folder: directory of the images; class sub-folders become labels. array: .npz file with images
-    # (uint8 [N, H, W, C] or [N, H, W]) and, optionally, labels (integers [N])
+    # (uint8 [N, H, W, C] or [N, H, W]) and, optionally, labels (integers [N]). srn: directory of
+    # renderings with cameras in the layout of Scene Representation Networks
     path: str = ""
     data_dir: str = ""  # directory of prepared sets; "" is TFDS's default, ~/tensorflow_datasets
     # directory of archives that you downloaded by hand; "" is <data_dir>/downloads/manual
@@ -36,7 +37,7 @@ class DataConfig:
     # folder and array: fraction of the images that become the test split, in [0, 1)
     holdout: float = 0.05
     # height and width of the images in pixels; 0 keeps the size of the data set, which is 32 for
-    # emoji; folder has none, so it must be set
+    # emoji and solids; folder has none, so it must be set
     image_size: int = 0
     # 1 grey, 3 RGB, 4 RGBA; 0 keeps the channels of the data set, which are 3 for emoji; folder has
     # none, so it must be set
@@ -59,6 +60,12 @@ class DataConfig:
     # emoji only: file of Unicode's list emoji-test.txt; "" is the path that Debian uses
     emoji_test_path: str = ""
     skin_tones: bool = True  # emoji only: keep skin-tone variants (3,641 images; 1,861 without)
+    # solids only: objects of each class in the split train; a tenth as many, at least 4, in test
+    objects_per_class: int = 100
+    views_per_object: int = 16  # solids only: images of each object, from different cameras
+    # solids only: the label also names the side of the view, such as "chair, front"; for a quarter
+    # of the images it is hidden, so their label is "chair"
+    view_labels: bool = False
     # keep fewer training images of each later class, so that the first class has this many times as
     # many as the last (Cui et al. 2019); 1 keeps all
     imbalance: float = 1.0

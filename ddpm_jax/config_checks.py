@@ -39,6 +39,8 @@ RANGES = {  # of every number in a config; a tuple's is that of its entries
     "data.image_size": NOT_NEGATIVE,
     "data.channels": Range("[]", 0, 4),
     "data.max_pixels": COUNT,
+    "data.objects_per_class": COUNT,
+    "data.views_per_object": COUNT,
     "data.imbalance": COUNT,
     "data.max_per_class": NOT_NEGATIVE,
     "data.ram_limit_gb": NOT_NEGATIVE,

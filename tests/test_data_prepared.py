@@ -118,7 +118,7 @@ def test_an_image_with_too_many_pixels_is_one_line(data_dir, monkeypatch):
 @pytest.mark.parametrize("name", ["digits", "oxford_flowers102", "emoji"])
 def test_a_path_that_the_set_does_not_use_is_refused(tmp_path, name):
     assert refusal(name=name, data_dir=str(tmp_path), path="mine") == (
-        f"data.path is 'mine', but data.name={name} does not use it (folder, array: yes); "
+        f"data.path is 'mine', but data.name={name} does not use it (folder, srn, array: yes); "
         "leave it at ''"
     )
 
@@ -259,7 +259,7 @@ def pretend_tfrecord(data_dir: pathlib.Path, name: str) -> pathlib.Path:
 def test_an_unknown_name_is_answered_with_the_nearest(tmp_path, name, nearest):
     message = refusal(name=name, data_dir=str(tmp_path))
     assert f"unknown data.name {name!r}; did you mean" in message and nearest in message
-    assert "cifar10, cifar100, mnist, fashion_mnist, digits, emoji, folder" in message
+    assert "cifar10, cifar100, mnist, fashion_mnist, digits, emoji, solids, srn, folder" in message
 
 
 @pytest.mark.parametrize("name", ["", "two words", "/", "xyzzyxyzzy", "a/b/c:d"])

@@ -2,8 +2,8 @@
 
     config --datasets.py--> a prepared set --sources.py--> Source --batches.py--> batch(step)
 
-- cifar, mnist, digits, emoji, folder: one module per family of sets. Each writes its sets as
-  array_record files, in the format of TFDS (TensorFlow Datasets).
+- cifar, mnist, digits, emoji, solids, srn, folder: one module per family of sets. Each writes its
+  sets as array_record files, in the format of TFDS (TensorFlow Datasets).
 - arrays: the set `array`, images in an .npz file or in the program. It is not prepared.
 - imbalance: makes the training split long-tailed.
 - prepared: finds and reads these files, and every other set that TFDS has prepared.
@@ -15,8 +15,8 @@ never imports TensorFlow.
 """
 
 from ddpm_jax.data.batches import Batches
-from ddpm_jax.data.datasets import Dataset, declared, open_dataset
+from ddpm_jax.data.datasets import Dataset, Views, declared, open_dataset
 from ddpm_jax.data.folder import check_workdir
 from ddpm_jax.data.sources import Source
 
-__all__ = ["Batches", "Dataset", "Source", "check_workdir", "declared", "open_dataset"]
+__all__ = ["Batches", "Dataset", "Source", "Views", "check_workdir", "declared", "open_dataset"]

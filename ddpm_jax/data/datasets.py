@@ -7,7 +7,7 @@ prepared.
 import dataclasses
 import hashlib
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -21,7 +21,9 @@ from ddpm_jax.data.digits import Digits
 from ddpm_jax.data.emoji import Emoji
 from ddpm_jax.data.folder import Folder, content, report_dark, report_skipped
 from ddpm_jax.data.mnist import FashionMnist, Mnist
-from ddpm_jax.data.sources import Records, RecordSource, Source, load
+from ddpm_jax.data.solids import Solids
+from ddpm_jax.data.sources import CHUNK, Records, RecordSource, Source, load
+from ddpm_jax.data.srn import Srn
 from ddpm_jax.errors import UserError, unknown
 
 BUILDERS = {
@@ -31,12 +33,31 @@ BUILDERS = {
     "fashion_mnist": FashionMnist,
     "digits": Digits,
     "emoji": Emoji,
+    "solids": Solids,
+    "srn": Srn,
     "folder": Folder,
 }
-WITH_PATH = (Folder.name, arrays.NAME)  # the sets that read data.path
+WITH_PATH = (Folder.name, Srn.name, arrays.NAME)  # the sets that read data.path
+OF_SOLIDS = ("objects_per_class", "views_per_object", "view_labels")  # fields that only solids read
 
 HASHED = 64  # images; the hash of their pixels is part of the key of a cache
 NUM_NAMED = 10  # how many classes a line names
+
+
+class Views(NamedTuple):
+    """The objects and the cameras of N images; the fields of a camera as in `scenes.cameras`.
+
+    Attributes:
+      object: [N] int64, the object that the image shows; an index over all splits.
+      pose: [N, 4, 4] float32, camera to world.
+      focal: [N] float32, in pixels of the image.
+      centre: [N, 2] float32, in pixels of the image.
+    """
+
+    object: np.ndarray
+    pose: np.ndarray
+    focal: np.ndarray
+    centre: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +74,8 @@ class Dataset:
         folder's files, on the values of an array, or on a set's version and its splits' sizes.
       train_texts: if data.text is True, the name of each training image; otherwise empty.
       test_texts: the same for the held-out images.
+      train_views: the objects and cameras of the training images; None if the set has none.
+      test_views: the same for the held-out images.
     """
 
     train: Source
@@ -63,6 +86,8 @@ class Dataset:
     train_texts: tuple[str, ...] = ()
     test_texts: tuple[str, ...] = ()
     digest: str = ""
+    train_views: Views | None = None
+    test_views: Views | None = None
 
     def describe_classes(self) -> str:
         """Return the classes for a line on the terminal, such as "2 classes: ant, bee"."""
@@ -115,7 +140,7 @@ def declared(config: DataConfig) -> tuple[tuple[int, int, int], int]:
     if config.name == arrays.NAME:
         found = open_dataset(config)
         return found.image_shape, found.num_classes
-    if config.name == Folder.name and not config.path:
+    if config.name in (Folder.name, Srn.name) and not config.path:
         return _declared_shape(config), 0
     with prepared.quiet():
         if config.name in BUILDERS:
@@ -224,13 +249,17 @@ def _open(config: DataConfig) -> Dataset:
     records += [prepared.records(builder, split, key) for key, split in splits.items()]
     records[0] = imbalance.of_records(records[0], class_names, config)
     texts = [_names(split, builder.info) for split in records] if config.text else []
+    views = [_views(split, builder.info, config) for split in records]
     sources: list[Source] = []
     sources += [RecordSource(split, decode) for split in records]
     num_bytes = sum(len(source) for source in sources) * math.prod(shape)
     if num_bytes <= config.ram_limit_gb * 1e9:
         sources = [load(source, shape) for source in sources]
     train, test = sources if len(sources) == 2 else (sources[0], None)
-    return Dataset(train, test, shape, len(class_names), class_names, *texts, digest=digest)
+    views = dict(zip(("train_views", "test_views"), views, strict=False))
+    return Dataset(
+        train, test, shape, len(class_names), class_names, *texts, digest=digest, **views
+    )
 
 
 def _features(info: tfds.core.DatasetInfo) -> dict[str, Any]:
@@ -250,6 +279,27 @@ def _names(records: Records, info: tfds.core.DatasetInfo) -> tuple[str, ...]:
     return tuple(n.decode() if isinstance(n, bytes) else str(n) for n in names)
 
 
+def _views(records: Records, info: tfds.core.DatasetInfo, config: DataConfig) -> Views | None:
+    """Return the objects and cameras of a split's images; None for a set without cameras.
+
+    The cameras are those of the images after the conversions that the config asks for.
+    """
+    features = _features(info)
+    if not set(Views._fields) <= set(features):
+        return None
+    found: dict[str, list[Any]] = {name: [] for name in Views._fields}
+    for start in range(0, len(records), CHUNK):
+        for record in records.__getitems__(list(range(start, min(start + CHUNK, len(records))))):
+            for name, values in found.items():
+                values.append(record[name])
+    stored = features["image"].shape[0]
+    scale = np.float32((config.image_size or stored) / stored)
+    rows = {
+        name: np.array(v, np.int64 if name == "object" else np.float32) for name, v in found.items()
+    }
+    return Views(rows["object"], rows["pose"], scale * rows["focal"], scale * rows["centre"])
+
+
 def _check(config: DataConfig) -> None:
     """Refuse values that are wrong for every set."""
     if config.channels not in (0, *images.MODES):
@@ -266,6 +316,10 @@ def _check(config: DataConfig) -> None:
     if config.name not in WITH_PATH:
         users = f" ({', '.join(WITH_PATH)}: yes)"
         check_unused(config, ["path"], f"data.name={config.name}", users)
+    if config.name != Solids.name:
+        check_unused(config, OF_SOLIDS, f"data.name={config.name}", f" ({Solids.name}: yes)")
+    if config.name in (Solids.name, Srn.name):  # the other crops would need other cameras
+        check_unused(config, ["crop"], f"data.name={config.name}")
 
 
 def _image_shape(info: tfds.core.DatasetInfo, config: DataConfig) -> tuple[int, int, int]:

@@ -4,7 +4,8 @@ A solid is the set of points with sdf(x) <= 0. A ray is followed by sphere traci
 
     t ← t + sdf(o + t d)
 
-The normal is the gradient of the sdf. The colour is that of the texture, shaded by Lambert's law:
+The normal is the gradient of the sdf, by central differences. The colour is that of the texture,
+shaded by Lambert's law:
 
     colour (ambient + (1 - ambient) max(0, n · l))
 
@@ -23,6 +24,7 @@ from ddpm_jax.types import Array, PRNGKey
 STEPS = 64  # of sphere tracing
 FAR = 8.0  # a ray that has come this far hits nothing
 HIT = 2e-3  # a distance below this is a hit
+SMALL = 1e-3  # half the distance of the points whose difference gives the normal
 BACKGROUND = 1.0  # white
 
 Sdf = Callable[[Array], Array]  # point [3] -> signed distance, a scalar
@@ -123,11 +125,11 @@ def draw(key: PRNGKey, label: Array) -> Solid:
 
 
 def render(solid: Solid, camera: Camera, light: Array, side: int, ambient: float = 0.35) -> Array:
-    """Return the picture of a solid: [side, side, 3] float32 in [-1, 1], on white.
+    """Return pictures of a solid: [..., side, side, 3] float32 in [-1, 1], on white.
 
     Args:
       solid: one solid.
-      camera: one camera.
+      camera: one or several cameras.
       light: [3] float, the direction towards the light, of any length.
       side: height and width in pixels.
       ambient: in [0, 1], the share of the light that comes from everywhere.
@@ -141,13 +143,17 @@ def render(solid: Solid, camera: Camera, light: Array, side: int, ambient: float
 
         t = jax.lax.fori_loop(0, STEPS, step, jnp.float32(0.0))
         point = origin + t * direction
-        value, gradient = jax.value_and_grad(distance, argnums=1)(solid, point)
-        normal = gradient / jnp.maximum(_norm(gradient), 1e-6)
+        # Differences compile in a third of the time of `jax.grad`.
+        gradient = jax.vmap(lambda h: distance(solid, point + h) - distance(solid, point - h))(
+            SMALL * jnp.eye(3)
+        )
+        normal = gradient / jnp.maximum(_norm(gradient), 1e-9)
         lit = ambient + (1.0 - ambient) * jnp.maximum(jnp.dot(normal, light), 0.0)
-        hit = (t < FAR) & (value < HIT)
+        hit = (t < FAR) & (distance(solid, point) < HIT)
         return jnp.where(hit, texture(solid, point) * lit, BACKGROUND)
 
-    return 2.0 * jax.vmap(jax.vmap(colour))(origins, directions) - 1.0
+    picture = jax.vmap(colour)(origins.reshape(-1, 3), directions.reshape(-1, 3))
+    return 2.0 * picture.reshape(origins.shape) - 1.0
 
 
 def distance(solid: Solid, x: Array) -> Array:
@@ -164,7 +170,7 @@ def texture(solid: Solid, x: Array) -> Array:
 
 
 def _norm(x: Array) -> Array:
-    return jnp.sqrt(jnp.maximum(jnp.square(x).sum(), 1e-12))
+    return jnp.sqrt(jnp.maximum(jnp.square(x).sum(), 1e-18))
 
 
 def _box(x: Array, half: tuple[float, float, float]) -> Array:
