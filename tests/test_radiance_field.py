@@ -123,6 +123,7 @@ def test_a_new_field_is_a_grey_blob():
 
 
 @pytest.mark.slow
+@pytest.mark.loose_promotion(reason="optax.adam raises floats to int32 powers")
 def test_a_field_that_is_fitted_to_views_predicts_other_views():
     """So the field can be what distillation asks for: a chair."""
     rng, side, n = np.random.default_rng(0), 32, 40
@@ -135,8 +136,8 @@ def test_a_field_that_is_fitted_to_views_predicts_other_views():
     camera = cameras.orbit(
         rng.uniform(-np.pi, np.pi, n), rng.uniform(-0.2, 1.2, n), 3.5, np.deg2rad(40.0), side
     )
-    draw = jax.jit(lambda pose: solids.render(chair, pose, jnp.array([1.0, 0.0, 1.0]), side, 1.0))
-    images = 0.5 + 0.5 * jnp.stack([draw(jax.tree.map(lambda x: x[i], camera)) for i in range(n)])
+    draw = jax.jit(lambda camera: solids.render(chair, camera, jnp.ones(3), side, 1.0))
+    images = 0.5 + 0.5 * draw(camera)
     origins, directions = cameras.rays(camera, side, side)
     optimizer = optax.adam(0.1)
 

@@ -1,12 +1,12 @@
 """Grow a radiance field from a diffusion model alone (DreamFusion: Poole et al. 2022).
 
-In each step, random cameras see the field x = g(θ) under random lights, and
+In each step, random cameras see the field x = g(θ) under random lights. With weights λ,
 
-    ∇_θ L = ∇_θ L_SDS(x; y_side) + λ_o ∇_θ mean √(opacity² + 0.01) + λ_n ∇_θ mean Σ w_i max(0, n_i·d)²
+    L = L_SDS(x; y_side) + λ_o Σ_pixels √(opacity² + 0.01) + λ_n Σ_pixels Σ_i w_i max(0, n_i · d)²
 
-L_SDS is that of `ddpm_jax.distillation`. The condition y_side names the class and the side that the
-camera sees. A part of the pictures shows the albedo without a light, the others are shaded, some of
-them without colours (Poole et al. 2022, section 3.2). A step is a function of the state, the key and
+L_SDS is that of `ddpm_jax.distillation`. The condition y_side names the class and the side that
+the camera sees. Some pictures show the albedo without a light. The others are shaded, some of them
+without colours (Poole et al. 2022, section 3.2). A step is a function of the state, the key and
 its number, so a resumed field is the same field, bit for bit.
 
 Deviates from Poole et al. 2022: the field is a grid of voxels, the background is the white of the
@@ -14,7 +14,6 @@ training images instead of a learned one, and the cameras have one distance.
 """
 
 import dataclasses
-import typing
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -30,11 +29,10 @@ from ddpm_jax.config_checks import (
     NOT_NEGATIVE,
     POSITIVE,
     Range,
-    check_ranges,
-    check_type,
+    check_section,
 )
 from ddpm_jax.data import solids
-from ddpm_jax.errors import UserError, unknown
+from ddpm_jax.errors import UserError
 from ddpm_jax.guidance import Denoiser
 from ddpm_jax.models import radiance_field
 from ddpm_jax.models.radiance_field import Picture
@@ -69,6 +67,16 @@ class Settings:
     num_seeds: int = 1  # fields of each class and arm: the seeds 0, 1, ...
 
 
+@dataclasses.dataclass(frozen=True)
+class JudgeSettings:
+    """The settings of the classifier that judges fields; the section `judge` of a config."""
+
+    channels: int = 32  # channels of the first convolution
+    num_steps: int = 1500  # training steps
+    batch_size: int = 64  # images in a step
+    learning_rate: float = 2e-3  # of the first step; a cosine to 0
+
+
 RANGES = {
     "field.resolutions": Range("[)", 2),
     "field.num_samples": COUNT,
@@ -85,6 +93,31 @@ RANGES = {
     "field.normal_weight": NOT_NEGATIVE,
     "field.checkpoint_every": COUNT,
     "field.num_seeds": COUNT,
+}
+JUDGE_RANGES = {
+    "judge.channels": COUNT,
+    "judge.num_steps": COUNT,
+    "judge.batch_size": COUNT,
+    "judge.learning_rate": POSITIVE,
+}
+
+
+class Arm(NamedTuple):
+    """A way to grow fields; a row of `ARMS`.
+
+    Attributes:
+      sides: the condition names the side that the camera sees.
+      grown: False leaves the field as it is before the first step.
+    """
+
+    sides: bool = True
+    grown: bool = True
+
+
+ARMS = {
+    "sides": Arm(),
+    "no_sides": Arm(sides=False),
+    "not_grown": Arm(grown=False),
 }
 
 
@@ -123,14 +156,7 @@ def from_dict(mapping: Mapping[str, Any]) -> Settings:
     Raises:
       UserError: an unknown field, a value of the wrong type, or a number out of its range.
     """
-    hints, values = typing.get_type_hints(Settings), {}
-    for name, value in mapping.items():
-        if name not in hints:
-            raise unknown("config key", f"field.{name}", [f"field.{h}" for h in hints])
-        values[name] = check_type(f"field.{name}", value, hints[name])
-    settings = Settings(**values)
-    flat = {f"field.{name}": value for name, value in dataclasses.asdict(settings).items()}
-    check_ranges(flat, RANGES)
+    settings = check_section("field", Settings, mapping, RANGES)
     if not settings.resolutions:
         raise UserError("config.field.resolutions is empty; name at least one number")
     if len(settings.t_range) != 2 or settings.t_range[0] > settings.t_range[1]:
