@@ -36,6 +36,14 @@ def uniform(process: GaussianProcess, t: Array) -> Array:
     return jnp.ones(jnp.shape(t))
 
 
+def x_0_error(process: GaussianProcess, t: Array) -> Array:
+    """Return w(t) = σ_t / α_t, which makes the gradient x - x̂_0: large t count as much as small t.
+
+    It is infinite where α_t = 0.
+    """
+    return process.sqrt_one_minus_alphas_cumprod[t] / process.sqrt_alphas_cumprod[t]
+
+
 def draw_times(key: PRNGKey, num_timesteps: int, low: float = LOW, high: Array = HIGH) -> Array:
     """Return t for each image, uniform in {low T .. high T}: [B] int32.
 
@@ -85,10 +93,11 @@ def gradient(
 def surrogate(x: Array, gradient: Array) -> Array:
     """Return a scalar whose gradient with respect to θ is the mean of gradient · ∂x/∂θ.
 
-    Its value means nothing.
+    Its value means nothing. For a prior of latents, x is encode(images of θ), so that the gradient
+    goes through the encoder: x = codec.encode(images), with images [B, H, W, C] in [-1, 1].
 
     Args:
-      x: [B, ...] float, a function of θ.
+      x: [B, ...] float, a function of θ: what the prior sees, images or latents.
       gradient: [B, ...] float, from `gradient`.
     """
     return (jax.lax.stop_gradient(gradient) * x).sum() / len(x)

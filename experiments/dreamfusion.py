@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ddpm_jax import build, data
-from ddpm_jax.build import sampling
+from ddpm_jax.build import guidance, sampling
 from ddpm_jax.config import Config, DataConfig, from_dict
 from ddpm_jax.config_checks import check_section
 from ddpm_jax.data import solids
@@ -142,9 +142,8 @@ def read(mapping: Mapping[str, Any], classes: tuple[str, ...]) -> Experiment:
     field = scene.from_dict(mapping["field"])
     judge = check_section("judge", JudgeSettings, mapping["judge"], scene.JUDGE_RANGES)
     guided = dataclasses.replace(prior.sample, guidance=field.guidance)
-    prior_at_w = dataclasses.replace(prior, sample=guided)
     process = build.process(prior.process)
-    sampling.denoiser(prior_at_w, process, build.model(prior.model, (32, 32, 3), 1))
+    guidance.from_config(dataclasses.replace(prior, sample=guided), process)  # raises early
     return Experiment(prior, field, judge, classes or solids.CLASSES)
 
 

@@ -111,6 +111,26 @@ def test_no_gradient_reaches_the_prior_and_theta_gets_the_given_one():
     np.testing.assert_allclose(of_theta, grad.mean(axis=0) * jnp.cos(theta), rtol=1e-5)
 
 
+def test_the_gradient_of_a_prior_of_latents_goes_through_the_encoder():
+    """z = A x: E of the gradient of x is Aᵀ σ α (A x - m) / (α² s² + σ²)."""
+    n, t, m, s = 40_000, 50, 0.4, 0.5
+    matrix = jnp.array([[1.0, -2.0, 0.5], [0.3, 0.0, 1.0]])
+    x = jnp.array([0.2, -0.1, 0.7])
+    prior = gaussian_denoiser(PROCESS, s**2 * np.eye(2), m)
+
+    def loss(x):
+        z = jnp.broadcast_to(matrix @ x, (n, 2))
+        found = distillation.gradient(
+            PROCESS, lambda z, t: prior(z, t[0]), keys(n), z, jnp.full(n, t), distillation.uniform
+        )
+        return distillation.surrogate(z, found)
+
+    alpha_t, sigma_t = (float(v) for v in tables(PROCESS, t))
+    of_z = sigma_t * alpha_t * (np.asarray(matrix @ x) - m) / (alpha_t**2 * s**2 + sigma_t**2)
+    error = 2 * np.linalg.norm(np.asarray(matrix), 2) / np.sqrt(n)
+    np.testing.assert_allclose(jax.grad(loss)(x), np.asarray(matrix).T @ of_z, atol=5 * error)
+
+
 def test_an_image_depends_on_its_own_key_only():
     prior = gaussian_denoiser(PROCESS, np.eye(2))
     x, t = jnp.zeros((5, 2)), jnp.full(5, 7)

@@ -1,6 +1,6 @@
 """A radiance field on a grid of voxels: density and albedo at every point of a ball, and pictures.
 
-    τ(x) = softplus(u(x)) / h,   albedo(x) = sigmoid(a(x))
+    τ(x) = softplus(u(x)) / h,   albedo(x) = 0.8 sigmoid(a(x))
 
 u and a are interpolated between the points of a grid with spacing h; the activations come after the
 interpolation, so that edges can be sharper than h (Sun et al. 2022, DVGO). The grid is the sum of
@@ -25,7 +25,8 @@ import jax.numpy as jnp
 from ddpm_jax.types import Array, Params, PRNGKey
 
 BOUND = 1.25  # radius of the ball; outside is nothing
-GREY = 0.8  # the albedo of a picture without colours
+BRIGHTEST = 0.8  # of an albedo. So a white background is seen through empty space only
+GREY = 0.6  # the albedo of a picture without colours
 
 
 class Picture(NamedTuple):
@@ -168,7 +169,7 @@ def render(
     lengths = jnp.broadcast_to(((far - near) / num_samples)[..., None], s.shape)
     w, rest = weights(density(found[..., 0], grid.shape[0]), lengths)
     grey = jnp.broadcast_to(colourless, near.shape)[..., None, None]
-    colour = jnp.where(grey, GREY, jax.nn.sigmoid(found[..., 1:4]))
+    colour = jnp.where(grey, GREY, BRIGHTEST * jax.nn.sigmoid(found[..., 1:4]))
     turned_away = jnp.zeros_like(rest)
     if light is not None:
         squares = jnp.square(found[..., 4:]).sum(axis=-1, keepdims=True)

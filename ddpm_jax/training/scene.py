@@ -32,7 +32,7 @@ from ddpm_jax.config_checks import (
     check_section,
 )
 from ddpm_jax.data import solids
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, look_up
 from ddpm_jax.guidance import Denoiser
 from ddpm_jax.models import radiance_field
 from ddpm_jax.models.radiance_field import Picture
@@ -57,6 +57,7 @@ class Settings:
     batch_size: int = 4  # cameras in a step
     learning_rate: float = 0.05  # of Adam
     guidance: float = 5.0  # weight w of classifier-free guidance
+    weighting: str = "x_0_error"  # w(t), a row of WEIGHTINGS
     t_range: tuple[float, ...] = (0.02, 0.98)  # of T, the timesteps of the noise
     t_high_end: float = 0.5  # the upper end of t_range falls to this fraction of T, linearly
     shaded: float = 0.75  # fraction of the steps whose pictures are shaded; the others show albedo
@@ -93,6 +94,11 @@ RANGES = {
     "field.normal_weight": NOT_NEGATIVE,
     "field.checkpoint_every": COUNT,
     "field.num_seeds": COUNT,
+}
+WEIGHTINGS = {
+    "sigma_squared": distillation.sigma_squared,
+    "uniform": distillation.uniform,
+    "x_0_error": distillation.x_0_error,
 }
 JUDGE_RANGES = {
     "judge.channels": COUNT,
@@ -157,6 +163,7 @@ def from_dict(mapping: Mapping[str, Any]) -> Settings:
       UserError: an unknown field, a value of the wrong type, or a number out of its range.
     """
     settings = check_section("field", Settings, mapping, RANGES)
+    look_up(WEIGHTINGS, "field.weighting", settings.weighting)
     if not settings.resolutions:
         raise UserError("config.field.resolutions is empty; name at least one number")
     if len(settings.t_range) != 2 or settings.t_range[0] > settings.t_range[1]:
@@ -201,7 +208,7 @@ def make_grower(
     """
     c = settings
     optim = OptimConfig(learning_rate=c.learning_rate, warmup_steps=0, b2=0.99, clip_norm=0.0)
-    optimizer = make_optimizer(optim, c.num_steps)
+    optimizer, weighting = make_optimizer(optim, c.num_steps), WEIGHTINGS[c.weighting]
 
     def loss(params: Params, prior: Params, rows: Conditioning, key: PRNGKey, far: Array) -> Array:
         pose_key, light_key, mode_key, ray_key, noise_key = jax.random.split(key, 5)
@@ -226,7 +233,7 @@ def make_grower(
         t = distillation.draw_times(
             keys, process.num_timesteps, low, high + (c.t_high_end - high) * far
         )
-        found = distillation.gradient(process, denoiser(prior, cond), keys, x, t)
+        found = distillation.gradient(process, denoiser(prior, cond), keys, x, t, weighting)
         opacity = jnp.sqrt(jnp.square(picture.opacity) + 0.01)
         per_pixel = c.opacity_weight * opacity + c.normal_weight * picture.turned_away
         return distillation.surrogate(x, found) + per_pixel.sum() / c.batch_size
