@@ -111,6 +111,18 @@ def test_no_gradient_reaches_the_prior_and_theta_gets_the_given_one():
     np.testing.assert_allclose(of_theta, grad.mean(axis=0) * jnp.cos(theta), rtol=1e-5)
 
 
+def test_one_weighting_makes_the_gradient_the_error_of_x_0():
+    prior, n, t = gaussian_denoiser(PROCESS, np.eye(2)), 5, 30
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(n, 2)), jnp.float32)
+    eps = distillation.draw_noise(distillation.fold_in(keys(n), 1), (2,))
+    alpha_t, sigma_t = (float(v) for v in tables(PROCESS, t))
+    expected = x - prior(alpha_t * x + sigma_t * eps, t).x_0
+    found = distillation.gradient(
+        PROCESS, lambda x, t: prior(x, t[0]), keys(n), x, jnp.full(n, t), distillation.x_0_error
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_the_gradient_of_a_prior_of_latents_goes_through_the_encoder():
     """z = A x: E of the gradient of x is Aᵀ σ α (A x - m) / (α² s² + σ²)."""
     n, t, m, s = 40_000, 50, 0.4, 0.5
