@@ -22,6 +22,10 @@ NULL: Mapping[str, Any] = {
     "context": 0,
     "context_mask": False,
     "image": None,
+    "view": 0,
+    "pose": 0,
+    "focal": None,
+    "centre": None,
 }
 
 

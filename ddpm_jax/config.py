@@ -113,8 +113,10 @@ class ProcessConfig:
 class ModelConfig:
     """The network: the U-Net of Ho et al. 2020 (appendix B) and its extensions."""
 
-    # unet; classifier: only the downsampling half of the U-Net, for experiments.train_classifier;
-    # autoencoder: images to latents and back, for data.codec of other runs
+    # unet; xunet: draws an object as another camera sees it, from one view (Watson et al. 2022),
+    # for data with cameras; classifier: only the downsampling half of the U-Net, for
+    # experiments.train_classifier; autoencoder: images to latents and back, for data.codec of other
+    # runs
     name: str = "unet"
     channels: int = 128  # channels of the first level
     # channels of each level, in multiples of model.channels; each level halves height and width

@@ -3,6 +3,7 @@
   key of image i          fold_in(key, i)
   key of its step at t    fold_in(key of image i, t),  t in 1..T
   key of its x_T          fold_in(key of image i, 0)
+  key of its cond at t    fold_in(fold_in(key of image i, 2^32 - 1), t)
 
 An image depends on its own key only: not on the batch, its size or the devices. Key
 implementations such as rbg and unsafe_rbg break this promise, because `jax.vmap` over their keys
@@ -57,6 +58,18 @@ def draw_x_T(key: PRNGKey, shape: tuple[int, ...]) -> Array:
     No step leaves t = 0, so x_T is independent of the noise of every step.
     """
     return draw_noise(fold_in(key, 0), shape)
+
+
+def cond_keys(key: PRNGKey, t: ArrayLike) -> PRNGKey:
+    """Return the keys of random choices of the conditioning at t: [B] keys.
+
+    They are independent of the noise of every step, because t is below 2^32 - 1.
+
+    Args:
+      key: [B] keys, one for each image.
+      t: int, a scalar or one number for each image.
+    """
+    return fold_in(fold_in(key, jnp.uint32(MAX_SEED)), t)
 
 
 def threefry(key: PRNGKey) -> PRNGKey:

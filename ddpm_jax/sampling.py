@@ -1,6 +1,7 @@
 """From a network to a sampling function: one compiled program for the whole chain."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -15,11 +16,14 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.guidance import Guide, check, make_guided_denoise_fn
 from ddpm_jax.predictions import check_kind, check_kind_name
 from ddpm_jax.process import GaussianProcess
-from ddpm_jax.randomness import MAX_SEED, draw_x_T, image_keys, threefry
+from ddpm_jax.randomness import MAX_SEED, cond_keys, draw_x_T, image_keys, threefry
 from ddpm_jax.runtime import rows
 from ddpm_jax.samplers.base import Collect, Noise, Sampler, on_process, sample_loop
 from ddpm_jax.timesteps import check_grid
-from ddpm_jax.types import ApplyFn, Array, Conditioning, Params, PRNGKey
+from ddpm_jax.types import ApplyFn, Array, Conditioning, Params, Prediction, PRNGKey
+
+# (cond, [n] keys, t) -> the conditioning at t
+CondAt = Callable[[Conditioning, PRNGKey, Array], Conditioning]
 
 
 def make_sample(
@@ -35,6 +39,7 @@ def make_sample(
     timesteps: np.ndarray | None = None,
     collect: Collect | None = None,
     num_frames: int | None = None,
+    cond_at: CondAt | None = None,
 ) -> Callable[..., Any]:
     """Build `sample(params, key, n, cond=None, *, start=0, x_T=None, noise=None)`.
 
@@ -89,6 +94,9 @@ def make_sample(
       collect: the function that chooses what to keep of each step (`samplers.sample_loop`). Each
         array that it returns is a scalar or has the images as its first axis.
       num_frames: number of steps to keep; None is every step.
+      cond_at: (cond, key: [n] keys, t) -> the conditioning that the network receives at t, an int32
+        scalar. A function of random choices draws them from the keys, one per image, which no
+        other draw receives. For instance `novel_views.random_view`. None is cond, unchanged.
 
     Raises:
       UserError: a sampler of another process, unknown kind, eps at zero terminal SNR, a grid that
@@ -109,6 +117,7 @@ def make_sample(
         percentile=percentile,
         collect=collect,
         num_frames=num_frames,
+        cond_at=cond_at,
     )
 
     def sample(
@@ -138,6 +147,7 @@ def make_chain_sample(
     percentile: float = 0.0,
     collect: Collect | None = None,
     num_frames: int | None = None,
+    cond_at: CondAt | None = None,
 ) -> Callable[..., Any]:
     """Build `draw(process, timesteps, params, key, n, cond, *, start, x_T, noise)`.
 
@@ -157,6 +167,7 @@ def make_chain_sample(
         percentile=percentile,
         collect=collect,
         num_frames=num_frames,
+        cond_at=cond_at,
     )
 
     def run(
@@ -213,6 +224,7 @@ def make_walk(
     percentile: float = 0.0,
     collect: Collect | None = None,
     num_frames: int | None = None,
+    cond_at: CondAt | None = None,
 ) -> Callable[..., Any]:
     """Build `walk(process, timesteps, params, key, index, cond=None, x_T=None, noise=None)`.
 
@@ -239,16 +251,22 @@ def make_walk(
         walker = dataclasses.replace(sampler, process=process)
         if noise is not None:
             walker = dataclasses.replace(walker, noise=noise)
-        denoise_fn = make_guided_denoise_fn(
+        denoiser = functools.partial(
+            make_guided_denoise_fn,
             process,
             apply_fn,
             params,
-            cond,
             kind=kind,
             guidance=guidance,
             clip_x_0=clip_x_0,
             percentile=percentile,
         )
+
+        def denoise_at(x_t: Array, t: Array) -> Prediction:
+            assert cond_at is not None
+            return denoiser(cond_at(cond or {}, cond_keys(keys, t), t))(x_t, t)
+
+        denoise_fn = denoiser(cond) if cond_at is None else denoise_at
         x_T = draw_x_T(keys, tuple(shape)) if x_T is None else x_T
         return sample_loop(walker, denoise_fn, keys, timesteps, x_T, collect, num_frames)
 

@@ -26,6 +26,7 @@ MATHEMATICS = {
     "ddpm_jax.likelihood",
     "ddpm_jax.losses",
     "ddpm_jax.noisy_classifier",
+    "ddpm_jax.novel_views",
     "ddpm_jax.pixels",
     "ddpm_jax.predictions",
     "ddpm_jax.process",

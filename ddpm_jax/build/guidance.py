@@ -58,8 +58,9 @@ def from_config(
 
 
 def guidable(config: ModelConfig) -> bool:
-    """Return whether the network has a conditioning with a null value: classes or texts."""
-    return config.class_conditional or config.embedding_dim > 0 or config.context_dim > 0
+    """Return whether the network has a conditioning with a null value: classes, texts, views."""
+    texts = config.embedding_dim > 0 or config.context_dim > 0
+    return config.class_conditional or texts or config.name == "xunet"
 
 
 def with_classifier(config: Config, process: GaussianProcess, judge: Model, scale: float) -> Guide:

@@ -44,6 +44,11 @@ def check(config: Config) -> None:
             "it needs images; set model.super_resolution=0",
         ),
         (
+            config.model.name == "xunet",
+            "model.name is xunet",
+            "its views are images; set data.codec=''",
+        ),
+        (
             config.sample.dynamic_threshold and not config.sample.clip_latents,
             f"sample.dynamic_threshold is {config.sample.dynamic_threshold}",
             "latents are only clipped if sample.clip_latents is above 0; set one of them",

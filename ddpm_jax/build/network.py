@@ -1,19 +1,35 @@
-"""The network of a config: the U-Net, or the classifier of noisy images."""
+"""The network of a config: the U-Net, the X-UNet, or the classifier of noisy images."""
 
 import jax.numpy as jnp
 
 from ddpm_jax.config import ModelConfig
 from ddpm_jax.config_checks import check_unused
 from ddpm_jax.errors import UserError, look_up
-from ddpm_jax.models import Classifier, Model, UNet, as_model
+from ddpm_jax.models import Classifier, Model, UNet, XUNet, as_model
 from ddpm_jax.models.blocks import PADDINGS
 
 NETWORKS = {  # model.name -> what it is, and how such a run is used
     "unet": ("a denoiser", "train denoisers by experiments.train"),
+    "xunet": ("a denoiser of novel views", "train denoisers by experiments.train"),
     "classifier": ("a classifier", "pass a classifier as --classifier"),
     "autoencoder": ("an autoencoder", "pass an autoencoder as --config.data.codec"),
 }
 ONLY_UNET = ("middle_attention", "null_class")  # fields of the section `model`
+NOT_XUNET = (  # fields of the section `model`
+    "patch_size",
+    "head_dim",
+    "middle_attention",
+    "scale_shift",
+    "resample",
+    "class_conditional",
+    "null_class",
+    "embedding_dim",
+    "context_dim",
+    "super_resolution",
+    "fourier_features",
+    "pool",
+    "latent_channels",
+)
 ATTENTIONS: dict[str, None] = dict.fromkeys(("normalised", "plain", "none"))
 POOLS: dict[str, str] = {name: name for name in ("mean", "attention")}  # model.pool
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -31,6 +47,8 @@ def model(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: i
       UserError: model.name or model.dtype is unknown or wrong; the model needs classes but the data
         have none; the sizes do not fit the images.
     """
+    if config.name == "xunet":
+        return _xunet(config, image_shape)
     check_name(config, "unet")
     check_unused(config, ["latent_channels"], "model.name=unet", " (autoencoder: yes)")
     check_unused(config, ["pool"], "model.name=unet", " (classifier: yes)")
@@ -56,6 +74,23 @@ def model(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: i
     )
     unet.check_sizes(image_shape[:2])
     return as_model(unet, image_shape)
+
+
+def _xunet(config: ModelConfig, image_shape: tuple[int, int, int]) -> Model:
+    """Build the denoiser of novel views; arguments and errors as in `model`."""
+    check_unused(config, NOT_XUNET, "model.name=xunet", " (unet, classifier or autoencoder: yes)")
+    shared = sizes(config)
+    UNet(**shared).check_sizes(image_shape[:2])
+    del shared["patch_size"]
+    network = XUNet(
+        out_channels=image_shape[-1] * (2 if config.learn_variance else 1),
+        norm_eps=config.norm_eps,
+        freq_shift=config.freq_shift,
+        time_channels=_time_channels(config),
+        time_scale=config.time_scale,
+        **shared,
+    )
+    return as_model(network, image_shape)
 
 
 def classifier(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: int) -> Model:

@@ -27,7 +27,7 @@ from ddpm_jax.samplers.dpm_solver import dpm_solver_pp_2m, dpm_solver_pp_2s, dpm
 from ddpm_jax.samplers.edm import MAX_GAMMA, euler, heun
 from ddpm_jax.samplers.predictor_corrector import predictor_corrector
 from ddpm_jax.samplers.unipc import unipc
-from ddpm_jax.sampling import make_chain_sample, make_walk
+from ddpm_jax.sampling import CondAt, make_chain_sample, make_walk
 from ddpm_jax.types import Array, Conditioning, Params, PRNGKey
 
 GRIDS = {  # functions of the process, the number of steps and `config.sample`
@@ -139,6 +139,7 @@ def chain_sample_fn(
     scale: float = 1.0,
     collect: Collect | None = None,
     num_frames: int | None = None,
+    cond_at: CondAt | None = None,
 ) -> Any:
     """Build `draw(process, timesteps, params, key, n, cond=None)` (`make_chain_sample`).
 
@@ -152,6 +153,7 @@ def chain_sample_fn(
       classifier: a classifier that guides in addition (`build.guidance.with_classifier`), or None.
       scale: weight of the classifier's guidance, at least 0.
       collect, num_frames: as in `samplers.sample_loop`, for instance `samplers.predicted_x_0`.
+      cond_at: as in `make_sample`, for instance `novel_views.random_view`.
 
     Raises:
       UserError: a name in the config is unknown, or an option does not fit.
@@ -165,6 +167,7 @@ def chain_sample_fn(
         guidance=guide,
         collect=collect,
         num_frames=num_frames,
+        cond_at=cond_at,
         **_chain_options(config, process),
     )
 

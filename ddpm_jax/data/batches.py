@@ -12,9 +12,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from ddpm_jax.data.sources import Source
+from ddpm_jax.data.views import Pairs
 from ddpm_jax.errors import UserError
 
-ORDER, FLIP = 0, 1  # two streams of random numbers, each seeded by (seed, stream, epoch or step)
+ORDER, FLIP, PARTNER = range(3)  # streams of random numbers: (seed, stream, epoch or step)
 
 
 class Batches:
@@ -32,6 +33,8 @@ class Batches:
       process_count: the number of slices; must divide `batch_size`.
       rows: further arrays with one row per image, added to each batch under their names. The names
         "image" and "label" are not allowed.
+      pairs: the pairs of views of `source`; each batch then also has the entries of `Pairs.entries`
+        for a random other image of each image's object. None is no pairs.
 
     Raises:
       UserError: a wrong `batch_size` or `seed`.
@@ -46,6 +49,7 @@ class Batches:
         process_index: int = 0,
         process_count: int = 1,
         rows: Mapping[str, np.ndarray] | None = None,
+        pairs: Pairs | None = None,
     ):
         if batch_size < 1:
             raise UserError(f"train.batch_size must be at least 1, found {batch_size}")
@@ -66,6 +70,7 @@ class Batches:
         self.seed = seed
         self.flip = flip
         self.rows = dict(rows or {})
+        self.pairs = pairs
         per_process = batch_size // process_count
         self._mine = slice(process_index * per_process, (process_index + 1) * per_process)
         # A batch spans at most two epochs.
@@ -88,7 +93,7 @@ class Batches:
 
         Returns:
           "image" [B, ...] as the source returns them, "label" int32 [B] and the entries of `rows`,
-          [B, ...], where B is batch_size / process_count.
+          [B, ...], where B is batch_size / process_count. With `pairs` also "view" and the cameras.
         """
         indices = self.indices(step)[self._mine]
         if self.flip:
@@ -98,4 +103,8 @@ class Batches:
         else:
             images, labels = self.source.read(indices)
         rows = {name: value[indices] for name, value in self.rows.items()}
+        if self.pairs is not None:
+            rng = np.random.default_rng([self.seed, PARTNER, step])
+            others = self.pairs.others(indices, rng.random(self.batch_size)[self._mine])
+            rows |= self.pairs.entries(indices, others)
         return {"image": images, "label": labels, **rows}

@@ -6,6 +6,8 @@
     context, context_mask   model.context_dim > 0                  the texts, encoded (`text_rows`)
     image                   model.super_resolution > 0             the image itself, made coarse
     image                   model.name is autoencoder              the image itself
+    view                    model.name is xunet                    another image of the object
+    pose, focal, centre     model.name is xunet                    the cameras of both images
 
 `models.inputs` gives their shapes.
 """
@@ -23,12 +25,14 @@ from ddpm_jax.config import Config
 from ddpm_jax.data.datasets import Dataset
 from ddpm_jax.data.prepared import data_directory
 from ddpm_jax.data.sources import Source
+from ddpm_jax.data.views import Pairs
 from ddpm_jax.errors import UserError
 from ddpm_jax.pixels import to_x_0
 from ddpm_jax.pretrained import text_encoder
 from ddpm_jax.types import Array, Conditioning
 
 CHUNK = 512  # number of images read at a time
+OF_VIEWS = ("view", "pose", "focal", "centre")
 
 
 def coarse(x_0: Array, factor: int) -> Array:
@@ -61,6 +65,7 @@ def cond_names(config: Config) -> tuple[str, ...]:
         "context": model.context_dim > 0,
         "context_mask": model.context_dim > 0,
         "image": model.super_resolution > 0 or model.name == "autoencoder",
+        **dict.fromkeys(OF_VIEWS, model.name == "xunet"),
     }
     return tuple(name for name, wanted in names.items() if wanted)
 
@@ -69,7 +74,8 @@ def make_cond_fn(config: Config):
     """Return a function from a batch to cond: the entries that the network receives.
 
     The function returns None if the network has no conditioning. The batch's "image" is the
-    training target; cond["image"] is its coarse version (`coarse`), float in [-1, 1].
+    training target; cond["image"] is its coarse version (`coarse`), float in [-1, 1]. So is
+    cond["view"].
     """
     names, factor = cond_names(config), max(config.model.super_resolution, 1)
 
@@ -77,9 +83,53 @@ def make_cond_fn(config: Config):
         cond = {name: batch[name] for name in names if name != "image"}
         if "image" in names:
             cond["image"] = coarse(to_x_0(batch["image"]), factor)
+        if "view" in names:
+            cond["view"] = to_x_0(batch["view"])
         return cond or None
 
     return cond_fn
+
+
+def rows_of(
+    config: Config, dataset: Dataset
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return all inputs of the network that are not images or labels, with one row per image.
+
+    Args:
+      config: the config of the run.
+      dataset: the data of the run.
+
+    Returns:
+      {name of an entry of a batch: array [N, ...]} of the training images, and of the held-out
+      images: the encoded texts (`text_rows`), and the other view with the cameras (`Pairs.fixed`).
+
+    Raises:
+      UserError: as `pairs_of`.
+    """
+    rows = text_rows(config, dataset)
+    for own, pairs in zip(rows, pairs_of(config, dataset), strict=True):
+        own.update({} if pairs is None else pairs.fixed())
+    return rows
+
+
+def pairs_of(config: Config, dataset: Dataset) -> tuple[Pairs | None, Pairs | None]:
+    """Return the pairs of views of the training images and of the held-out images.
+
+    Both are None for a network that receives no view; the second also if no images are held out.
+
+    Raises:
+      UserError: the network needs views, but the data have no cameras, or an object has one view.
+    """
+    if "view" not in cond_names(config):
+        return None, None
+    if dataset.train_views is None:
+        raise UserError(
+            f"model.name is xunet, which needs the camera of every image, but data.name="
+            f"{config.data.name} has none; set data.name to solids or srn"
+        )
+    sides = (dataset.train, dataset.train_views), (dataset.test, dataset.test_views)
+    train, test = (Pairs(*side) if None not in side else None for side in sides)
+    return train, test
 
 
 def text_rows(
@@ -108,7 +158,7 @@ def cond_of(
     Args:
       config: the config of the run.
       source: the images.
-      rows: the encoded texts of all images of the source (`text_rows`).
+      rows: the other inputs of all images of the source (`rows_of`).
       indices: [n] int, which images.
 
     Returns:
@@ -197,6 +247,11 @@ def check(config: Config, image_shape: tuple[int, int, int]) -> None:
             raise UserError(
                 f"{key} is {dim}, but the encoded texts are {width} wide; set {key}={width}"
             )
+    if model.name == "xunet" and config.data.flip:
+        raise UserError(
+            "data.flip is True, but a mirrored image does not fit its camera, which model.name="
+            "xunet receives; set data.flip=False"
+        )
     factor, (rows, columns, _) = model.super_resolution, image_shape
     if factor and (factor < 2 or rows % factor or columns % factor):
         raise UserError(

@@ -7,7 +7,7 @@ prepared.
 import dataclasses
 import hashlib
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -24,6 +24,7 @@ from ddpm_jax.data.mnist import FashionMnist, Mnist
 from ddpm_jax.data.solids import Solids
 from ddpm_jax.data.sources import CHUNK, Records, RecordSource, Source, load
 from ddpm_jax.data.srn import Srn
+from ddpm_jax.data.views import Views
 from ddpm_jax.errors import UserError, unknown
 
 BUILDERS = {
@@ -42,22 +43,6 @@ OF_SOLIDS = ("objects_per_class", "views_per_object", "view_labels")  # fields t
 
 HASHED = 64  # images; the hash of their pixels is part of the key of a cache
 NUM_NAMED = 10  # how many classes a line names
-
-
-class Views(NamedTuple):
-    """The objects and the cameras of N images; the fields of a camera as in `scenes.cameras`.
-
-    Attributes:
-      object: [N] int64, the object that the image shows; an index over all splits.
-      pose: [N, 4, 4] float32, camera to world.
-      focal: [N] float32, in pixels of the image.
-      centre: [N, 2] float32, in pixels of the image.
-    """
-
-    object: np.ndarray
-    pose: np.ndarray
-    focal: np.ndarray
-    centre: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,7 +30,7 @@ from ddpm_jax.types import Array
 SIDE = 32  # of the images, if data.image_size is 0
 RADIUS = 3.5  # of the orbits
 FIELD_OF_VIEW = np.deg2rad(40.0)
-ELEVATIONS = np.deg2rad((-10.0, 70.0))
+ELEVATIONS = np.deg2rad(-10.0), np.deg2rad(70.0)
 HIDDEN_SHARE = 0.25  # with data.view_labels: images whose label does not name the side
 FINER = 2  # a pixel is the mean of FINER x FINER rendered ones
 CLASSES = tuple(solids.SOLIDS)
@@ -89,8 +89,8 @@ class Solids(Builder, skip_registration=True):
         light = rng.normal(size=3).astype(np.float32)
         light[2] = np.abs(light[2])
         azimuth, elevation = (
-            rng.uniform(*ends, self.num_views).astype(np.float32)
-            for ends in ((-np.pi, np.pi), ELEVATIONS)
+            rng.uniform(low, high, self.num_views).astype(np.float32)
+            for low, high in ((-np.pi, np.pi), ELEVATIONS)
         )
         hidden = rng.random(self.num_views) < HIDDEN_SHARE
         drawn = _draw(words, label, azimuth, elevation, light, self.side)

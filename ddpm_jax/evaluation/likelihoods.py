@@ -14,7 +14,7 @@ import numpy as np
 
 from ddpm_jax import build, data, pixels, timesteps
 from ddpm_jax.config import Config
-from ddpm_jax.data.cond import cond_of, text_rows
+from ddpm_jax.data.cond import cond_of, rows_of
 from ddpm_jax.denoise import make_denoise_fn
 from ddpm_jax.errors import UserError, look_up
 from ddpm_jax.evaluation import references
@@ -263,7 +263,7 @@ def _read(
 ) -> tuple[np.ndarray, Conditioning | None]:
     """Return images of a split, [n, H, W, C] uint8, and their conditioning."""
     source = references.source_of(dataset, split)
-    encoded = text_rows(run.config, dataset)[split == "test"]
+    encoded = rows_of(run.config, dataset)[split == "test"]
     return source.read(indices)[0], cond_of(run.config, source, encoded, indices)
 
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from ddpm_jax import data
-from ddpm_jax.data.cond import drawn_cond, text_rows
+from ddpm_jax.data.cond import drawn_cond, rows_of
 from ddpm_jax.evaluation import memorisation, references, table
 from ddpm_jax.evaluation.distances import Estimate
 from ddpm_jax.evaluation.features import FeatureNetwork, make_features
@@ -64,7 +64,7 @@ def evaluate(
       UserError: no such split.
     """
     source = references.source_of(dataset, split)
-    encoded = text_rows(run.config, dataset)[split == "test"]
+    encoded = rows_of(run.config, dataset)[split == "test"]
     what = f"features of the {split} images (kept for the next time)"
     progress(what, 0, 1)
     reference = references.reference(run.config.data, dataset, split, network)

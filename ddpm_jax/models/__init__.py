@@ -17,9 +17,19 @@ import numpy as np
 from ddpm_jax.models.classifier import Classifier
 from ddpm_jax.models.discriminator import Discriminator
 from ddpm_jax.models.unet import UNet
+from ddpm_jax.models.xunet import XUNet
 from ddpm_jax.types import ApplyFn, Array, Conditioning, Params, PRNGKey
 
-__all__ = ["Classifier", "Discriminator", "Model", "UNet", "as_model", "count_parameters", "digest"]
+__all__ = [
+    "Classifier",
+    "Discriminator",
+    "Model",
+    "UNet",
+    "XUNet",
+    "as_model",
+    "count_parameters",
+    "digest",
+]
 
 
 class Model(NamedTuple):

@@ -85,14 +85,14 @@ def from_patches(x: Array, size: int) -> Array:
 
 
 def halved(x: Array) -> Array:
-    """Return the means of x [B, 2H, 2W, C] over squares of 2x2 pixels: [B, H, W, C]."""
-    batch, height, width, channels = x.shape
-    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
+    """Return the means of x [..., 2H, 2W, C] over squares of 2x2 pixels: [..., H, W, C]."""
+    *leading, height, width, channels = x.shape
+    return x.reshape(*leading, height // 2, 2, width // 2, 2, channels).mean(axis=(-4, -2))
 
 
 def doubled(x: Array) -> Array:
-    """Repeat each pixel of x [B, H, W, C] twice in both directions: [B, 2H, 2W, C]."""
-    return x.repeat(2, axis=1).repeat(2, axis=2)
+    """Repeat each pixel of x [..., H, W, C] twice in both directions: [..., 2H, 2W, C]."""
+    return x.repeat(2, axis=-3).repeat(2, axis=-2)
 
 
 # model.resample -> padding of the convolution of stride 2. "residual" has no such convolution
@@ -128,8 +128,9 @@ class ResidualBlock(nn.Module):
         """Map x [B, H, W, C] to [B, H', W', C']; the size changes only by `resize`.
 
         Args:
-          x: [B, H, W, C].
-          embedding: [B, E]; None in a network without times, where h gets no Dense.
+          x: [B, H, W, C]; or frames [B, F, H, W, C], which share the statistics of the GroupNorms.
+          embedding: [B, E]; or one per pixel of the output, [B, H', W', E] or [B, F, H', W', E];
+            None in a network without times, where h gets no Dense.
           train: whether dropout is on.
         """
         conv: dict[str, Any] = dict(
@@ -149,7 +150,9 @@ class ResidualBlock(nn.Module):
         else:
             width = 2 * self.channels if self.scale_shift else self.channels
             shift = nn.Dense(width, dtype=self.dtype, kernel_init=fan_avg, name="dense")
-            shift = shift(nn.swish(embedding))[:, None, None, :]  #            [B, 1, 1, C' or 2C']
+            shift = shift(nn.swish(embedding))
+            if embedding.ndim == 2:
+                shift = shift[:, None, None, :]  #                             [B, 1, 1, C' or 2C']
             if self.scale_shift:  # FiLM (Perez et al. 2018; Dhariwal & Nichol 2021, eq. 3: AdaGN)
                 scale, shift = jnp.split(shift, 2, axis=-1)
                 h = normalise(h) * (1 + scale) + shift

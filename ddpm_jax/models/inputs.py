@@ -6,6 +6,10 @@
     context       [B, L, D]       cross-attention after self-attention   no position in context_mask
     context_mask  bool [B, L]     which positions of context exist
     image         [B, H, W, C']   concatenated to x_t                    none: always required
+    view          [B, H, W, C]    the second frame (`models.xunet`)      where pose is all zero
+    pose          [B, 2, 4, 4]    rays of both frames                    all zero
+    focal         [B, 2]          rays of both frames                    where pose is all zero
+    centre        [B, 2, 2]       rays of both frames                    where pose is all zero
 
 The null form means "unconditional". The network replaces it by learned parameters (Ho & Salimans
 2022): a row of the table of labels, a vector instead of the zeros, one position instead of the
@@ -29,6 +33,9 @@ LACKING = {
     "context": "no cross-attention (model.context_dim is 0)",
     "context_mask": "no cross-attention (model.context_dim is 0)",
     "image": "no input for an image (model.super_resolution is 0)",
+    **dict.fromkeys(
+        ("view", "pose", "focal", "centre"), "no input for views (model.name is not xunet)"
+    ),
 }
 _null = nn.initializers.normal(1.0)  # the size of the entries that it replaces
 

@@ -19,13 +19,16 @@ POLICIES = {
 }
 
 
-def recomputed(remat: bool, keep: str) -> tuple[type[nn.Module], type[nn.Module]]:
+def recomputed(
+    remat: bool, keep: str, attention: type[nn.Module] = AttentionBlock
+) -> tuple[type[nn.Module], type[nn.Module]]:
     """Return the classes of the residual and the attention block, recomputing if `remat`.
 
     Args:
       remat: whether the blocks recompute their activations in the backward pass.
       keep: which outputs inside a block are kept nevertheless: "nothing" or "convolutions" (and
         matrix products).
+      attention: the class of the attention block.
 
     Raises:
       UserError: `keep` is another name.
@@ -33,7 +36,7 @@ def recomputed(remat: bool, keep: str) -> tuple[type[nn.Module], type[nn.Module]
     if keep not in POLICIES:
         raise unknown("model.remat_keep", keep, POLICIES)
     if not remat:
-        return ResidualBlock, AttentionBlock
+        return ResidualBlock, attention
     policy = POLICIES[keep]
     residual = nn.remat(ResidualBlock, static_argnums=(3,), policy=policy)  # 3: train, after self
-    return residual, nn.remat(AttentionBlock, policy=policy)
+    return residual, nn.remat(attention, policy=policy)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from ddpm_jax.types import Array
 
@@ -55,7 +56,11 @@ def look_at(position: Array, target: Array | None = None) -> Array:
 
 
 def orbit(
-    azimuth: Array, elevation: Array, radius: Array, field_of_view: float, side: int
+    azimuth: ArrayLike,
+    elevation: ArrayLike,
+    radius: ArrayLike,
+    field_of_view: float,
+    side: int,
 ) -> Camera:
     """Return cameras on a sphere around the origin, which they look at.
 

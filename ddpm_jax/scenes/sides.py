@@ -6,8 +6,11 @@ learns these labels, and the plain class for images whose side is hidden, learns
 p(x | class, side).
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from ddpm_jax.types import Array
 
@@ -18,7 +21,7 @@ TOP = np.deg2rad(50.0)  # an elevation above it is the top, at every azimuth
 HIDDEN = -1  # in place of a side: the label of the plain class
 
 
-def side_of(azimuth: Array, elevation: Array) -> Array:
+def side_of(azimuth: ArrayLike, elevation: ArrayLike) -> Array:
     """Return the index in SIDES of what a camera on an orbit sees: int32 [...].
 
     Args:
@@ -30,7 +33,7 @@ def side_of(azimuth: Array, elevation: Array) -> Array:
     return jnp.where(jnp.asarray(elevation) > TOP, 3, around).astype(jnp.int32)
 
 
-def label_of(label: Array, side: Array) -> Array:
+def label_of(label: Any, side: Any) -> Any:
     """Return the label of a class seen from a side; the order is that of `names`.
 
     Args:

@@ -24,7 +24,7 @@ from ddpm_jax import data
 from ddpm_jax.codec import Codec
 from ddpm_jax.config import Config, from_dict, to_dict
 from ddpm_jax.data import arrays, latents
-from ddpm_jax.data.cond import grid_cond, text_rows
+from ddpm_jax.data.cond import grid_cond, pairs_of, rows_of, text_rows
 from ddpm_jax.errors import SourceError
 from ddpm_jax.models import count_parameters
 from ddpm_jax.pretrained import text_encoder
@@ -161,7 +161,7 @@ def _train(
         parts = build_parts(config, *sizes, mesh=mesh, codec=codec)
         mean, deviation = (tuple(map(float, part)) for part in scale)
         facts = dataclasses.replace(facts, latent_mean=mean, latent_deviation=deviation)
-    train_rows, test_rows = text_rows(config, dataset)
+    train_rows, test_rows = rows_of(config, dataset)
     batches = data.Batches(
         inputs.train,
         config.train.batch_size,
@@ -169,7 +169,8 @@ def _train(
         config.data.flip,
         jax.process_index(),
         jax.process_count(),
-        train_rows,
+        text_rows(config, dataset)[0],
+        pairs_of(config, dataset)[0],
     )
     held_out = make_held_out(config, inputs, test_rows, parts, mesh)
     monitor = distributed.leader_first(lambda: make_monitor(config, dataset, train_rows, parts))

@@ -248,6 +248,7 @@ def classifier_parts(config: Config, setting: Setting) -> Parts:
 # model.name -> (config, setting) -> Parts
 PARTS = {
     "unet": denoiser_parts,
+    "xunet": denoiser_parts,
     "classifier": classifier_parts,
     "autoencoder": autoencoder_parts,
 }

@@ -120,8 +120,10 @@ def make_plan(config: Config, target: Target, facts: Facts, *, sampler: bool = T
         image = jax.ShapeDtypeStruct(facts.image_shape, np.uint8)
         if codec is not None:
             image = latents.stored(codec)
-        texts = {k: v for k, v in cond(config, facts, 1).items() if k not in ("label", "image")}
-        programs = Programs(config, parts, mesh, image, texts, target.memory)
+        rows = {k: v for k, v in cond(config, facts, 1).items() if k not in ("label", "image")}
+        if "view" in rows:
+            rows["view"] = jax.ShapeDtypeStruct(rows["view"].shape, np.uint8)
+        programs = Programs(config, parts, mesh, image, rows, target.memory)
         count = sum(leaf.size for leaf in jax.tree.leaves(programs.state.params))
         train, drawn, problem = None, None, ""
         fused = min(steps_per_call(config), config.train.num_steps)
@@ -179,6 +181,10 @@ def cond(config: Config, facts: Facts, n: int) -> dict[str, jax.ShapeDtypeStruct
         "context": ((n, TOKENS, width), jnp.float32),
         "context_mask": ((n, TOKENS), jnp.bool_),
         "image": ((n, *facts.image_shape), jnp.float32),
+        "view": ((n, *facts.image_shape), jnp.float32),
+        "pose": ((n, 2, 4, 4), jnp.float32),
+        "focal": ((n, 2), jnp.float32),
+        "centre": ((n, 2, 2), jnp.float32),
     }
     return {name: jax.ShapeDtypeStruct(*every[name]) for name in cond_names(config)}
 
