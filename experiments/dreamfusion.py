@@ -141,8 +141,8 @@ def read(mapping: Mapping[str, Any], classes: tuple[str, ...]) -> Experiment:
             raise UserError(f"{key} is {found!r}; set it to {wanted!r} here")
     field = scene.from_dict(mapping["field"])
     judge = check_section("judge", JudgeSettings, mapping["judge"], scene.JUDGE_RANGES)
-    guided = dataclasses.replace(prior.sample, guidance=field.guidance)
     process = build.process(prior.process)
+    guided = dataclasses.replace(prior.sample, **scene.guidance_of(field, process.num_timesteps))
     guidance.from_config(dataclasses.replace(prior, sample=guided), process)  # raises early
     return Experiment(prior, field, judge, classes or solids.CLASSES)
 
@@ -239,7 +239,8 @@ class Fields:
     ):
         self._root, self._settings = root, experiment.field
         self._clock, self._progress = clock, progress
-        run = open_run(root / "prior", sample={"guidance": experiment.field.guidance})
+        T = experiment.prior.process.num_timesteps
+        run = open_run(root / "prior", sample=scene.guidance_of(experiment.field, T))
         self._side, self._prior = run.facts.image_shape[0], run.params
         denoiser = sampling.denoiser(run.config, run.process, run.model)
         encode = (lambda x: x) if run.codec is None else run.codec.encode

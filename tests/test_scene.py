@@ -81,6 +81,13 @@ def test_a_step_is_a_function_of_the_state_the_key_and_its_number(grower):
     assert (first.params[-1] != other.params[-1]).any()
 
 
+def test_the_guidance_is_off_at_large_t():
+    found = scene.guidance_of(Settings(guidance=3.0, guidance_high=0.6), 1000)
+    assert found == {"guidance": 3.0, "guidance_interval": (1, 600)}
+    assert scene.guidance_of(Settings(guidance=0.0), 1000)["guidance_interval"] == ()
+    assert scene.guidance_of(Settings(guidance_high=0.0), 8)["guidance_interval"] == (1, 1)
+
+
 def test_the_rows_are_the_labels_of_the_set():
     names = sides.names(solids.CLASSES)
     rows = scene.rows_of(solids.CLASSES.index("mug"), with_sides=True)["label"]
@@ -107,7 +114,7 @@ def test_cameras_and_lights_are_those_of_the_set():
         ({"resolutions": (1, 8)}, r"each entry must be at least 2, found 1 in \(1, 8\)"),
         ({"resolutions": ()}, "config.field.resolutions is empty; name at least one number"),
         ({"shaded": 1.5}, r"config.field.shaded must be in \[0, 1\], found 1.5"),
-        ({"weighting": "snr"}, "unknown field.weighting 'snr'; allowed: sigma_squared, uniform, x_"),
+        ({"weighting": "snr"}, "unknown field.weighting 'snr'; allowed: sigma_squared, uniform,"),
         ({"t_range": (0.5, 0.2)}, r"must be \(low, high\) with low <= high, found \(0.5, 0.2\)"),
         ({"t_range": (0.1,)}, r"must be \(low, high\)"),
         ({"t_high_end": 0.99}, r"t_high_end must be in field.t_range \(0.02, 0.98\), found 0.99"),

@@ -57,6 +57,8 @@ class Settings:
     batch_size: int = 4  # cameras in a step
     learning_rate: float = 0.05  # of Adam
     guidance: float = 5.0  # weight w of classifier-free guidance
+    # no guidance above this fraction of T: there it moves the mean shape of the class out of place
+    guidance_high: float = 0.65
     weighting: str = "x_0_error"  # w(t), a row of WEIGHTINGS
     t_range: tuple[float, ...] = (0.02, 0.98)  # of T, the timesteps of the noise
     t_high_end: float = 0.5  # the upper end of t_range falls to this fraction of T, linearly
@@ -86,6 +88,7 @@ RANGES = {
     "field.batch_size": COUNT,
     "field.learning_rate": POSITIVE,
     "field.guidance": NOT_NEGATIVE,
+    "field.guidance_high": FRACTION,
     "field.t_range": FRACTION,
     "field.t_high_end": FRACTION,
     "field.shaded": FRACTION,
@@ -176,6 +179,19 @@ def from_dict(mapping: Mapping[str, Any]) -> Settings:
             f"{settings.t_high_end}"
         )
     return settings
+
+
+def guidance_of(settings: Settings, num_timesteps: int) -> dict[str, Any]:
+    """Return the fields of `config.sample` that guide the prior.
+
+    Args:
+      settings: the settings.
+      num_timesteps: T of the prior.
+    """
+    if not settings.guidance:
+        return {"guidance": 0.0, "guidance_interval": ()}
+    last = max(1, round(settings.guidance_high * num_timesteps))
+    return {"guidance": settings.guidance, "guidance_interval": (1, last)}
 
 
 def rows_of(label: int, *, with_sides: bool) -> dict[str, Array]:
