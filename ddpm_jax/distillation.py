@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.process import GaussianProcess, expand, q_sample
@@ -44,7 +45,7 @@ def x_0_error(process: GaussianProcess, t: Array) -> Array:
     return process.sqrt_one_minus_alphas_cumprod[t] / process.sqrt_alphas_cumprod[t]
 
 
-def draw_times(key: PRNGKey, num_timesteps: int, low: float = LOW, high: Array = HIGH) -> Array:
+def draw_times(key: PRNGKey, num_timesteps: int, low: float = LOW, high: ArrayLike = HIGH) -> Array:
     """Return t for each image, uniform in {low T .. high T}: [B] int32.
 
     A lower `high` late in the optimisation adds detail, since large t only move the coarse shape.

@@ -88,7 +88,6 @@ def main() -> int:
     outputs.check_writable(root, None, FILES)
     clock = Clock(root / "minutes.json")
     dataset = data.open_dataset(experiment.data)
-    build.model(experiment.prior.model, dataset.image_shape, dataset.num_classes)  # raises early
     finished = WorkDir(root / "prior").newest_step() >= experiment.prior.train.num_steps
     with contextlib.nullcontext() if finished else clock("prior"):
         result = train(experiment.prior, root / "prior")
@@ -302,12 +301,13 @@ class Fields:
         around = np.linspace(0, 2 * np.pi, TURNTABLE, endpoint=False)
         low = np.full(TURNTABLE, ELEVATION)
         frames = self._pictures(params, around, low, FINE * self._side)
+        kept: dict[str, Any] = {f"grid_{i}": np.asarray(grid) for i, grid in enumerate(params)}
         try:
             grids.save_gif(
                 path.with_suffix(".gif"), frames.repeat(2, axis=1).repeat(2, axis=2), 0.08
             )
             with replacing(path.with_suffix(".npz")) as part:
-                np.savez(part, **{f"grid_{i}": np.asarray(grid) for i, grid in enumerate(params)})
+                np.savez(part, **kept)
         except OSError as error:
             raise outputs.not_writable(path, None, error) from error
         strip = frames[:: TURNTABLE // STRIP]

@@ -64,8 +64,10 @@ def init(resolutions: tuple[int, ...], blob: float) -> Params:
 
 def total(params: Params) -> Array:
     """Return the sum of the grids at the resolution of the last: [R, R, R, 4], u and a."""
-    shape = params[-1].shape
-    return sum((jax.image.resize(grid, shape, "linear") for grid in params[:-1]), params[-1])
+    grid = params[-1]
+    for coarse in params[:-1]:
+        grid = grid + jax.image.resize(coarse, grid.shape, "linear")
+    return grid
 
 
 def density(u: Array, resolution: int) -> Array:
