@@ -53,18 +53,18 @@ class Settings:
     resolutions: tuple[int, ...] = (8, 16, 32)  # points along a side of each grid of voxels
     num_samples: int = 32  # samples along a ray
     blob: float = 3.0  # density in the middle before training
-    num_steps: int = 600  # optimisation steps
+    num_steps: int = 800  # optimisation steps
     batch_size: int = 4  # cameras in a step
-    learning_rate: float = 0.05  # of Adam
-    guidance: float = 5.0  # weight w of classifier-free guidance
+    learning_rate: float = 0.03  # of Adam
+    guidance: float = 3.0  # weight w of classifier-free guidance
     # no guidance above this fraction of T: there it moves the mean shape of the class out of place
     guidance_high: float = 0.65
     weighting: str = "x_0_error"  # w(t), a row of WEIGHTINGS
     t_range: tuple[float, ...] = (0.02, 0.98)  # of T, the timesteps of the noise
     t_high_end: float = 0.5  # the upper end of t_range falls to this fraction of T, linearly
-    shaded: float = 0.75  # fraction of the steps whose pictures are shaded; the others show albedo
-    colourless: float = 0.2  # fraction of the shaded steps whose pictures show no colours
-    opacity_weight: float = 0.01  # weight of the opacity, which keeps empty space empty
+    shaded: float = 0.9  # fraction of the pictures that are shaded; the others show the albedo
+    colourless: float = 0.5  # fraction of the shaded pictures that show no colours
+    opacity_weight: float = 0.02  # weight of the opacity, which keeps empty space empty
     normal_weight: float = 0.01  # weight of visible normals that point away from the camera
     checkpoint_every: int = 200  # steps between states that are kept
     num_seeds: int = 1  # fields of each class and arm: the seeds 0, 1, ...
