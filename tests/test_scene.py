@@ -16,7 +16,10 @@ from ddpm_jax.training import scene
 from ddpm_jax.training.scene import Settings
 from experiments import dreamfusion_solids
 
-pytestmark = pytest.mark.loose_promotion(reason="optax.adam raises floats to int32 powers")
+pytestmark = [
+    pytest.mark.loose_promotion(reason="optax.adam raises floats to int32 powers"),
+    pytest.mark.quick_to_compile,
+]
 
 SIDE, STEPS = 8, 60
 PROCESS = make_process(schedules.cosine(50))
