@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddpm_jax.errors import UserError, look_up
+from ddpm_jax.errors import UserError, look_up, unknown
 
 INT32 = 2**31 - 1
 
@@ -158,6 +158,30 @@ def _as_float32(value: float) -> float:
     with np.errstate(over="ignore"):
         rounded = np.float32(value)
     return 0.0 if abs(rounded) < np.finfo(np.float32).tiny else float(rounded)
+
+
+def check_section(
+    name: str, kind: Callable[..., Any], mapping: Mapping[str, Any], ranges: Mapping[str, Range]
+) -> Any:
+    """Return a checked section of a config: a frozen dataclass.
+
+    Args:
+      name: the name of the section.
+      kind: the dataclass; fields that are absent in the mapping keep their defaults.
+      mapping: {field: value}.
+      ranges: the range of each number, {"section.field": range}.
+
+    Raises:
+      UserError: an unknown field, a value of the wrong type, or a number out of its range.
+    """
+    hints, values = typing.get_type_hints(kind), {}
+    for field, value in mapping.items():
+        if field not in hints:
+            raise unknown("config key", f"{name}.{field}", [f"{name}.{h}" for h in hints])
+        values[field] = check_type(f"{name}.{field}", value, hints[field])
+    section = kind(**values)
+    check_ranges({f"{name}.{field}": getattr(section, field) for field in hints}, ranges)
+    return section
 
 
 def check_type(key: str, value: Any, hint: Any) -> Any:

@@ -19,10 +19,8 @@ field of the config is a flag, such as --config.data.imbalance=10 or --config.ar
 import contextlib
 import dataclasses
 import functools
-import json
 import pathlib
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -50,6 +48,7 @@ from ddpm_jax.training.arms import ARMS, Labelled
 from ddpm_jax.training.loop import train
 from ddpm_jax.training.recognition import Recogniser, make_recogniser
 from experiments import command, config_flag, outputs
+from experiments.clock import Clock
 from experiments.progress import ProgressLine, chunk_size
 
 CONFIG = config_flag.define("The experiment's config file: data, autoencoder, diffusion and arms.")
@@ -220,7 +219,7 @@ def check_networks(experiment: Experiment, parts: Parts) -> None:
 
 
 def synthetic(
-    root: pathlib.Path, parts: Parts, w: float, clock: "Clock", progress: Progress
+    root: pathlib.Path, parts: Parts, w: float, clock: Clock, progress: Progress
 ) -> Labelled:
     """Return the images that fill up the classes, drawn with the weight w of the guidance."""
     run = open_run(root / "diffusion", sample={"guidance": w})
@@ -256,7 +255,7 @@ class Classifiers:
         directory: pathlib.Path,
         experiment: Experiment,
         parts: Parts,
-        clock: "Clock",
+        clock: Clock,
         progress: Progress,
     ):
         self.settings, self.parts, self.progress = experiment.arms, parts, progress
@@ -393,7 +392,7 @@ def report(
     parts: Parts,
     found: Mapping[str, np.ndarray],
     choices: Mapping[str, Any],
-    clock: "Clock",
+    clock: Clock,
 ) -> None:
     """Print the results, and write them to results.json and recall_by_class_rank.png.
 
@@ -488,26 +487,6 @@ def _row(row: Mapping[str, Any]) -> str:
     name = "w" if "w" in row else "reject"
     score = _percent(Estimate(row["accuracy"], row["error"]))
     return f"{name} = {row[name]:g}: {score}{' (chosen)' if row['chosen'] else ''}"
-
-
-class Clock:
-    """Adds up the seconds of each stage over all starts of the command, in a JSON file."""
-
-    def __init__(self, path: pathlib.Path):
-        self._path = path
-        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
-
-    @contextlib.contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Count the time inside `with`, also if the stage is interrupted."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            spent = time.perf_counter() - start
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
-            with replacing(self._path) as part:
-                part.write_text(json.dumps(self.seconds, indent=2) + "\n")
 
 
 if __name__ == "__main__":

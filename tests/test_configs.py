@@ -29,8 +29,8 @@ VARIANTS = {
 def names():
     directory = pathlib.Path(__file__).parents[1] / "experiments"
     sources = {path.stem: path.read_text() for path in directory.glob("*.py")}
-    # The last is a config of several runs: tests/test_imbalanced.py.
-    others = ("base", "fashion_imbalanced")
+    # Configs of several runs: tests/test_imbalanced.py and tests/test_scene.py.
+    others = ("base", "fashion_imbalanced", "dreamfusion_solids")
     return sorted(n for n, text in sources.items() if "def get_config" in text and n not in others)
 
 

@@ -352,3 +352,15 @@ def test_a_long_label_of_a_row_is_cut():
     plain = grids.make_grid(images, 1)
     grid = grids.make_grid(images, 1, row_labels=["n" * 1000, "b"])
     assert 150 < grid.shape[1] - plain.shape[1] <= grids.MAX_MARGIN + 6
+
+
+def test_a_moving_picture_has_its_frames_and_repeats(tmp_path):
+    frames = np.zeros((3, 4, 5, 3), np.uint8)
+    frames[1], frames[2, ..., 0] = 255, 255
+    grids.save_gif(tmp_path / "new" / "a.gif", frames, 0.08)
+    with Image.open(tmp_path / "new" / "a.gif") as picture:
+        assert (picture.n_frames, picture.size) == (3, (5, 4))
+        assert (picture.info["duration"], picture.info["loop"]) == (80, 0)
+        for i, frame in enumerate(frames):
+            picture.seek(i)
+            np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), frame)

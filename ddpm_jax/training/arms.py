@@ -14,7 +14,6 @@ Deviates from DiffuLT, which combines the weight with a filter: here each arm sh
 """
 
 import dataclasses
-import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,10 +25,9 @@ from ddpm_jax.config_checks import (
     FRACTION,
     NOT_NEGATIVE,
     POSITIVE,
-    check_ranges,
-    check_type,
+    check_section,
 )
-from ddpm_jax.errors import UserError, unknown
+from ddpm_jax.errors import UserError
 from ddpm_jax.training.recognition import Examples
 
 
@@ -111,14 +109,7 @@ def from_dict(mapping: Mapping[str, Any]) -> Settings:
     Raises:
       UserError: an unknown field, a value of the wrong type, or a number out of its range.
     """
-    hints, values = typing.get_type_hints(Settings), {}
-    for name, value in mapping.items():
-        if name not in hints:
-            raise unknown("config key", f"arms.{name}", [f"arms.{h}" for h in hints])
-        values[name] = check_type(f"arms.{name}", value, hints[name])
-    settings = Settings(**values)
-    flat = {f"arms.{name}": value for name, value in dataclasses.asdict(settings).items()}
-    check_ranges(flat, RANGES)
+    settings = check_section("arms", Settings, mapping, RANGES)
     for name in ("guidance", "reject"):
         if not getattr(settings, name):
             raise UserError(f"config.arms.{name} is empty; name at least one number")

@@ -1,0 +1,323 @@
+"""Grow a radiance field from a diffusion model alone (DreamFusion: Poole et al. 2022).
+
+In each step, random cameras see the field x = g(θ) under random lights. With weights λ,
+
+    L = L_SDS(x; y_side) + λ_o Σ_pixels √(opacity² + 0.01) + λ_n Σ_pixels Σ_i w_i max(0, n_i · d)²
+
+L_SDS is that of `ddpm_jax.distillation`. The condition y_side names the class and the side that
+the camera sees. Some pictures show the albedo without a light. The others are shaded, some of them
+without colours (Poole et al. 2022, section 3.2). A step is a function of the state, the key and
+its number, so a resumed field is the same field, bit for bit.
+
+Deviates from Poole et al. 2022: the field is a grid of voxels, the background is the white of the
+training images instead of a learned one, and the cameras have one distance.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ddpm_jax import distillation
+from ddpm_jax.config import OptimConfig
+from ddpm_jax.config_checks import (
+    COUNT,
+    FRACTION,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Range,
+    check_section,
+)
+from ddpm_jax.data import solids
+from ddpm_jax.errors import UserError, look_up
+from ddpm_jax.guidance import Denoiser
+from ddpm_jax.models import radiance_field
+from ddpm_jax.models.radiance_field import Picture
+from ddpm_jax.process import GaussianProcess
+from ddpm_jax.randomness import image_keys
+from ddpm_jax.runtime import compiler
+from ddpm_jax.scenes import cameras, sides
+from ddpm_jax.training.optimizer import make_optimizer
+from ddpm_jax.types import Array, Conditioning, Params, PRNGKey
+
+AMBIENT = 0.35  # share of the light that comes from everywhere, as in `scenes.solids.render`
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a field is grown; the section `field` of a config."""
+
+    resolutions: tuple[int, ...] = (8, 16, 32)  # points along a side of each grid of voxels
+    num_samples: int = 32  # samples along a ray
+    blob: float = 3.0  # density in the middle before training
+    num_steps: int = 800  # optimisation steps
+    batch_size: int = 4  # cameras in a step
+    learning_rate: float = 0.03  # of Adam
+    guidance: float = 3.0  # weight w of classifier-free guidance
+    # no guidance above this fraction of T: there it moves the mean shape of the class out of place
+    guidance_high: float = 0.65
+    weighting: str = "x_0_error"  # w(t), a row of WEIGHTINGS
+    t_range: tuple[float, ...] = (0.02, 0.98)  # of T, the timesteps of the noise
+    t_high_end: float = 0.5  # the upper end of t_range falls to this fraction of T, linearly
+    shaded: float = 0.9  # fraction of the pictures that are shaded; the others show the albedo
+    colourless: float = 0.5  # fraction of the shaded pictures that show no colours
+    opacity_weight: float = 0.02  # weight of the opacity, which keeps empty space empty
+    normal_weight: float = 0.01  # weight of visible normals that point away from the camera
+    checkpoint_every: int = 200  # steps between states that are kept
+    num_seeds: int = 1  # fields of each class and arm: the seeds 0, 1, ...
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeSettings:
+    """The settings of the classifier that judges fields; the section `judge` of a config."""
+
+    channels: int = 32  # channels of the first convolution
+    num_steps: int = 1500  # training steps
+    batch_size: int = 64  # images in a step
+    learning_rate: float = 2e-3  # of the first step; a cosine to 0
+
+
+RANGES = {
+    "field.resolutions": Range("[)", 2),
+    "field.num_samples": COUNT,
+    "field.blob": NOT_NEGATIVE,
+    "field.num_steps": COUNT,
+    "field.batch_size": COUNT,
+    "field.learning_rate": POSITIVE,
+    "field.guidance": NOT_NEGATIVE,
+    "field.guidance_high": FRACTION,
+    "field.t_range": FRACTION,
+    "field.t_high_end": FRACTION,
+    "field.shaded": FRACTION,
+    "field.colourless": FRACTION,
+    "field.opacity_weight": NOT_NEGATIVE,
+    "field.normal_weight": NOT_NEGATIVE,
+    "field.checkpoint_every": COUNT,
+    "field.num_seeds": COUNT,
+}
+WEIGHTINGS = {
+    "sigma_squared": distillation.sigma_squared,
+    "uniform": distillation.uniform,
+    "x_0_error": distillation.x_0_error,
+}
+JUDGE_RANGES = {
+    "judge.channels": COUNT,
+    "judge.num_steps": COUNT,
+    "judge.batch_size": COUNT,
+    "judge.learning_rate": POSITIVE,
+}
+
+
+class Arm(NamedTuple):
+    """A way to grow fields; a row of `ARMS`.
+
+    Attributes:
+      sides: the condition names the side that the camera sees.
+      grown: False leaves the field as it is before the first step.
+    """
+
+    sides: bool = True
+    grown: bool = True
+
+
+ARMS = {
+    "sides": Arm(),
+    "no_sides": Arm(sides=False),
+    "not_grown": Arm(grown=False),
+}
+
+
+class State(NamedTuple):
+    """A field that grows.
+
+    Attributes:
+      params: its grids.
+      moments: the state of the optimiser.
+    """
+
+    params: Params
+    moments: Any
+
+
+class Grower(NamedTuple):
+    """How fields grow from one prior. All fields share one compiled step.
+
+    Attributes:
+      init: () -> the state before the first step; it is the same for every seed.
+      step: (state, prior, rows, key, number) -> the state after the step. `prior` are the weights
+        of the prior, `rows` the conditions (`rows_of`), `number` that of the step. The old state
+        must not be used again.
+    """
+
+    init: Callable[[], State]
+    step: Callable[[State, Params, Conditioning, PRNGKey, int], State]
+
+
+def from_dict(mapping: Mapping[str, Any]) -> Settings:
+    """Return checked settings.
+
+    Args:
+      mapping: {field: value}; fields that are absent keep their defaults.
+
+    Raises:
+      UserError: an unknown field, a value of the wrong type, or a number out of its range.
+    """
+    settings = check_section("field", Settings, mapping, RANGES)
+    look_up(WEIGHTINGS, "field.weighting", settings.weighting)
+    if not settings.resolutions:
+        raise UserError("config.field.resolutions is empty; name at least one number")
+    if len(settings.t_range) != 2 or settings.t_range[0] > settings.t_range[1]:
+        raise UserError(
+            f"config.field.t_range must be (low, high) with low <= high, found {settings.t_range}"
+        )
+    if not settings.t_range[0] <= settings.t_high_end <= settings.t_range[1]:
+        raise UserError(
+            f"config.field.t_high_end must be in field.t_range {settings.t_range}, found "
+            f"{settings.t_high_end}"
+        )
+    return settings
+
+
+def guidance_of(settings: Settings, num_timesteps: int) -> dict[str, Any]:
+    """Return the fields of `config.sample` that guide the prior.
+
+    Args:
+      settings: the settings.
+      num_timesteps: T of the prior.
+    """
+    if not settings.guidance:
+        return {"guidance": 0.0, "guidance_interval": ()}
+    last = max(1, round(settings.guidance_high * num_timesteps))
+    return {"guidance": settings.guidance, "guidance_interval": (1, last)}
+
+
+def rows_of(label: int, *, with_sides: bool) -> dict[str, Array]:
+    """Return the condition of each side, after that of the hidden side: {"label": [5] int32}.
+
+    Args:
+      label: the class.
+      with_sides: False gives every side the condition of the hidden one.
+    """
+    side = jnp.arange(sides.HIDDEN, len(sides.SIDES))
+    named = side if with_sides else jnp.full_like(side, sides.HIDDEN)
+    return {"label": jnp.asarray(sides.label_of(label, named), jnp.int32)}
+
+
+def make_grower(
+    process: GaussianProcess,
+    denoiser: Denoiser,
+    encode: Callable[[Array], Array],
+    side: int,
+    settings: Settings,
+) -> Grower:
+    """Build the functions that grow fields.
+
+    Args:
+      process: the chain of the prior.
+      denoiser: (weights, cond) -> DenoiseFn, with its guidance (`build.sampling.denoiser`).
+      encode: images [B, H, W, 3] in [-1, 1] -> what the prior sees, images or latents.
+      side: height and width of the pictures in pixels.
+      settings: the settings.
+    """
+    c = settings
+    optim = OptimConfig(learning_rate=c.learning_rate, warmup_steps=0, b2=0.99, clip_norm=0.0)
+    optimizer, weighting = make_optimizer(optim, c.num_steps), WEIGHTINGS[c.weighting]
+
+    def loss(params: Params, prior: Params, rows: Conditioning, key: PRNGKey, far: Array) -> Array:
+        pose_key, light_key, mode_key, ray_key, noise_key = jax.random.split(key, 5)
+        azimuth, elevation = draw_angles(pose_key, c.batch_size)
+        lit, colourless = jax.random.uniform(mode_key, (2, c.batch_size))
+        picture = view(
+            params,
+            azimuth,
+            elevation,
+            draw_lights(light_key, c.batch_size),
+            side,
+            c.num_samples,
+            ambient=jnp.where(lit < c.shaded, AMBIENT, 1.0),
+            colourless=(lit < c.shaded) & (colourless < c.colourless),
+            key=ray_key,
+        )
+        x = encode(2.0 * picture.colour - 1.0)
+        seen = 1 + sides.side_of(azimuth, elevation)
+        cond = {name: jnp.asarray(row)[seen] for name, row in rows.items()}
+        low, high = c.t_range
+        keys = image_keys(noise_key, jnp.arange(c.batch_size))
+        t = distillation.draw_times(
+            keys, process.num_timesteps, low, high + (c.t_high_end - high) * far
+        )
+        found = distillation.gradient(process, denoiser(prior, cond), keys, x, t, weighting)
+        opacity = jnp.sqrt(jnp.square(picture.opacity) + 0.01)
+        per_pixel = c.opacity_weight * opacity + c.normal_weight * picture.turned_away
+        return distillation.surrogate(x, found) + per_pixel.sum() / c.batch_size
+
+    def update(
+        state: State, prior: Params, rows: Conditioning, key: PRNGKey, number: Array
+    ) -> State:
+        far = number / c.num_steps
+        own = jax.random.fold_in(key, number)
+        gradient = jax.grad(loss)(state.params, prior, rows, own, far)
+        moves, moments = optimizer.update(gradient, state.moments, state.params)
+        return State(optax.apply_updates(state.params, moves), moments)
+
+    def init() -> State:
+        params = radiance_field.init(c.resolutions, c.blob)
+        return State(params, optimizer.init(params))
+
+    options = compiler.options(compiler.NETWORK)
+    return Grower(init, jax.jit(update, donate_argnums=0, compiler_options=options))
+
+
+def view(
+    params: Params,
+    azimuth: Array,
+    elevation: Array,
+    light: Array,
+    side: int,
+    num_samples: int,
+    **options: Any,
+) -> Picture:
+    """Return what the cameras of the set `solids` see of a field: [n, side, side].
+
+    Args:
+      params: the grids of the field.
+      azimuth, elevation: [n] float, in radians.
+      light: [n, 3] float, unit directions towards the light.
+      side: height and width of the pictures in pixels.
+      num_samples: samples along a ray.
+      **options: options of `radiance_field.render`; arrays are [n].
+    """
+    camera = cameras.orbit(azimuth, elevation, solids.RADIUS, solids.FIELD_OF_VIEW, side)
+    origins, directions = cameras.rays(camera, side, side)
+    rows = {
+        name: value[:, None, None] if name in ("ambient", "colourless") else value
+        for name, value in options.items()
+    }
+    return radiance_field.render(
+        params,
+        origins,
+        directions,
+        num_samples=num_samples,
+        light=light[:, None, None],
+        **rows,
+    )
+
+
+def draw_angles(key: PRNGKey, n: int) -> tuple[Array, Array]:
+    """Return random azimuths and elevations, as in the set `solids`: [n] each."""
+    azimuth_key, elevation_key = jax.random.split(key)
+    low, high = solids.ELEVATIONS
+    return (
+        jax.random.uniform(azimuth_key, (n,), minval=-jnp.pi, maxval=jnp.pi),
+        jax.random.uniform(elevation_key, (n,), minval=low, maxval=high),
+    )
+
+
+def draw_lights(key: PRNGKey, n: int) -> Array:
+    """Return random unit directions towards a light above, as in the set `solids`: [n, 3]."""
+    light = jax.random.normal(key, (n, 3))
+    light = light.at[:, 2].set(jnp.abs(light[:, 2]))
+    return light / jnp.linalg.norm(light, axis=-1, keepdims=True)

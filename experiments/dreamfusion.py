@@ -1,0 +1,404 @@
+"""Grow scenes in three dimensions from a diffusion model of pictures (DreamFusion).
+
+    python -m experiments.dreamfusion --config=experiments/dreamfusion_solids.py
+
+The steps, each kept in the work directory; the same command, started again, goes on after them:
+
+  prior/            a diffusion model of the set `solids`, as by experiments.train
+  judge/            a classifier of held-out pictures of `solids`, which judges the fields
+  fields/           the states of all fields, every field.checkpoint_every steps
+  pictures/         of each field: a turntable (.gif), a strip of views (.png), its grids (.npz)
+  results.json      what the judge sees in the fields of each arm
+
+The arms are the rows of `ARMS` in ddpm_jax/training/scene.py. docs/dreamfusion.md explains them.
+Each field of the config is a flag, such as --config.field.num_seeds=3.
+"""
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from ddpm_jax import build, data
+from ddpm_jax.build import guidance, sampling
+from ddpm_jax.config import Config, DataConfig, from_dict
+from ddpm_jax.config_checks import check_section
+from ddpm_jax.data import solids
+from ddpm_jax.errors import UserError, unknown
+from ddpm_jax.evaluation import recognition
+from ddpm_jax.evaluation.distances import Estimate
+from ddpm_jax.figures import grids
+from ddpm_jax.models import digest
+from ddpm_jax.pixels import to_uint8
+from ddpm_jax.runs import open_run
+from ddpm_jax.runs.workdir import WorkDir
+from ddpm_jax.runtime.files import absolute, load_or_make, replacing, to_json
+from ddpm_jax.runtime.progress import Progress
+from ddpm_jax.scenes import sides
+from ddpm_jax.training import scene
+from ddpm_jax.training.loop import train
+from ddpm_jax.training.recognition import Examples, make_recogniser
+from ddpm_jax.training.scene import ARMS, JudgeSettings, Settings, State
+from experiments import command, config_flag, outputs
+from experiments.clock import Clock
+from experiments.progress import ProgressLine
+
+CONFIG = config_flag.define("The experiment's config file: data, prior, field and judge.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Work directory. Default: runs/<name of the config file>."
+)
+CLASSES = flags.DEFINE_list(
+    "classes", [], "Classes to grow, such as chair,mug. Default: all classes of the set."
+)
+
+SECTIONS = ("data", "prior", "field", "judge")
+FILES = ("minutes.json", "results.json")
+NUM_SIDES = len(sides.SIDES)
+TURNTABLE, STRIP = 36, 12  # pictures of a turntable, and of a strip
+ELEVATION = 0.35  # of their cameras, in radians
+FINE = 2  # a turntable has this many times the prior's pixels along a side
+ELEVATIONS = (0.2, 0.6, 1.05)  # of the views that the judge sees; the last is from the top
+AHEAD = 8  # steps that the host runs ahead of the device
+
+
+class Experiment(NamedTuple):
+    """The checked config, and the names of the classes to grow."""
+
+    prior: Config
+    field: Settings
+    judge: JudgeSettings
+    classes: tuple[str, ...]
+
+    @property
+    def data(self) -> DataConfig:
+        return self.prior.data
+
+
+def main() -> int:
+    root = absolute(WORKDIR.value or config_flag.default_workdir())
+    experiment = read(CONFIG.value, tuple(CLASSES.value))
+    outputs.check_writable(root, None, FILES)
+    clock = Clock(root / "minutes.json")
+    dataset = data.open_dataset(experiment.data)
+    finished = WorkDir(root / "prior").newest_step() >= experiment.prior.train.num_steps
+    with contextlib.nullcontext() if finished else clock("prior"):
+        result = train(experiment.prior, root / "prior")
+    if result.signal is not None:
+        return 128 + result.signal
+    with ProgressLine() as progress:
+        judge = Judge(root / "judge", experiment.judge, dataset, clock, progress)
+        fields = Fields(root, experiment, clock, progress)
+        seen = {}
+        for seed in range(experiment.field.num_seeds):
+            for arm in ARMS:
+                for name in experiment.classes:
+                    seen[arm, name, seed] = judge.look(name, *fields.grown(arm, name, seed))
+    report(root, experiment, seen, judge.on_pictures(), clock)
+    return 0
+
+
+def read(mapping: Mapping[str, Any], classes: tuple[str, ...]) -> Experiment:
+    """Return the checked config.
+
+    Args:
+      mapping: the ConfigDict of --config.
+      classes: the names of --classes; () is all.
+
+    Raises:
+      UserError: another section, a mistake in a section, a config that this experiment cannot use,
+        or an unknown class.
+    """
+    for section in SECTIONS:
+        if section not in mapping:
+            raise UserError(
+                f"--config has no section {section!r}, which experiments.dreamfusion needs; pass "
+                "--config=experiments/dreamfusion_solids.py or a file like it"
+            )
+    for section in mapping:
+        if section not in SECTIONS:
+            raise unknown("config section", section, SECTIONS)
+    for name in classes:
+        if name not in solids.CLASSES:
+            raise unknown("class in --classes", name, solids.CLASSES)
+    prior = from_dict({**mapping["prior"], "data": mapping["data"]})
+    for key, found, wanted in (
+        ("data.name", prior.data.name, "solids"),
+        ("data.view_labels", prior.data.view_labels, True),
+        ("data.flip", prior.data.flip, False),
+        ("prior.model.name", prior.model.name, "unet"),
+        ("prior.model.class_conditional", prior.model.class_conditional, True),
+    ):
+        if found != wanted:
+            raise UserError(f"{key} is {found!r}; set it to {wanted!r} here")
+    field = scene.from_dict(mapping["field"])
+    judge = check_section("judge", JudgeSettings, mapping["judge"], scene.JUDGE_RANGES)
+    process = build.process(prior.process)
+    guided = dataclasses.replace(prior.sample, **scene.guidance_of(field, process.num_timesteps))
+    guidance.from_config(dataclasses.replace(prior, sample=guided), process)  # raises early
+    return Experiment(prior, field, judge, classes or solids.CLASSES)
+
+
+class Looks(NamedTuple):
+    """What the judge sees in several pictures of one object: an index per picture, [n] int.
+
+    Attributes:
+      classes: the class.
+      sides: the side, given the true class.
+      true_sides: the side that the camera sees.
+    """
+
+    classes: np.ndarray
+    sides: np.ndarray
+    true_sides: np.ndarray
+
+
+class Judge:
+    """A classifier of the class and the side, trained on the held-out objects of the set."""
+
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        settings: JudgeSettings,
+        dataset: data.Dataset,
+        clock: Clock,
+        progress: Progress,
+    ):
+        self._dataset = dataset
+        self._recogniser = make_recogniser(
+            len(solids.CLASSES) * NUM_SIDES, dataset.image_shape, **dataclasses.asdict(settings)
+        )
+        assert dataset.test is not None  # `solids` always has held-out objects
+        images, label, side = _with_side(dataset.test)
+        n = len(label)
+        examples = Examples(
+            images,
+            label * NUM_SIDES + side,
+            np.full(n, 1 / n),
+            np.ones(n),
+            np.zeros(len(solids.CLASSES) * NUM_SIDES),
+            max_shift=2,
+        )
+        facts = {"examples": digest(examples), **dataclasses.asdict(settings)}
+
+        def make() -> dict[str, np.ndarray]:
+            progress("training the judge", 0, 1)
+            with clock("judge"):
+                weights = self._recogniser.train(examples, 0)
+            progress("training the judge", 1, 1)
+            return {f"leaf_{i:02d}": leaf for i, leaf in enumerate(weights)}
+
+        found = load_or_make(directory, "judge", facts, make)
+        self._weights = [found[key] for key in sorted(found)]
+
+    def look(self, name: str, pictures: np.ndarray, true_sides: np.ndarray) -> Looks:
+        """Return what the judge sees in pictures of one class: uint8 [n, H, W, 3]."""
+        label = np.full(len(pictures), solids.CLASSES.index(name))
+        return self._look(label, pictures, true_sides)
+
+    def on_pictures(self) -> dict[str, Looks]:
+        """Return what the judge sees in the training pictures of the prior, by class.
+
+        The judge was not trained on them, so this is the most that a field can reach.
+        """
+        images, label, side = _with_side(self._dataset.train)
+        looks = self._look(label, images, side)
+        return {
+            name: Looks(*(part[label == i] for part in looks))
+            for i, name in enumerate(solids.CLASSES)
+        }
+
+    def _look(self, label: np.ndarray, pictures: np.ndarray, true_sides: np.ndarray) -> Looks:
+        logits, _ = self._recogniser.predict(self._weights, pictures)
+        table = logits.reshape(len(pictures), len(solids.CLASSES), NUM_SIDES)
+        of_class = np.logaddexp.reduce(table, axis=2).argmax(axis=1)
+        return Looks(of_class, table[np.arange(len(label)), label].argmax(axis=1), true_sides)
+
+
+def _with_side(source: data.Source) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the pictures whose side is not hidden, with their class and side."""
+    images, labels = source.read(np.arange(len(source)))
+    label, side = np.divmod(labels, NUM_SIDES + 1)  # the inverse of `sides.label_of`
+    seen = side > 0
+    return images[seen], label[seen], side[seen] - 1
+
+
+class Fields:
+    """Grows fields, keeps their states in a directory, and takes pictures of them."""
+
+    def __init__(
+        self, root: pathlib.Path, experiment: Experiment, clock: Clock, progress: Progress
+    ):
+        self._root, self._settings = root, experiment.field
+        self._clock, self._progress = clock, progress
+        T = experiment.prior.process.num_timesteps
+        run = open_run(root / "prior", sample=scene.guidance_of(experiment.field, T))
+        self._side, self._prior = run.facts.image_shape[0], run.params
+        denoiser = sampling.denoiser(run.config, run.process, run.model)
+        encode = (lambda x: x) if run.codec is None else run.codec.encode
+        self._grower = scene.make_grower(
+            run.process, denoiser, encode, self._side, experiment.field
+        )
+        unused = ("num_seeds", "checkpoint_every")  # they do not change a field
+        settings = dataclasses.asdict(experiment.field)
+        self._facts = {"prior": digest(run.params), "codec": run.facts.codec}
+        self._facts |= {k: v for k, v in settings.items() if k not in unused}
+        self._view = jax.jit(scene.view, static_argnums=(4, 5))
+
+    def grown(self, arm: str, name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Grow a field, write its pictures, and return views of it for the judge.
+
+        Returns:
+          Pictures uint8 [n, H, W, 3], and the side that each shows [n].
+        """
+        steps = self._settings.num_steps if ARMS[arm].grown else 0
+        state = self._state(arm, name, seed, steps)
+        self._write(f"{arm}_{name}_seed{seed}", state.params)
+        around = np.linspace(-np.pi, np.pi, STRIP, endpoint=False)
+        azimuth, elevation = (a.ravel() for a in np.meshgrid(around, ELEVATIONS))
+        shown = self._pictures(state.params, azimuth, elevation, self._side)
+        return shown, np.asarray(sides.side_of(azimuth, elevation))
+
+    def _state(self, arm: str, name: str, seed: int, steps: int) -> State:
+        """Return the state of a field after some steps; only steps that are not kept are taken."""
+        start = self._grower.init()
+        if not steps:
+            return start
+        every = self._settings.checkpoint_every
+        before = (steps - 1) // every * every
+        rows = scene.rows_of(solids.CLASSES.index(name), with_sides=ARMS[arm].sides)
+        what = f"growing {name} ({arm}, seed {seed})"
+
+        def make() -> dict[str, np.ndarray]:
+            state = self._state(arm, name, seed, before)
+            with self._clock("fields"):
+                for number in range(before, steps):
+                    if number % AHEAD == 0:
+                        jax.block_until_ready(state)
+                        self._progress(what, number, self._settings.num_steps)
+                    state = self._grower.step(
+                        state, self._prior, rows, jax.random.key(seed), number
+                    )
+                leaves = jax.device_get(jax.tree.leaves(state))
+            self._progress(what, steps, self._settings.num_steps)
+            return {f"leaf_{i:02d}": leaf for i, leaf in enumerate(leaves)}
+
+        facts = self._facts | {"arm": arm, "class": name, "seed": seed, "step": steps}
+        kept = load_or_make(self._root / "fields", f"{arm}_{name}_seed{seed}_{steps}", facts, make)
+        leaves = [jnp.asarray(kept[key]) for key in sorted(kept)]
+        return jax.tree.unflatten(jax.tree.structure(start), leaves)
+
+    def _write(self, name: str, params: Any) -> None:
+        """Write the turntable, the strip and the grids of a field."""
+        path = self._root / "pictures" / name
+        around = np.linspace(0, 2 * np.pi, TURNTABLE, endpoint=False)
+        low = np.full(TURNTABLE, ELEVATION)
+        frames = self._pictures(params, around, low, FINE * self._side)
+        kept: dict[str, Any] = {f"grid_{i}": np.asarray(grid) for i, grid in enumerate(params)}
+        try:
+            grids.save_gif(
+                path.with_suffix(".gif"), frames.repeat(2, axis=1).repeat(2, axis=2), 0.08
+            )
+            with replacing(path.with_suffix(".npz")) as part:
+                np.savez(part, **kept)
+        except OSError as error:
+            raise outputs.not_writable(path, None, error) from error
+        strip = frames[:: TURNTABLE // STRIP]
+        outputs.save_picture(path.with_suffix(".png"), grids.make_grid(strip, STRIP))
+
+    def _pictures(
+        self, params: Any, azimuth: np.ndarray, elevation: np.ndarray, side: int
+    ) -> np.ndarray:
+        """Return pictures of a field, with the light above and beside the camera: uint8."""
+        light = np.stack([np.cos(azimuth + 0.7), np.sin(azimuth + 0.7), np.ones_like(azimuth)], -1)
+        light = jnp.asarray(light / np.sqrt(2), jnp.float32)
+        angles = (jnp.asarray(angle, jnp.float32) for angle in (azimuth, elevation))
+        picture = self._view(params, *angles, light, side, 2 * self._settings.num_samples)
+        return to_uint8(2.0 * picture.colour - 1.0)
+
+
+def scores(looks: Looks, label: int) -> dict[str, float]:
+    """Return what the judge says of one object.
+
+    accuracy: fraction of the views with the right class; agreement: fraction with the class that
+    most views have; side: fraction with the right side.
+    """
+    counts = np.bincount(looks.classes, minlength=len(solids.CLASSES))
+    return {
+        "accuracy": float(counts[label] / counts.sum()),
+        "agreement": float(counts.max() / counts.sum()),
+        "side": float((looks.sides == looks.true_sides).mean()),
+    }
+
+
+def report(
+    root: pathlib.Path,
+    experiment: Experiment,
+    seen: Mapping[tuple[str, str, int], Looks],
+    pictures: Mapping[str, Looks],
+    clock: Clock,
+) -> None:
+    """Print the results, and write them to results.json.
+
+    Args:
+      root: the work directory.
+      experiment: the checked config.
+      seen: (arm, class, seed) -> what the judge sees in the field.
+      pictures: class -> what the judge sees in pictures of the set.
+      clock: the times of the stages.
+    """
+    found = {
+        arm: {
+            name: [
+                scores(seen[arm, name, seed], solids.CLASSES.index(name))
+                for seed in range(experiment.field.num_seeds)
+            ]
+            for name in experiment.classes
+        }
+        for arm in ARMS
+    }
+    limit = {
+        name: [scores(pictures[name], solids.CLASSES.index(name))] for name in experiment.classes
+    }
+    measures = ("accuracy", "agreement", "side")
+    table = Table("fields", *measures, title="in %, mean ± standard error over fields")
+    summaries = {}
+    for arm, by_class in {**found, "pictures of the set": limit}.items():
+        rows = [row for each in by_class.values() for row in each]
+        summaries[arm] = {
+            m: recognition.estimate(np.array([row[m] for row in rows])) for m in measures
+        }
+        table.add_row(arm, *(_percent(summaries[arm][m]) for m in measures))
+    minutes = {stage: seconds / 60 for stage, seconds in clock.seconds.items()}
+    console = Console(soft_wrap=True, markup=False, highlight=False)
+    console.print(table)
+    console.print(
+        f"chance: accuracy {100 / len(solids.CLASSES):.1f}. "
+        f"minutes: {', '.join(f'{stage} {value:.1f}' for stage, value in minutes.items())}"
+    )
+    content = {
+        "arms": {
+            arm: {"fields": found.get(arm, limit)} | {m: e._asdict() for m, e in summary.items()}
+            for arm, summary in summaries.items()
+        },
+        "minutes": minutes,
+    }
+    with replacing(root / "results.json") as part:
+        part.write_text(to_json(content, indent=2) + "\n")
+    print(f"pictures: {root / 'pictures'}\nresults: {root / 'results.json'}")
+
+
+def _percent(estimate: Estimate) -> str:
+    error = "" if np.isnan(estimate.error) else f" ± {100 * estimate.error:.1f}"
+    return f"{100 * estimate.value:.1f}{error}"
+
+
+if __name__ == "__main__":
+    command.run(main)

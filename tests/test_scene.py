@@ -1,0 +1,146 @@
+"""Growing a field: from a prior that knows the picture of each side, and its settings."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax import make_process, schedules
+from ddpm_jax.data import solids
+from ddpm_jax.errors import UserError
+from ddpm_jax.predictions import to_prediction
+from ddpm_jax.scenes import sides
+from ddpm_jax.training import scene
+from ddpm_jax.training.scene import Settings
+from experiments import dreamfusion_solids
+
+pytestmark = [
+    pytest.mark.loose_promotion(reason="optax.adam raises floats to int32 powers"),
+    pytest.mark.quick_to_compile,
+]
+
+SIDE, STEPS = 8, 60
+PROCESS = make_process(schedules.cosine(50))
+COLOURS = np.float32([[0.4, 0.4, 0.4], [0.8, 0.1, 0.1], [0.4, 0.4, 0.4], [0.1, 0.1, 0.8],
+                      [0.4, 0.4, 0.4]])  # hidden, front, side, back, top  # fmt: skip
+DISC = np.hypot(*(np.mgrid[:SIDE, :SIDE] + 0.5 - SIDE / 2)) < 2.6
+SETTINGS = Settings(
+    resolutions=(4, 10),
+    num_samples=12,
+    num_steps=STEPS,
+    batch_size=4,
+    learning_rate=0.2,
+    shaded=0.0,
+    checkpoint_every=1,
+)
+
+
+def denoiser(prior, cond):
+    """The exact prior of one picture per side: a disc on white, in the colour of the side."""
+    colour = jnp.asarray(COLOURS)[cond["label"] % 5] + prior["offset"]
+    picture = jnp.where(DISC[None, :, :, None], colour[:, None, None], 1.0)
+    return lambda x_t, t: to_prediction(PROCESS, 2 * picture - 1, x_t, t, "x_0")
+
+
+@pytest.fixture(scope="module")
+def grower():
+    return scene.make_grower(PROCESS, denoiser, lambda x: x, SIDE, SETTINGS)
+
+
+PRIOR = {"offset": jnp.float32(0.0)}
+
+
+def grow(grower, rows, steps=STEPS, seed=0):
+    state = grower.init()
+    for number in range(steps):
+        state = grower.step(state, PRIOR, rows, jax.random.key(seed), number)
+    return state
+
+
+def look(state, azimuth):
+    azimuth = jnp.asarray(azimuth, jnp.float32)
+    light = jnp.tile(jnp.array([[0.0, 0.0, 1.0]]), (len(azimuth), 1))
+    picture = scene.view(state.params, azimuth, 0.0 * azimuth, light, SIDE, 24,
+                         ambient=jnp.ones(len(azimuth)))  # fmt: skip
+    return np.asarray(picture.colour)
+
+
+def test_a_field_becomes_what_the_prior_says_of_each_side(grower):
+    views = look(grow(grower, scene.rows_of(6, with_sides=True)), [0.0, np.pi])
+    assert views[:, 0].mean() > 0.93  # white around it
+    front, back = (view[DISC].mean(axis=0) for view in views)
+    assert front[0] > front[2] + 0.25 and back[2] > back[0] + 0.25  # red, blue
+    views = look(grow(grower, scene.rows_of(6, with_sides=False)), [0.0, np.pi])
+    np.testing.assert_allclose(views[:, DISC].mean(axis=1), 0.4, atol=0.1)
+
+
+def test_a_step_is_a_function_of_the_state_the_key_and_its_number(grower):
+    rows = scene.rows_of(0, with_sides=True)
+    first, again, other = (grow(grower, rows, 2, seed) for seed in (0, 0, 1))
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), first, again)
+    assert jax.tree.all(same)
+    assert (first.params[-1] != other.params[-1]).any()
+
+
+def test_the_guidance_is_off_at_large_t():
+    found = scene.guidance_of(Settings(guidance=3.0, guidance_high=0.6), 1000)
+    assert found == {"guidance": 3.0, "guidance_interval": (1, 600)}
+    assert scene.guidance_of(Settings(guidance=0.0), 1000)["guidance_interval"] == ()
+    assert scene.guidance_of(Settings(guidance_high=0.0), 8)["guidance_interval"] == (1, 1)
+
+
+def test_the_rows_are_the_labels_of_the_set():
+    names = sides.names(solids.CLASSES)
+    rows = scene.rows_of(solids.CLASSES.index("mug"), with_sides=True)["label"]
+    assert [names[i] for i in rows] == ["mug", "mug, front", "mug, side", "mug, back", "mug, top"]
+    plain = scene.rows_of(solids.CLASSES.index("mug"), with_sides=False)["label"]
+    assert [names[i] for i in plain] == ["mug"] * 5
+
+
+def test_cameras_and_lights_are_those_of_the_set():
+    azimuth, elevation = (np.asarray(a) for a in scene.draw_angles(jax.random.key(0), 4000))
+    low, high = solids.ELEVATIONS
+    assert low <= elevation.min() < low + 0.01 and high - 0.01 < elevation.max() <= high
+    assert np.abs(np.exp(1j * azimuth).mean()) < 0.05
+    light = np.asarray(scene.draw_lights(jax.random.key(1), 4000))
+    np.testing.assert_allclose(np.linalg.norm(light, axis=1), 1.0, rtol=1e-5)
+    assert light[:, 2].min() >= 0 and light[:, 2].mean() == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        ({"num_step": 3}, "unknown config key 'field.num_step'; did you mean 'field.num_steps'"),
+        ({"num_steps": 0}, "config.field.num_steps must be at least 1, found 0"),
+        ({"resolutions": (1, 8)}, r"each entry must be at least 2, found 1 in \(1, 8\)"),
+        ({"resolutions": ()}, "config.field.resolutions is empty; name at least one number"),
+        ({"shaded": 1.5}, r"config.field.shaded must be in \[0, 1\], found 1.5"),
+        ({"weighting": "snr"}, "unknown field.weighting 'snr'; allowed: sigma_squared, uniform,"),
+        ({"t_range": (0.5, 0.2)}, r"must be \(low, high\) with low <= high, found \(0.5, 0.2\)"),
+        ({"t_range": (0.1,)}, r"must be \(low, high\)"),
+        ({"t_high_end": 0.99}, r"t_high_end must be in field.t_range \(0.02, 0.98\), found 0.99"),
+    ],
+)
+def test_settings_are_checked_where_they_are_read(mapping, message):
+    with pytest.raises(UserError, match=message):
+        scene.from_dict(mapping)
+
+
+def test_every_number_of_the_settings_has_a_range():
+    for kind, ranges, name in (
+        (Settings, scene.RANGES, "field"),
+        (scene.JudgeSettings, scene.JUDGE_RANGES, "judge"),
+    ):
+        fields = {f"{name}.{field.name}" for field in dataclasses.fields(kind)}
+        assert ranges.keys() == fields - {"field.weighting"}
+
+
+def test_the_variants_of_the_config():
+    full, smoke = (dreamfusion_solids.get_config(variant) for variant in ("", "smoke"))
+    assert set(full) == set(smoke) == {"data", "prior", "field", "judge"}
+    assert scene.from_dict(full.field) == Settings()
+    assert smoke.field.num_steps < full.field.num_steps
+    with pytest.raises(UserError, match="allowed: smoke, or no variant"):
+        dreamfusion_solids.get_config("small")
