@@ -303,9 +303,7 @@ class Fields:
         frames = self._pictures(params, around, low, FINE * self._side)
         kept: dict[str, Any] = {f"grid_{i}": np.asarray(grid) for i, grid in enumerate(params)}
         try:
-            grids.save_gif(
-                path.with_suffix(".gif"), frames.repeat(2, axis=1).repeat(2, axis=2), 0.08
-            )
+            grids.save_gif(path.with_suffix(".gif"), frames, 0.08, 2 * FINE * self._side)
             with replacing(path.with_suffix(".npz")) as part:
                 np.savez(part, **kept)
         except OSError as error:

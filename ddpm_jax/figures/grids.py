@@ -133,16 +133,3 @@ def save_png(path: str | pathlib.Path, image: np.ndarray) -> None:
     """Write an image [H, W, C] uint8, C = 1, 3 or 4, as PNG; create the directory if missing."""
     with replacing(path) as part:
         Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(part)
-
-
-def save_gif(path: str | pathlib.Path, frames: np.ndarray, seconds: float) -> None:
-    """Write frames [n, H, W, 3] uint8 as a GIF that repeats; create the directory if missing.
-
-    Args:
-      path: the file, with the suffix .gif.
-      frames: the frames.
-      seconds: the duration of a frame.
-    """
-    first, *others = map(Image.fromarray, frames)
-    with replacing(path) as part:
-        first.save(part, save_all=True, append_images=others, duration=1000 * seconds, loop=0)
