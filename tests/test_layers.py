@@ -20,6 +20,7 @@ MATHEMATICS = {
     "ddpm_jax.codec",
     "ddpm_jax.conditioning",
     "ddpm_jax.denoise",
+    "ddpm_jax.distillation",
     "ddpm_jax.editing",
     "ddpm_jax.guidance",
     "ddpm_jax.likelihood",
