@@ -38,6 +38,7 @@ from absl import flags
 from benchmarks.peers.networks import diffusers_unet
 from ddpm_jax import build
 from ddpm_jax.config import Config, from_dict
+from ddpm_jax.errors import UserError
 from ddpm_jax.models import count_parameters
 from ddpm_jax.runtime import compiler
 from ddpm_jax.timesteps import uniform
@@ -198,8 +199,24 @@ def report(seconds: dict[str, list[float]]) -> None:
         print(f"{name:10s} {ms} ms per step; divided by {first}: {r}")
 
 
+def check(config: Config) -> None:
+    """Check that torch's network can do the same.
+
+    Raises:
+      UserError: the network has classes or patches.
+    """
+    if config.model.class_conditional:
+        raise UserError("torch's network has no classes; set config.model.class_conditional=False")
+    if config.model.patch_size > 1:
+        raise UserError(
+            f"torch's network has no patches; set config.model.patch_size=1 in place of "
+            f"{config.model.patch_size}, and --shape to the shape of the image in patches"
+        )
+
+
 def main() -> None:
     config = from_dict(CONFIG.value)
+    check(config)
     shape = tuple(int(side) for side in SHAPE.value)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
     if WORKER.value:
