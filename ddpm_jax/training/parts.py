@@ -51,7 +51,8 @@ class Setting(NamedTuple):
     Attributes:
       image_shape: (H, W, C) of the images.
       num_classes: number of classes in the data; 0 is no classes.
-      gather: sharded parameters -> whole parameters.
+      gather: sharded parameters -> whole parameters, those that the network uses in `model.dtype`
+        rounded to it.
       codec: images <-> latents, if the run is on latents; None if it is on pixels.
       features: images [B, H, W, C] in [-1, 1] -> [B, D], for an autoencoder's perceptual term.
     """
@@ -127,7 +128,7 @@ def build_parts(
       UserError: a name, number or combination in the config that cannot work.
     """
     of_kind = look_up(PARTS, "model.name", config.model.name)
-    gather = (lambda params: params) if mesh is None else gatherer(mesh)
+    gather = (lambda params: params) if mesh is None else gatherer(mesh, config.model.dtype)
     return of_kind(config, Setting(image_shape, num_classes, gather, codec, features))
 
 
