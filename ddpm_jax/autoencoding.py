@@ -20,7 +20,7 @@ MAX_RATIO = 1e4  # of the two gradients, as in the authors' code
 
 
 def l1(x: Array, reconstructed: Array) -> Array:
-    """Return the mean absolute error of each image: [B]."""
+    """Return the mean absolute error of each image: [B], for two arrays [B, ...] float."""
     return jnp.abs(x - reconstructed).mean(axis=tuple(range(1, x.ndim)))
 
 

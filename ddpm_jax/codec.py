@@ -80,7 +80,7 @@ class Codec:
 
 
 def latent(mean: Array, log_variance: Array, eps: Array) -> Array:
-    """Return z = μ + σ ε; all arrays have one shape."""
+    """Return z = μ + σ ε, with σ² = exp(log_variance); all arrays are [B, h, w, c] float."""
     return mean + jnp.exp(0.5 * log_variance) * eps
 
 

@@ -69,6 +69,9 @@ def make_denoise_fn(
       cond: None, or arrays with leading axis B.
       kind: the kind of the network's prediction: "eps", "x_0" or "v".
       clip_x_0: clip x_0 to [-b, b] and recompute eps. True is b = 1, False does not clip.
+
+    Raises:
+      UserError: from the denoiser: unknown kind, or a network's output of another shape.
     """
 
     def denoise_fn(x_t: Array, t: Array) -> Prediction:

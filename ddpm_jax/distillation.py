@@ -28,19 +28,19 @@ Weighting = Callable[[GaussianProcess, Array], Array]  # (process, t [B]) -> w(t
 
 
 def sigma_squared(process: GaussianProcess, t: Array) -> Array:
-    """Return w(t) = σ_t² (Poole et al. 2022, section 3.2)."""
+    """Return w(t) = σ_t² (Poole et al. 2022, section 3.2): [B] float32, for t [B] int32 in 1..T."""
     return jnp.square(process.sqrt_one_minus_alphas_cumprod[t])
 
 
 def uniform(process: GaussianProcess, t: Array) -> Array:
-    """Return w(t) = 1."""
+    """Return w(t) = 1: [B] float32, for t [B] int32 in 1..T."""
     return jnp.ones(jnp.shape(t))
 
 
 def x_0_error(process: GaussianProcess, t: Array) -> Array:
     """Return w(t) = σ_t / α_t, which makes the gradient x - x̂_0: large t count as much as small t.
 
-    It is infinite where α_t = 0.
+    t is [B] int32 in 1..T, and the result [B] float32. It is infinite where α_t = 0.
     """
     return process.sqrt_one_minus_alphas_cumprod[t] / process.sqrt_alphas_cumprod[t]
 

@@ -123,7 +123,7 @@ def interpolate(
 
 
 def lerp(x: Array, y: Array, weight: Array) -> Array:
-    """Return (1-λ) x + λ y."""
+    """Return (1-λ) x + λ y: [B, ...], for x and y [B, ...] and a λ that broadcasts to them."""
     return (1.0 - weight) * x + weight * y
 
 
@@ -131,6 +131,10 @@ def slerp(x: Array, y: Array, weight: Array) -> Array:
     """Return (sin((1-λ)θ) x + sin(λθ) y) / sin θ, where θ is the angle between the images x and y.
 
     Limits: if x and y are parallel, it is `lerp`.
+
+    Args:
+      x, y: [B, ...] float; the angle is over all axes but the first.
+      weight: λ in [0, 1], broadcastable to x.
     """
     pixels = tuple(range(1, x.ndim))
     norms = [jnp.sqrt(jnp.square(v).sum(axis=pixels, keepdims=True)) for v in (x, y)]

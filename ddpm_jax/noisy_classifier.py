@@ -79,7 +79,12 @@ def is_right(
     eps: Array,
     label: Array,
 ) -> Array:
-    """Return whether the likeliest class of x_t is the label: [B] bool."""
+    """Return whether the likeliest class of q_sample(process, x_0, t, eps) is the label: [B] bool.
+
+    Args:
+      process, apply_fn, params, x_0, t, eps: as in `label_loss`.
+      label: [B] int32, the class y; a negative label is never right.
+    """
     logits = _logits(process, apply_fn, params, q_sample(process, x_0, t, eps), t)
     return logits.argmax(axis=-1) == label
 

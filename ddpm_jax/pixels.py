@@ -19,6 +19,12 @@ def to_x_0(image: Any) -> Any:
     """Scale uint8 pixels {0..255} to float32 in [-1, 1] (Ho et al. 2020, section 3.3).
 
     A numpy array stays on the host.
+
+    Args:
+      image: uint8 of any shape.
+
+    Returns:
+      float32, in the shape of `image`.
     """
     return image.astype(jnp.float32) / SCALE - 1.0
 
@@ -35,6 +41,12 @@ def check_x_0(x_0: ArrayLike) -> None:
 
 def to_uint8(x_0: ArrayLike) -> np.ndarray:
     """Return images in [-1, 1] as uint8 {0..255} on the host, rounded and clipped.
+
+    Args:
+      x_0: [B, ...] float; values outside of [-1, 1] are clipped.
+
+    Returns:
+      [B, ...] uint8.
 
     Raises:
       NotFiniteError: a NaN or an infinity, which has no pixel value.

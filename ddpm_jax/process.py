@@ -129,7 +129,12 @@ def alpha_sigma(process: GaussianProcess, t: Array, like: Array) -> tuple[Array,
 
 
 def read(table: Array, t: Array | int) -> Array:
-    """Return table[t], NaN where t is not in 0..T (plain indexing would clamp and hide it)."""
+    """Return table[t], NaN where t is not in 0..T (plain indexing would clamp and hide it).
+
+    Args:
+      table: [T+1].
+      t: int32, scalar or [B]; the result has its shape.
+    """
     table = jnp.asarray(table)  # a process fetched by jax.device_get has numpy tables
     return table.at[t].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 

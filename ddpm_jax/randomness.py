@@ -56,6 +56,10 @@ def draw_x_T(key: PRNGKey, shape: tuple[int, ...]) -> Array:
     """Draw x_T of N(0, I): [B, *shape] float32, each image from fold_in(key[i], 0).
 
     No step leaves t = 0, so x_T is independent of the noise of every step.
+
+    Args:
+      key: [B] keys, one for each image.
+      shape: the shape of one image.
     """
     return draw_noise(fold_in(key, 0), shape)
 

@@ -51,8 +51,8 @@ def make_sample(
     Image i depends only on fold_in(key, start + i), for every implementation of the key. So
     `sample(params, key, 8)[:3]` equals `sample(params, key, 3)`, and `start` continues a series.
 
-    The best sampler and grid for K evaluations of the network, among those of docs/samplers.md.
-    They were measured on 8x8 digits with T = 1000; for large images the order may differ.
+    docs/samplers.md finds these samplers and grids best for K = 10, 20 and 50 evaluations of the
+    network, on 8x8 digits with T = 1000. Large images may need others. K = T is the whole chain.
       K = 10: sampler `samplers.dpm_solver_pp_2m(process)`,
         timesteps `timesteps.karras(process.log_snr, K)`
       K = 20, 50: sampler `samplers.dpm_solver_pp_2m(process, stochastic=True)`,

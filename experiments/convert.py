@@ -4,7 +4,7 @@ From a pipeline of diffusers, or a UNet2DModel, on the disk or on the Hugging Fa
 
     python -m experiments.convert --from=PATH --workdir=runs/church
 
-All mains read the new run. To evaluate it or train it further, say on which data. The network, the
+All commands read the run. To evaluate it or train it further, say on which data. The network, the
 process and the sampler come from PATH; the rest comes from --config:
 
     python -m experiments.convert --from=google/ddpm-church-256 --workdir=runs/church

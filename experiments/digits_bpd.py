@@ -1,8 +1,9 @@
 """Handwritten digits, 8x8, for likelihood: L_simple, L_hybrid and L_vlb on two CPU cores.
 
 Command:  python -m experiments.train --config=experiments/digits_bpd.py:hybrid
-          python -m experiments.evaluate --workdir=runs/digits_bpd
-          The variants are simple, hybrid and vlb.
+          --workdir=runs/digits_bpd_hybrid
+          python -m experiments.evaluate --workdir=runs/digits_bpd_hybrid
+          The variants are simple, hybrid and vlb. Give each its own --workdir.
 Paper:    Nichol & Dhariwal 2021, section 3: a learned variance lowers bits/dim. L_vlb, with
           timesteps drawn by importance, lowers it most. L_simple gives better samples than L_vlb.
 Measured: held-out bits/dim 4.785 ± 0.040 (simple, fixed_small), 4.621 ± 0.035 (simple,

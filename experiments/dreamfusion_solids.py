@@ -2,9 +2,9 @@
 
 Command:  python -m experiments.dreamfusion --config=experiments/dreamfusion_solids.py
           ... --classes=chair,mug --config.field.num_seeds=3
-          ... --config=experiments/dreamfusion_solids.py:smoke --workdir=runs/smoke
+          ... --config=experiments/dreamfusion_solids.py:smoke --workdir=runs/dreamfusion_smoke
 Data:     `solids`: rendered by the library itself. `:smoke` has tiny networks and 8x8 pictures: it
-          shows that all works.
+          only checks that the experiment runs.
 Paper:    Poole et al. 2022. docs/dreamfusion.md says what is smaller here.
 Measured: not measured yet. The defaults come from a few fields of a chair, with a smaller prior:
           they had four legs, but the space above the seat was filled (docs/dreamfusion.md).

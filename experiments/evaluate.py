@@ -21,12 +21,14 @@ Other flags:
       Use the run's own sampler with all its steps.
   --sampler=ddim --num_steps=50
       Use another sampler, as in experiments.sample.
-  --n=50000 --features=inception --inception_weights=FILE
-      Compute fid50k_train, the FID that papers report.
+  --features=inception --n=50000 --seeds=1 --sampler=own
+      Compute fid50k_train, the FID that papers report. --inception_weights=FILE reads Inception's
+      weights from a file instead of downloading them.
   --split=test
       Compare the samples with held-out images.
   --ode=64
-      Add the likelihood by the probability-flow ODE, of 64 images of each split.
+      Add the likelihood by the probability-flow ODE, of 64 images of each split. Needs diffrax:
+      pip install -e '.[likelihood]'.
 """
 
 import dataclasses

@@ -4,7 +4,7 @@
 
 The program is the whole chain with the EMA weights, for CPU, CUDA and TPU and for any number of
 images. docs/interop.md shows how to call it. The export needs the packages of
-`pip install 'ddpm_jax[export]'`.
+`pip install -e '.[export]'`.
 """
 
 import time

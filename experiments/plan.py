@@ -8,8 +8,8 @@ downloaded, trained or written. A compilation can take minutes. The memory, oper
 kernels and messages are those of the compiled programs. The times are estimates from the rates that
 the makers state; the last lines name the assumptions.
 
-  --target     TPUs by the shape of their chips (v2, v3, v5e, v5p, v6e): pip install 'jax[tpu]'
-               GPUs by their number (a100, h100, h200, l4, rtx4090): pip install 'jax[cuda13]'
+  --target     TPUs by the shape of their chips (v2, v3, v5e, v5p, v6e): pip install -e '.[tpu]'
+               GPUs by their number (a100, h100, h200, l4, rtx4090): pip install -e '.[gpu]'
                this CPU as several devices: cpu:8
                the devices of this machine: here
   --largest_batch

@@ -3,7 +3,7 @@
     python -m experiments.sample --workdir=runs/digits --n=64
 
 The program uses the EMA weights and, by default, the sampler of the run's config. It writes a grid
-of the images (PNG) and an .npz file, whose name says what differs from the run's own settings. The
+of the images (PNG) and an .npz file. Their names say what differs from the run's own settings. The
 .npz has `images`, uint8 [n, H, W, C], and `settings`, a string of JSON. It also has `labels` if the
 model is class-conditional, and `lowres` if the model does super-resolution.
 

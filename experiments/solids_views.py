@@ -3,9 +3,10 @@
 Command:  python -m experiments.train --config=experiments/solids_views.py          one GPU
           python -m experiments.train --config=experiments/solids_views.py:small    two CPU cores
           python -m experiments.train --config=experiments/solids_views.py:regression
+          --workdir=runs/solids_regression
           python -m experiments.views --workdir=runs/solids_views
-Data:     800 solids of eight classes in 16 views each, rendered here at the first start; 80 others
-          are held out.
+Data:     8,000 solids of eight classes in 16 views each, rendered here at the first start; 800
+          others are held out. `:small` and `:regression` have 800 and 80.
 Paper:    Watson et al. 2022. The network is theirs, with fewer channels (`docs/novel_views.md`).
 Measured: nothing yet.
 

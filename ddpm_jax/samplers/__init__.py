@@ -1,4 +1,4 @@
-"""Samplers: pure (init, step) pairs, and the one loop that drives them."""
+"""Samplers: pairs of pure functions, `init` and `advance`, and the one loop that calls them."""
 
 from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.samplers.base import Noise, Sampler, normal, predicted_x_0, sample_loop

@@ -82,8 +82,9 @@ def train(
 ) -> Result:
     """Train as the config says, in the work directory `root`; resume a run that is there.
 
-        config = {"data": {"name": "digits"}, "train": {"num_steps": 1000}}  # the rest: defaults
-        ddpm_jax.train(config, "runs/digits")
+        from experiments import digits  # in a clone of the repository
+
+        ddpm_jax.train(digits.get_config(), "runs/digits")
         sample, params = ddpm_jax.load("runs/digits")
 
     SIGTERM, Ctrl-C and a closed terminal (SIGHUP) save the state and end the run early. The devices
