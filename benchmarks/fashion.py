@@ -130,7 +130,7 @@ def measure(
     sample = run._replace(config=changed(run.config, sampling or {})).sample_fn()
     seeds = []
     for seed in range(SEEDS):
-        cond = drawn_cond(run.config, train, None, SAMPLES, seed)
+        cond = drawn_cond(run.config, train, {}, SAMPLES, seed)
         chunks = sample_in_chunks(sample, run.params, jax.random.key(seed), SAMPLES, CHUNK, cond)
         seeds.append(np.concatenate([to_uint8(images) for images in chunks]))
         np.savez(workdir / f"samples_{seed}.npz", images=seeds[-1])

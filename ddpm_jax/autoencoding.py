@@ -1,9 +1,11 @@
 """The training loss of an autoencoder, per image (Rombach et al. 2022, eq. 25; Esser et al. 2021).
 
-    L = reconstruction(x, x̂) + kl_weight KL / D + λ_p |f(x) - f(x̂)|² + λ (-D(x̂)) + hinge(D)
+    L = reconstruction(x, x̂) + kl_weight KL / N + λ_p |f(x) - f(x̂)|² + λ (-D(x̂)) + hinge(D)
 
-Each term is a mean over the D = H W C values of an image. f are features and D a discriminator of
-patches. λ follows the gradients, so that at weight 1 both terms pull equally hard at the last layer
+The reconstruction error is a mean over the N = H W C values of an image, and KL a sum over its
+latents. So kl_weight means what it means in the papers, where both are sums. f are features and D
+is a discriminator of patches; both terms are means over their outputs. λ follows the gradients, so
+that at weight 1 both terms pull equally hard at the last layer
 (Esser et al. 2021, eq. 7; 1e-4 is of the authors' code):
 
     λ = weight |∇ reconstruction| / (|∇ D(x̂)| + 1e-4),   ∇ with respect to the last layer

@@ -210,7 +210,7 @@ class LossConfig:
 class AutoencoderConfig:
     """The training loss of an autoencoder; only for model.name=autoencoder.
 
-    loss = reconstruction + kl_weight * KL / D, with D = H W C values of an image, and, if their
+    loss = reconstruction + kl_weight * KL / N, with N = H W C values of an image, and, if their
     weights are above 0, a perceptual term and a discriminator's (Rombach et al. 2022, eq. 25).
     """
 

@@ -28,7 +28,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.model.channel_multipliers = (1, 2)
         config.model.attention_resolutions = (8,)
     else:
-        config.model.channels = 64
+        config.model.channels = 48
         config.model.channel_multipliers = (1, 2)
         config.model.attention_resolutions = (4,)
     return config

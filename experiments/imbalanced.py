@@ -30,11 +30,13 @@ from rich.console import Console
 from rich.table import Table
 
 from ddpm_jax import build, data
-from ddpm_jax.build import latents
+from ddpm_jax.build import guidance, latents
+from ddpm_jax.build.overrides import override
 from ddpm_jax.config import Config, DataConfig, from_dict
 from ddpm_jax.errors import UserError, unknown
 from ddpm_jax.evaluation import filtering, recognition
 from ddpm_jax.evaluation.distances import Estimate
+from ddpm_jax.evaluation.memorisation import Memorisation, compare, nearest_training_image
 from ddpm_jax.figures.curves import recall_by_class
 from ddpm_jax.models import digest
 from ddpm_jax.pixels import to_uint8
@@ -57,7 +59,9 @@ WORKDIR = flags.DEFINE_string(
 )
 
 SECTIONS = ("data", "autoencoder", "diffusion", "arms")
-JUDGE = "logit_adjustment"  # the arm whose first classifier filters: it treats all classes alike
+JUDGE = "logit_adjustment"  # its first classifier filters: it treats all classes alike
+BASELINES = ("nothing", "oversampling")  # `synthetic` differs from the second by its images only
+VERSION = 2  # of what is kept: raise it if the code gives other classifiers or images
 FILES = ("fit.npz", "minutes.json", "results.json", "recall_by_class_rank.png")
 
 
@@ -105,10 +109,12 @@ def main() -> int:
             w: synthetic(root, parts, w, clock, progress) for w in dict.fromkeys(settings.guidance)
         }
         classifiers = Classifiers(root / "classifiers", experiment, parts, clock, progress)
-        w, by_guidance = choose_guidance(classifiers, drawn)
-        accepted, by_filter = choose_filter(classifiers, drawn[w])
-        extra = {name: drawn[w] if arm.synthetic else None for name, arm in ARMS.items()}
-        extra |= {name: accepted for name, arm in ARMS.items() if arm.filtered}
+        by_guidance = of_guidance(classifiers, drawn)
+        guided = choose(by_guidance)
+        by_filter = of_filter(classifiers, guided.images)
+        accepted = choose(by_filter)
+        extra = {name: guided.images if arm.synthetic else None for name, arm in ARMS.items()}
+        extra |= {name: accepted.images for name, arm in ARMS.items() if arm.filtered}
         trained = classifiers.of_arms(extra)
     # Everything is chosen and trained. From here on the test split is read.
     test = read_test(parts)
@@ -116,7 +122,15 @@ def main() -> int:
         name: np.stack([classifiers.recalls(weights, test) for weights in seeds])
         for name, seeds in trained.items()
     }
-    report(root, parts, found, {"guidance": by_guidance, "filter": by_filter}, clock)
+    choices = {
+        name: [option.row(option is chosen, classifiers, test) for option in options]
+        for name, options, chosen in (
+            ("guidance", by_guidance, guided),
+            ("filter", by_filter, accepted),
+        )
+    }
+    near = copies(parts, guided.images, experiment.data.flip)
+    report(root, parts, found, choices, near, clock)
     return 0
 
 
@@ -169,6 +183,11 @@ def read(mapping: Mapping[str, Any], root: pathlib.Path) -> Experiment:
             "diffusion.model.class_conditional is False, but images of each class must be drawn; "
             "set it to True"
         )
+    if diffusion.sample.guidance:
+        raise UserError(
+            f"diffusion.sample.guidance is {diffusion.sample.guidance:g}, but arms.guidance has "
+            "the weights w here; set it to 0"
+        )
     latents.check(diffusion)
     build.sampler(diffusion.sample, build.process(diffusion.process))  # refuses what cannot be
     return Experiment(whole, autoencoder, diffusion, arms.from_dict(mapping["arms"]))
@@ -215,7 +234,24 @@ def check_networks(experiment: Experiment, parts: Parts) -> None:
     """
     shape, num_classes = parts.fit.images.shape[1:], len(parts.names)
     encoder = build.autoencoder(experiment.autoencoder.model, shape)
-    build.model(experiment.diffusion.model, encoder.latent_shape, num_classes)
+    diffusion = experiment.diffusion
+    model = build.model(diffusion.model, encoder.latent_shape, num_classes)
+    build.make_chain(diffusion).loss(model.apply)
+    for w in experiment.arms.guidance:
+        guided = override(diffusion, {"guidance": w})
+        guidance.from_config(guided, build.process(diffusion.process))
+    for name in ("autoencoder", "diffusion"):
+        size = getattr(experiment, name).train.batch_size
+        if size > len(parts.fit.labels):
+            raise UserError(
+                f"{name}.train.batch_size is {size}, but there are {len(parts.fit.labels)} images "
+                "to train on; lower it"
+            )
+    if not len(arms.missing(parts.fit.labels, num_classes)):
+        raise UserError(
+            f"data.imbalance is {experiment.data.imbalance:g}, which leaves classes of equal size; "
+            "raise it"
+        )
 
 
 def synthetic(
@@ -231,6 +267,7 @@ def synthetic(
         "codec": run.facts.codec,
         "labels": digest(labels),
         "sample": sampling,
+        "version": VERSION,
     }
 
     def make() -> dict[str, np.ndarray]:
@@ -286,7 +323,7 @@ class Classifiers:
         examples = arms.examples(
             ARMS[name], self.parts.fit, extra, num_classes, self._flip, self.settings
         )
-        facts = {"examples": digest(examples), "seed": seed, **self._sizes}
+        facts = {"examples": digest(examples), "seed": seed, "version": VERSION, **self._sizes}
 
         def make() -> dict[str, np.ndarray]:
             with self._clock(stage):
@@ -312,36 +349,63 @@ class Classifiers:
         logits, _ = self.recogniser.predict(weights, images.images)
         return recognition.recalls(images.labels, logits.argmax(axis=-1), len(self.parts.names))
 
-    def on_validation(self, name: str, extra: Labelled, stage: str) -> Estimate:
-        """Return the balanced accuracy of an arm on the validation part, over choice_seeds."""
-        found = []
-        for seed in range(self.settings.choice_seeds):
-            self.progress(stage, seed, self.settings.choice_seeds)
-            weights = self.trained(name, extra, seed, "choosing w and the filter")
-            found.append(self.recalls(weights, self.parts.validation).mean())
-        self.progress(stage, self.settings.choice_seeds, self.settings.choice_seeds)
-        return recognition.estimate(np.array(found))
+    def option(self, name: str, extra: Labelled, stage: str, facts: dict[str, Any]) -> "Option":
+        """Return an option, with its classifiers of the seeds 0 .. choice_seeds - 1.
+
+        Args:
+          name: the name of the arm that is trained.
+          extra: the synthetic images of the option.
+          stage: what the progress line says.
+          facts: what the results say of the option.
+        """
+        weights, total = [], self.settings.choice_seeds
+        for seed in range(total):
+            self.progress(stage, seed, total)
+            weights.append(self.trained(name, extra, seed, "choosing w and the filter"))
+        self.progress(stage, total, total)
+        validation = self.parts.validation
+        found = np.mean([self.recalls(each, validation) for each in weights], axis=0)
+        error = recognition.sampling_error(found, np.bincount(validation.labels))
+        return Option(extra, weights, Estimate(float(found.mean()), error), facts)
 
 
-def choose_guidance(
-    classifiers: Classifiers, drawn: Mapping[float, Labelled]
-) -> tuple[float, list[dict[str, Any]]]:
-    """Return the weight w with the best classifiers on the validation part, and the scores."""
-    rows = []
-    for w, images in drawn.items():
-        score = classifiers.on_validation("synthetic", images, f"training with w = {w:g}")
-        rows.append({"w": w, "accuracy": score.value, "error": score.error})
-    best = _mark_best(rows)
-    return best["w"], rows
+class Option(NamedTuple):
+    """One of the weights w, or one of the filters.
 
-
-def choose_filter(
-    classifiers: Classifiers, drawn: Labelled
-) -> tuple[Labelled, list[dict[str, Any]]]:
-    """Return the synthetic images that pass the best filter on the validation part, and the scores.
-
-    The filter's classifier is trained on the part to train on only.
+    Attributes:
+      images: the synthetic images that it gives.
+      weights: the classifiers that were trained with them.
+      score: the balanced accuracy on the validation part, with the error of its few images.
+      facts: what the results say of it.
     """
+
+    images: Labelled
+    weights: list[list[np.ndarray]]
+    score: Estimate
+    facts: dict[str, Any]
+
+    def row(self, chosen: bool, classifiers: Classifiers, test: Labelled) -> dict[str, Any]:
+        """Return what the results say, with the accuracy on the test split, which chose nothing."""
+        on_test = np.mean([classifiers.recalls(each, test).mean() for each in self.weights])
+        score = {"accuracy": self.score.value, "error": self.score.error, "test": float(on_test)}
+        return self.facts | score | {"chosen": chosen}
+
+
+def choose(options: list[Option]) -> Option:
+    """Return the option that `recognition.choose` takes, by the scores on the validation part."""
+    return options[recognition.choose([option.score for option in options])]
+
+
+def of_guidance(classifiers: Classifiers, drawn: Mapping[float, Labelled]) -> list[Option]:
+    """Return the options for the weight w of the guidance."""
+    return [
+        classifiers.option("synthetic", images, f"training with w = {w:g}", {"w": w})
+        for w, images in drawn.items()
+    ]
+
+
+def of_filter(classifiers: Classifiers, drawn: Labelled) -> list[Option]:
+    """Return the options for the filter. Its classifier is trained on the part to train on only."""
     fit, validation = classifiers.parts.fit, classifiers.parts.validation
     weights = classifiers.trained(JUDGE, None, 0, "training the arms")
     predict = functools.partial(classifiers.recogniser.predict, weights)
@@ -350,25 +414,36 @@ def choose_filter(
         filtering.judge(*predict(part.images), part.labels, of_fit, fit.labels)
         for part in (validation, drawn)
     )
-    rows, passed = [], {}
+    options = []
     for reject in dict.fromkeys(classifiers.settings.reject):
         limits = filtering.thresholds(held_out, reject)
         mask = filtering.passes(ours, limits)
-        passed[reject] = Labelled(drawn.images[mask], drawn.labels[mask])
+        passed = Labelled(drawn.images[mask], drawn.labels[mask])
+        kept = np.bincount(passed.labels, minlength=len(classifiers.parts.names))
+        facts = {"reject": reject, **limits._asdict(), "passed": kept.tolist()}
         what = f"training with a filter that rejects {reject:g}"
-        score = classifiers.on_validation("synthetic_filtered", passed[reject], what)
-        kept = np.bincount(passed[reject].labels, minlength=len(classifiers.parts.names))
-        rows.append({"reject": reject, "accuracy": score.value, "error": score.error})
-        rows[-1] |= limits._asdict() | {"passed": kept.tolist()}
-    return passed[_mark_best(rows)["reject"]], rows
+        options.append(classifiers.option("synthetic_filtered", passed, what, facts))
+    return options
 
 
-def _mark_best(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the row with the largest accuracy, the first one of equal rows, and mark it."""
-    best = max(rows, key=lambda row: row["accuracy"])
-    for row in rows:
-        row["chosen"] = row is best
-    return best
+def copies(parts: Parts, drawn: Labelled, flip: bool) -> dict[str, Memorisation]:
+    """Return how near the synthetic images of each third of the classes are to real ones.
+
+    The nearest image may have any class. The reference is the validation part of that third.
+    """
+    fit, validation = parts.fit.images, parts.validation
+    found = {}
+    for third, classes in recognition.thirds(len(parts.names)).items():
+        ours, held_out = (
+            images[np.isin(labels, classes)] for images, labels in (drawn, validation)
+        )
+        if len(ours) and len(held_out):
+            distances = (
+                nearest_training_image(images, lambda: [fit], flip=flip)[0]
+                for images in (ours, held_out)
+            )
+            found[third] = compare(*distances)
+    return found
 
 
 def read_test(parts: Parts) -> Labelled:
@@ -391,7 +466,8 @@ def report(
     root: pathlib.Path,
     parts: Parts,
     found: Mapping[str, np.ndarray],
-    choices: Mapping[str, Any],
+    choices: Mapping[str, list[dict[str, Any]]],
+    near: Mapping[str, Memorisation],
     clock: Clock,
 ) -> None:
     """Print the results, and write them to results.json and recall_by_class_rank.png.
@@ -401,11 +477,12 @@ def report(
       parts: the long-tailed set.
       found: arm -> [seeds, K] float, the recall of each class on the test split.
       choices: what the validation part chose, and from what.
+      near: how near the synthetic images of each third of the classes are to real ones.
       clock: the times of the stages.
     """
     ours = [name for name, arm in ARMS.items() if arm.synthetic]
     others = [name for name in ARMS if name not in ours]
-    baselines = dict.fromkeys(["nothing", recognition.best(found, others)])
+    baselines = dict.fromkeys([*BASELINES, recognition.best(found, others)])
     summaries = {name: recognition.summarise(recalls) for name, recalls in found.items()}
     differences = {
         name: {
@@ -419,8 +496,8 @@ def report(
     of_arms = minutes.get("training the arms", 0.0)
     costs = ", ".join(f"{stage} {value:.1f}" for stage, value in minutes.items())
     cost = (
-        f"minutes: {costs}. So synthetic images cost {sum(minutes.values()) - of_arms:.1f} minutes "
-        f"before any arm with them was trained; all {len(found)} arms took {of_arms:.1f}"
+        f"minutes: {costs}. So the synthetic images and their choice took "
+        f"{sum(minutes.values()) - of_arms:.1f} minutes, and the other trainings {of_arms:.1f}"
     )
     console = Console(soft_wrap=True, markup=False, highlight=False)
     for table in tables(summaries, differences):
@@ -428,7 +505,12 @@ def report(
     seeds = len(found["nothing"])
     console.print(f"in %, on the test split: mean ± standard error over {seeds} seeds, paired")
     for name, rows in choices.items():
-        console.print(f"{name}: {'; '.join(map(_row, rows))}")
+        console.print(f"{name}, on the validation part: {'; '.join(map(_row, rows))}")
+    for third, found_near in near.items():
+        console.print(
+            f"{third} classes: the median distance of a synthetic image to the nearest training "
+            f"image is {found_near.nearest_ratio:.2f} of that of a validation image"
+        )
     console.print(verdict)
     console.print(cost)
     content = {
@@ -438,6 +520,7 @@ def report(
             "validation": np.bincount(parts.validation.labels).tolist(),
         },
         "choices": choices,
+        "nearest": {third: each._asdict() for third, each in near.items()},
         "arms": {
             name: {
                 "balanced_accuracy": summary.accuracy._asdict(),
@@ -483,10 +566,11 @@ def _percent(estimate: Estimate, sign: str = "") -> str:
 
 
 def _row(row: Mapping[str, Any]) -> str:
-    """Return a choice for a line: "w = 0.5: 81.2 ± 0.3 (chosen)"."""
+    """Return an option for a line: "w = 0.5: 81.2 ± 2.3, test 80.1 (chosen)"."""
     name = "w" if "w" in row else "reject"
     score = _percent(Estimate(row["accuracy"], row["error"]))
-    return f"{name} = {row[name]:g}: {score}{' (chosen)' if row['chosen'] else ''}"
+    chosen = " (chosen)" if row["chosen"] else ""
+    return f"{name} = {row[name]:g}: {score}, test {100 * row['test']:.1f}{chosen}"
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
@@ -130,10 +131,10 @@ def _turntable(
     run: Run, dataset: Dataset | None, regression: Run | None, progress: Progress
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Draw the views of a turntable; return the strip and the views, the given one first."""
-    given, camera = _of_file(run) if dataset is None else _of_object(dataset)
+    given, camera = _of_file(run, str(IMAGE.value)) if dataset is None else _of_object(dataset)
     m = FRAMES.value - 1
     angles = 2 * np.pi * np.arange(1, m + 1, dtype=np.float32) / FRAMES.value
-    poses = np.asarray(turned(camera.pose, angles))[None]
+    poses = np.asarray(turned(jnp.asarray(camera.pose), angles))[None]
     repeated = (np.repeat(np.asarray(part), m, axis=0)[None] for part in camera[1:])
     sample = run.sample_fn(cond_at=novel_views.random_view)
     what = f"drawing views by {run.config.sample.sampler}"
@@ -210,13 +211,13 @@ def _of_object(dataset: Dataset) -> tuple[np.ndarray, Camera]:
     return dataset.test.read(index)[0][0], camera_of(dataset.test_views, index)
 
 
-def _of_file(run: Run) -> tuple[np.ndarray, Camera]:
+def _of_file(run: Run, name: str) -> tuple[np.ndarray, Camera]:
     """Return the image [H, W, C] uint8 of --image, in the size of the run, and its camera [1]."""
-    path, (side, _, channels) = absolute(IMAGE.value), run.shape
+    path, (side, _, channels) = absolute(name), run.shape
     try:
         image = decode(path.read_bytes(), side, channels)
     except (OSError, ValueError) as error:
-        raise UserError(f"--image={IMAGE.value} cannot be read: {error}") from error
+        raise UserError(f"--image={name} cannot be read: {error}") from error
     pose = srn.read_pose(path.parents[1] / "pose" / f"{path.stem}.txt")
     focal, centre, width = srn.read_intrinsics(path.parents[1] / "intrinsics.txt")
     scale = side / width

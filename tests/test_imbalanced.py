@@ -121,6 +121,8 @@ def test_an_arm_draws_and_weights_as_its_row_says(name):
     assert len(found.labels) == len(found.images) == (12 if fake else 7)
     is_fake = found.images[:, 0, 0, 0] == 1
     expected = np.where(is_fake & (name == "synthetic_weighted"), 0.25, 1.0)
+    if name == "synthetic_weighted":  # the means of the classes, 4 + 0, 2 + 2 and 1 + 3, are 1
+        expected /= np.array([1.0, 2.5 / 4, 1.75 / 4])[found.labels]
     if name == "reweighting":  # 1 / (1 + 1/2 + ...): 8/15, 2/3, 1, scaled to 3
         expected = np.array([8 / 15, 2 / 3, 1])[found.labels] * 3 / (8 / 15 + 2 / 3 + 1)
     np.testing.assert_allclose(found.weight, expected)
@@ -218,6 +220,27 @@ def test_the_filter_on_known_numbers():
     )
     assert filtering.thresholds(held_out, 0.0) == filtering.Thresholds(0.2, 4.0)
     assert filtering.thresholds(held_out, 0.25) == filtering.Thresholds(0.4, 3.0)
+
+
+def test_the_error_of_a_balanced_accuracy_is_that_of_draws_of_images():
+    truth, counts = np.array([0.9, 0.7, 0.5]), np.array([400, 100, 30])
+    draws = np.random.default_rng(0).binomial(counts, truth, (4000, 3)) / counts
+    found = recognition.sampling_error(truth, counts)
+    assert found == pytest.approx(draws.mean(axis=1).std(), rel=0.05)
+    # Two images that are both right do not make a sure class.
+    assert recognition.sampling_error(np.ones(1), np.array([2])) == pytest.approx(
+        math.sqrt(3 / 16 / 2)
+    )
+
+
+def test_the_first_option_within_one_error_of_the_best_is_chosen():
+    for scores, chosen in (
+        ([(0.70, 0.05), (0.74, 0.05)], 0),
+        ([(0.70, 0.05), (0.76, 0.05)], 1),
+        ([(0.70, 0.05), (0.76, 0.05), (0.80, 0.05)], 1),
+        ([(0.80, 0.05), (0.70, 0.05)], 0),
+    ):
+        assert recognition.choose([Estimate(*score) for score in scores]) == chosen
 
 
 def test_recalls_and_their_thirds():

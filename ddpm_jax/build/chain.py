@@ -59,9 +59,11 @@ def make_chain(config: Config) -> Chain:
     """Build the chain of a config.
 
     Raises:
-      UserError: an unknown schedule or time sampler, or an option that is out of its range or that
-        the schedule does not use.
+      UserError: an unknown loss.kind, schedule or time sampler, or an option that is out of its
+        range or that the schedule does not use.
     """
+    if config.loss.kind not in KINDS:
+        raise unknown("loss.kind", config.loss.kind, KINDS)
     processes.check(config.process)
     return {"learned": learned}.get(config.process.schedule, fixed)(config)
 
@@ -100,8 +102,6 @@ def learned(config: Config) -> Chain:
         return continuous.sample_antithetic(key, batch_size, T), jnp.ones(batch_size)
 
     def bound(apply_fn: ApplyFn) -> Callable[..., Array]:
-        if config.loss.kind not in KINDS:
-            raise unknown("loss.kind", config.loss.kind, KINDS)
         who = "a learned schedule, trained on the bound in continuous time,"
         check_unused(config.loss, ("weighting", "objective", "t_sampler"), who)
         check_unused(config.model, ("learn_variance",), who)

@@ -46,6 +46,32 @@ def recalls(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.n
     return right / np.bincount(labels, minlength=num_classes)
 
 
+def sampling_error(found: np.ndarray, counts: np.ndarray) -> float:
+    """Return the standard error of a balanced accuracy, from the numbers of images.
+
+    The recall of a class is a mean of n_c images that are right or wrong. p_c is the recall with
+    one right and one wrong image added. So a class with few images, all right, has an error too.
+
+        error² = Σ p_c (1 - p_c) / n_c / K²
+
+    Args:
+      found: [K] float, the recall of each class.
+      counts: [K] int, n_c, at least 1.
+    """
+    p = (found * counts + 1) / (counts + 2)
+    return float(np.sqrt((p * (1 - p) / counts).sum()) / len(counts))
+
+
+def choose(scores: Sequence[Estimate]) -> int:
+    """Return the index of the first score that is within one standard error of the best.
+
+    So the first one is kept unless another is clearly better (the rule of Breiman et al. 1984,
+    "Classification and Regression Trees").
+    """
+    best = max(scores, key=lambda score: score.value)
+    return next(i for i, score in enumerate(scores) if score.value >= best.value - best.error)
+
+
 def thirds(num_classes: int) -> dict[str, np.ndarray]:
     """Return the classes of each of THIRDS; a class may be missing if there are fewer than 3."""
     return dict(zip(THIRDS, np.array_split(np.arange(num_classes), 3), strict=True))

@@ -3,6 +3,7 @@
 It is PatchGAN (Isola et al. 2017, section 3.2.2), as in the autoencoders of Rombach et al. 2022.
 
 Deviates from them: GroupNorm instead of BatchNorm, so an image does not depend on its batch.
+And the padding is "SAME", not one pixel on each side, so there are fewer patches.
 """
 
 from typing import Any

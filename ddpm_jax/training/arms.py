@@ -8,9 +8,12 @@ Of class c there are n_c real images; its prior is π_c = n_c / Σ n. All arms t
   augmentation        random shifts, and mirrors if data.flip
   synthetic           synthetic images fill up the classes; each class is drawn equally often
   synthetic_filtered  only the synthetic images that pass a filter (`evaluation.filtering`)
-  synthetic_weighted  the loss of a synthetic image has a weight below 1 (Shao et al. 2024, DiffuLT)
+  synthetic_weighted  the loss of a synthetic image has a lower weight than that of a real image
+                      (Shao et al. 2024, DiffuLT)
 
-Deviates from DiffuLT, which combines the weight with a filter: here each arm shows one idea.
+Deviates from DiffuLT, which combines the weight with a filter: here each arm shows one idea. And
+the weights are scaled so that their mean is 1 in each class. Otherwise the arm would also give the
+rare classes, which have few real images, a lower weight.
 """
 
 import dataclasses
@@ -49,7 +52,7 @@ class Settings:
     guidance: tuple[float, ...] = (0.0, 0.5, 1.0)  # weights w to choose from
     # filters to choose from: the fraction of real validation images that each threshold rejects
     reject: tuple[float, ...] = (0.05, 0.1, 0.2)
-    synthetic_weight: float = 0.3  # synthetic_weighted: weight of a synthetic image in the loss
+    synthetic_weight: float = 0.3  # synthetic_weighted: weight of a synthetic image over a real one
 
 
 RANGES = {
@@ -189,8 +192,9 @@ def examples(
         assert synthetic is not None
         images = np.concatenate([images, synthetic.images])
         labels = np.concatenate([labels, synthetic.labels])
-        below_1 = settings.synthetic_weight if arm.weighted else 1.0
-        weight = np.concatenate([weight, np.full(len(synthetic.labels), below_1)])
+        lower = settings.synthetic_weight if arm.weighted else 1.0
+        weight = np.concatenate([weight, np.full(len(synthetic.labels), lower)])
+        weight = weight / (np.bincount(labels, weight) / np.bincount(labels))[labels]
     probability = np.full(len(labels), 1.0 / len(labels))
     if arm.balanced:
         probability = 1.0 / (num_classes * np.bincount(labels, minlength=num_classes)[labels])
