@@ -154,6 +154,8 @@ def test_the_table_of_the_peers_has_each_metric_and_says_who_is_ahead():
     assert "is 8, 20% below that of the best peer (a: 10)" in verdict(results)
     results["ours, training seed 1"] = {**facts, "metrics": {"fd_train": [16.0, None]}}
     assert "is 12, 20% above that of the best peer (a: 10)" in verdict(results)
+    results["a, training seed 1"] = {**facts, "metrics": {"fd_train": [20.0, None]}}
+    assert "is 12, 0% above that of the best peer (b: 12)" in verdict(results)
     assert "no comparison" in verdict({"ours": results["ours"], "none": results["none"]})
 
 

@@ -103,20 +103,23 @@ def _cell(estimate: Sequence[float | None] | None) -> str:
 
 
 def verdict(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return a sentence that compares our Fréchet distance with that of the best peer."""
-    distances: dict[str, float] = {}
+    """Return a sentence that compares our Fréchet distance with that of the best peer.
+
+    A distance is the mean over the trainings of a contender.
+    """
+    found: dict[str, list[float]] = {}
     for name, result in results.items():
         value = result["metrics"].get("fd_train", [None])[0]
         if value is not None:
-            distances[name] = value
-    ours = [d for name, d in distances.items() if name.split(",")[0] == "ours"]
-    peers = {name: d for name, d in distances.items() if name.split(",")[0] != "ours"}
-    if not ours or not peers:
+            found.setdefault(name.split(",")[0], []).append(value)
+    peers = {name: float(np.mean(each)) for name, each in found.items()}
+    ours = peers.pop("ours", None)
+    if ours is None or not peers:
         return "no comparison: it needs the Fréchet distances of ours and of a peer"
-    best, mean = min(peers, key=lambda name: peers[name]), float(np.mean(ours))
-    ratio = mean / peers[best]
+    best = min(peers, key=lambda name: peers[name])
+    ratio = ours / peers[best]
     side = "below" if ratio < 1 else "above"
     return (
-        f"our Fréchet distance to the training images is {mean:.4g}, {abs(1 - ratio):.0%} {side} "
+        f"our Fréchet distance to the training images is {ours:.4g}, {abs(1 - ratio):.0%} {side} "
         f"that of the best peer ({best}: {peers[best]:.4g})"
     )
