@@ -36,7 +36,14 @@ from ddpm_jax import novel_views
 from ddpm_jax.data import Dataset, open_dataset, srn
 from ddpm_jax.data.images import decode
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation.novel_views import Questions, camera_of, compare, draw_in_turn, questions
+from ddpm_jax.evaluation.novel_views import (
+    Questions,
+    camera_of,
+    compare,
+    draw_in_turn,
+    questions,
+    views_of,
+)
 from ddpm_jax.figures import grids
 from ddpm_jax.randomness import MAX_SEED
 from ddpm_jax.runs import Run, open_run
@@ -179,9 +186,10 @@ def _picture(asked: Questions, answers: dict[str, np.ndarray]) -> np.ndarray:
     """Return a grid: the given views, the true views, and the answers of each method."""
     rows = {"given": asked.given, "true": asked.asked[:, 0]}
     rows |= {name: images[:, 0] for name, images in answers.items()}
-    images = np.concatenate([images[:SHOWN] for images in rows.values()])
-    columns = min(SHOWN, len(asked.given))
-    return grids.make_grid(images, columns=columns, side=SIDE, row_labels=list(rows))
+    n = len(asked.given)
+    shown = np.linspace(0, n - 1, min(SHOWN, n)).astype(int)
+    images = np.concatenate([images[shown] for images in rows.values()])
+    return grids.make_grid(images, columns=len(shown), side=SIDE, row_labels=list(rows))
 
 
 def _open(root: str, flag: str) -> Run:
@@ -204,7 +212,7 @@ def _of_object(dataset: Dataset) -> tuple[np.ndarray, Camera]:
     objects = np.unique(dataset.test_views.object)
     if OBJECT.value >= len(objects):
         raise UserError(f"--object must be in 0..{len(objects) - 1}, found {OBJECT.value}")
-    (own,) = np.nonzero(dataset.test_views.object == objects[OBJECT.value])
+    own = views_of(dataset.test_views, objects[OBJECT.value])
     if VIEW.value >= len(own):
         raise UserError(f"--view must be in 0..{len(own) - 1}, found {VIEW.value}")
     index = own[VIEW.value : VIEW.value + 1]
@@ -235,6 +243,8 @@ def _name(run: Run) -> str:
     sampling = f"{c.sampler}{c.num_steps or ''}" + (f"_w{c.guidance:g}" if c.guidance else "")
     if EVALUATE.value:
         what = f"evaluation_objects{OBJECTS.value or 'all'}_targets{TARGETS.value}"
+        if REGRESSION.value:
+            what += f"_{outputs.file_word(REGRESSION.value)}"
     else:
         what = f"object{OBJECT.value}_view{VIEW.value}_frames{FRAMES.value}"
         if IMAGE.value is not None:

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import make_config
 
+from ddpm_jax import build
 from ddpm_jax.conditioning import drop
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import XUNet, as_model
@@ -97,6 +99,9 @@ def test_swapped_frames_give_swapped_outputs():
     swapped = run(params, frames[:, ::-1], time[:, ::-1], rays[:, ::-1])
     np.testing.assert_allclose(swapped[:, ::-1], out, rtol=1e-4, atol=1e-4)
     assert np.abs(np.asarray(out[:, 0] - out[:, 1])).max() > 0.1
+    # The same frame, noise level and camera twice: what is asked is what is given.
+    same = run(params, *(jnp.stack([a[:, 0]] * 2, axis=1) for a in (frames, time, rays)))
+    np.testing.assert_allclose(same[:, 0], same[:, 1], rtol=1e-4, atol=1e-4)
 
 
 def test_cross_attention_reads_the_other_frame():
@@ -179,6 +184,12 @@ def test_positions_are_sines_and_cosines_of_doubled_angles():
     for wave in (np.sin, np.cos):
         expected += [wave(0.3), wave(-1.1), wave(0.6), wave(-2.2)]
     np.testing.assert_allclose(found[0], expected, rtol=1e-6)
+
+
+def test_a_network_without_attention_is_refused():
+    config = make_config(data__name="solids", model__name="xunet", model__attention_resolutions=())
+    with pytest.raises(UserError, match="model.attention_resolutions is empty, but the frames"):
+        build.model(config.model, (SIDE, SIDE, 3), 0)
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,11 @@ def _xunet(config: ModelConfig, image_shape: tuple[int, int, int]) -> Model:
     check_unused(config, NOT_XUNET, "model.name=xunet", " (unet, classifier or autoencoder: yes)")
     shared = sizes(config)
     UNet(**shared).check_sizes(image_shape[:2])
+    if not config.attention_resolutions:
+        raise UserError(
+            "model.attention_resolutions is empty, but the frames of model.name=xunet meet in its "
+            "attention; name the height of at least one level"
+        )
     network = XUNet(
         out_channels=image_shape[-1] * (2 if config.learn_variance else 1),
         norm_eps=config.norm_eps,

@@ -27,7 +27,7 @@ class Batches:
     Args:
       source: the images.
       batch_size: images in the global batch, at most `len(source)`.
-      seed: seed of the order and of the flips, at least 0.
+      seed: seed of the order, of the flips and of the pairs of views, at least 0.
       flip: whether to mirror each image left to right with probability 1/2.
       process_index: index of this process's slice, in 0..process_count-1.
       process_count: the number of slices; must divide `batch_size`.

@@ -64,8 +64,24 @@ def camera_of(views: Views, indices: np.ndarray) -> Camera:
     return Camera(views.pose[indices], views.focal[indices], views.centre[indices])
 
 
+def views_of(views: Views, number: int) -> np.ndarray:
+    """Return the indices of the images of an object, from the lowest camera to the highest.
+
+    The order of the records would be another one on every machine.
+
+    Args:
+      views: the cameras of all images.
+      number: the object.
+    """
+    (own,) = np.nonzero(views.object == number)
+    return own[np.lexsort(views.pose[own, :3, 3].T)]
+
+
 def questions(dataset: Dataset, num_objects: int, num_asked: int) -> Questions:
-    """Return the questions of the first held-out objects; the given view is the first of each.
+    """Return questions about held-out objects, with the views of each in a random order.
+
+    The objects are evenly spaced in their order, which is that of the classes. The views depend on
+    the data only.
 
     Args:
       dataset: the data of the run.
@@ -78,17 +94,17 @@ def questions(dataset: Dataset, num_objects: int, num_asked: int) -> Questions:
     if dataset.test is None or dataset.test_views is None:
         raise UserError("novel views are compared on held-out objects; set data.test_split")
     views = dataset.test_views
-    indices = []
-    for found in np.unique(views.object)[: num_objects or None]:
-        (own,) = np.nonzero(views.object == found)
-        # The order of the poses, because that of the records is another one on every machine.
-        own = own[np.lexsort(views.pose[own, :3, 3].T)]
+    indices, objects = [], np.unique(views.object)
+    n = min(num_objects or len(objects), len(objects))
+    for found in objects[np.linspace(0, len(objects) - 1, n).astype(int)]:
+        own = views_of(views, found)
         if len(own) < num_asked + 1:
             raise UserError(
                 f"object {found} has {len(own)} views, but one given and {num_asked} asked are "
                 f"needed; ask for at most {len(own) - 1}"
             )
-        indices.append(own[np.linspace(0, len(own) - 1, num_asked + 1).astype(int)])
+        random = np.random.default_rng(int(found))
+        indices.append(random.permutation(own)[: num_asked + 1])
     rows = np.array(indices)  #                                                    [n, 1 + m]
     images, _ = dataset.test.read(rows.ravel())
     images = images.reshape(*rows.shape, *images.shape[1:])

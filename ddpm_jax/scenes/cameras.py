@@ -128,7 +128,9 @@ def rays(camera: Camera, height: int, width: int) -> tuple[Array, Array]:
     flat = (pixel - camera.centre[..., None, None, :]) / focal  #              [..., H, W, 2]
     local = jnp.concatenate([flat, jnp.ones_like(flat[..., :1])], axis=-1)
     pose = jnp.asarray(camera.pose)
-    directions = jnp.einsum("...ij,...hwj->...hwi", pose[..., :3, :3], local)
+    directions = jnp.einsum(
+        "...ij,...hwj->...hwi", pose[..., :3, :3], local, precision=jax.lax.Precision.HIGHEST
+    )
     origins = jnp.broadcast_to(pose[..., None, None, :3, 3], directions.shape)
     return origins, _unit(directions)
 
