@@ -244,7 +244,7 @@ def _name(run: Run) -> str:
     if EVALUATE.value:
         what = f"evaluation_objects{OBJECTS.value or 'all'}_targets{TARGETS.value}"
         if REGRESSION.value:
-            what += f"_{outputs.file_word(REGRESSION.value)}"
+            what += f"_against_{absolute(REGRESSION.value).name}"
     else:
         what = f"object{OBJECT.value}_view{VIEW.value}_frames{FRAMES.value}"
         if IMAGE.value is not None:

@@ -17,7 +17,7 @@ from ddpm_jax import novel_views
 from ddpm_jax.data import open_dataset
 from ddpm_jax.data.cond import cond_of, rows_of
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation.novel_views import questions
+from ddpm_jax.evaluation.novel_views import questions, views_of
 from ddpm_jax.interop import stablehlo
 from ddpm_jax.runs import open_run
 
@@ -97,7 +97,9 @@ def test_a_turntable_begins_with_the_given_image(config, root):
     files = files_in(run_main("views", f"--workdir={root}", "--frames=3", "--object=1"))
     images = np.load(files["images"])["images"]
     dataset = open_dataset(config.data)
-    (own,) = np.nonzero(dataset.test_views.object == np.unique(dataset.test_views.object)[1])
+    own = views_of(dataset.test_views, np.unique(dataset.test_views.object)[1])
+    heights = dataset.test_views.pose[own, 2, 3]
+    assert len(own) == 3 and (np.diff(heights) >= 0).all()
     assert images.shape == (3, 16, 16, 3)
     np.testing.assert_array_equal(images[0], dataset.test.read(own[:1])[0][0])
     assert np.asarray(Image.open(files["grid"])).shape[1] > 3 * 64
