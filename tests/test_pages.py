@@ -67,7 +67,8 @@ def test_the_readme_samples_a_network_from_its_parts():
 
 def exported_by(page, directory):
     """Run the command on a page that exports a sampler, in a directory."""
-    command = re.search(r"^python -m experiments\.export (.*)$", page.read_text(), re.MULTILINE)[1]
+    text = page.read_text().replace("\\\n", " ")  # a command may have several lines
+    command = re.search(r"^python -m experiments\.export (.*)$", text, re.MULTILINE)[1]
     paths = [f"--{name}={directory / value}" for name, value in flags_of(command, "workdir", "out")]
     done = run_main("export", *paths, "--num_steps=3", "--platforms=cpu")
     assert done.returncode == 0, done.stderr
