@@ -45,7 +45,9 @@ def x_0_error(process: GaussianProcess, t: Array) -> Array:
     return process.sqrt_one_minus_alphas_cumprod[t] / process.sqrt_alphas_cumprod[t]
 
 
-def draw_times(key: PRNGKey, num_timesteps: int, low: float = LOW, high: ArrayLike = HIGH) -> Array:
+def draw_times(
+    key: PRNGKey, num_timesteps: int, low: ArrayLike = LOW, high: ArrayLike = HIGH
+) -> Array:
     """Return t for each image, uniform in {low T .. high T}: [B] int32.
 
     A lower `high` late in the optimisation adds detail, since large t only move the coarse shape.
@@ -53,9 +55,9 @@ def draw_times(key: PRNGKey, num_timesteps: int, low: float = LOW, high: ArrayLi
     Args:
       key: [B] keys, one for each image.
       num_timesteps: T.
-      low, high: in (0, 1], fractions of T with low <= high; `high` may be traced.
+      low, high: in (0, 1], fractions of T with low <= high; they may be traced.
     """
-    first = max(1, round(low * num_timesteps))
+    first = jnp.maximum(1, jnp.round(low * num_timesteps)).astype(jnp.int32)
     last = jnp.maximum(first, jnp.round(high * num_timesteps)).astype(jnp.int32)
     keys = fold_in(key, T_STREAM)
     return jax.vmap(lambda k: jax.random.randint(k, (), first, last + 1))(keys)

@@ -269,15 +269,19 @@ class Fields:
     def _state(self, arm: str, name: str, seed: int, steps: int) -> State:
         """Return the state of a field after some steps; only steps that are not kept are taken."""
         start = self._grower.init()
-        if not steps:
-            return start
         every = self._settings.checkpoint_every
-        before = (steps - 1) // every * every
+        state = start
+        for before in range(0, steps, every):
+            state = self._kept(arm, name, seed, state, before, min(before + every, steps))
+        return state
+
+    def _kept(self, arm: str, name: str, seed: int, start: State, before: int, steps: int) -> State:
+        """Return the state after `steps` steps, from `start`, the state after `before` steps."""
         rows = scene.rows_of(solids.CLASSES.index(name), with_sides=ARMS[arm].sides)
         what = f"growing {name} ({arm}, seed {seed})"
 
         def make() -> dict[str, np.ndarray]:
-            state = self._state(arm, name, seed, before)
+            state = jax.tree.map(jnp.copy, start)  # a step donates its state
             with self._clock("fields"):
                 for number in range(before, steps):
                     if number % AHEAD == 0:
@@ -287,6 +291,11 @@ class Fields:
                         state, self._prior, rows, jax.random.key(seed), number
                     )
                 leaves = jax.device_get(jax.tree.leaves(state))
+            if skipped := int(state.moments.total_notfinite):
+                raise UserError(
+                    f"{skipped} of the first {steps} steps of {name} ({arm}, seed {seed}) had a "
+                    "gradient that is not finite; lower config.field.learning_rate"
+                )
             self._progress(what, steps, self._settings.num_steps)
             return {f"leaf_{i:02d}": leaf for i, leaf in enumerate(leaves)}
 

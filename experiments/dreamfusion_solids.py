@@ -6,8 +6,7 @@ Command:  python -m experiments.dreamfusion --config=experiments/dreamfusion_sol
 Data:     `solids`: rendered by the library itself. `:smoke` has tiny networks and 8x8 pictures: it
           only checks that the experiment runs.
 Paper:    Poole et al. 2022. docs/dreamfusion.md says what is smaller here.
-Measured: not measured yet. The defaults come from a few fields of a chair, with a smaller prior:
-          they had four legs, but the space above the seat was filled (docs/dreamfusion.md).
+Measured: not measured yet. docs/dreamfusion.md says what the defaults follow from.
 """
 
 import dataclasses

@@ -8,6 +8,7 @@ import pytest
 
 from ddpm_jax.models import radiance_field
 from ddpm_jax.scenes import cameras, solids
+from ddpm_jax.training.scene import Settings
 
 SIDE, R = 16, 17
 SPACING = 2 * radiance_field.BOUND / (R - 1)
@@ -19,7 +20,8 @@ def field(u, colour=(0.5, 0.5, 0.5)):
     axis = np.linspace(-radiance_field.BOUND, radiance_field.BOUND, R)
     x = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1)
     grid = np.zeros((R, R, R, 4))
-    share = np.asarray(colour) / radiance_field.BRIGHTEST
+    low, high = radiance_field.DARKEST, radiance_field.BRIGHTEST
+    share = (np.asarray(colour) - low) / (high - low)
     grid[..., 0], grid[..., 1:] = u(x), np.log(share / (1 - share))
     return [jnp.asarray(grid, jnp.float32)]
 
@@ -113,14 +115,23 @@ def test_each_piece_of_a_ray_has_one_sample():
 
 
 def test_a_new_field_is_a_grey_blob():
-    params = radiance_field.init((3, R), 3.0)
+    params = radiance_field.init((3, R), 3.0, 0.5)
     assert [grid.shape for grid in params] == [(3, 3, 3, 4), (R, R, R, 4)]
     grid = np.asarray(radiance_field.total(params))
     tau = np.asarray(radiance_field.density(jnp.asarray(grid[..., 0]), R))
-    assert tau[R // 2, R // 2, R // 2] == pytest.approx(np.log1p(np.exp(3.0)) / SPACING)
+    assert tau[R // 2, R // 2, R // 2] == pytest.approx(np.log1p(np.exp(3.5)) / SPACING)
     assert (grid[..., 1:] == 0).all() and tau[0, 0, 0] < 1e-3 * tau.max()
     coarse = [jnp.ones((3, 3, 3, 4)), params[1]]  # the sum of the grids
     np.testing.assert_allclose(radiance_field.total(coarse), grid + 1, atol=1e-5)
+
+
+def test_light_passes_through_the_blob_that_distillation_starts_from(rays):
+    start = Settings()
+    params = radiance_field.init(start.resolutions, start.blob, start.offset)
+    through = 1 - np.asarray(render(params, *rays, num_samples=64).opacity)
+    assert 0.3 < through.min() < 0.6  # along the longest chords
+    opaque = radiance_field.init(start.resolutions, start.blob, 0.0)
+    assert float(render(opaque, *rays, num_samples=64).opacity.max()) > 1 - 1e-6
 
 
 @pytest.mark.slow
@@ -153,7 +164,7 @@ def test_a_field_that_is_fitted_to_views_predicts_other_views():
         moves, state = optimizer.update(gradient, state)
         return optax.apply_updates(params, moves), state
 
-    params = radiance_field.init((8, 16, 32), 3.0)
+    params = radiance_field.init((8, 16, 32), 3.0, 0.0)
     state = optimizer.init(params)
     unseen = slice(n - 8, n)
 

@@ -10,8 +10,10 @@ import pytest
 from ddpm_jax import make_process, schedules
 from ddpm_jax.data import solids
 from ddpm_jax.errors import UserError
+from ddpm_jax.models import radiance_field
 from ddpm_jax.predictions import to_prediction
-from ddpm_jax.scenes import sides
+from ddpm_jax.scenes import cameras, sides
+from ddpm_jax.scenes.solids import Solid, distance, render
 from ddpm_jax.training import scene
 from ddpm_jax.training.scene import Settings
 from experiments import dreamfusion_solids
@@ -24,7 +26,7 @@ pytestmark = [
 SIDE, STEPS = 8, 60
 PROCESS = make_process(schedules.cosine(50))
 COLOURS = np.float32([[0.4, 0.4, 0.4], [0.8, 0.1, 0.1], [0.4, 0.4, 0.4], [0.1, 0.1, 0.8],
-                      [0.4, 0.4, 0.4]])  # hidden, front, side, back, top  # fmt: skip
+                      [0.4, 0.4, 0.4], [0.4, 0.4, 0.4]])  # hidden and SIDES  # fmt: skip
 DISC = np.hypot(*(np.mgrid[:SIDE, :SIDE] + 0.5 - SIDE / 2)) < 2.6
 SETTINGS = Settings(
     resolutions=(4, 10),
@@ -32,14 +34,17 @@ SETTINGS = Settings(
     num_steps=STEPS,
     batch_size=4,
     learning_rate=0.2,
+    colour_rate=1.0,
     shaded=0.0,
+    t_range=(0.02, 0.98),
+    t_range_end=(0.02, 0.5),
     checkpoint_every=1,
 )
 
 
 def denoiser(prior, cond):
     """The exact prior of one picture per side: a disc on white, in the colour of the side."""
-    colour = jnp.asarray(COLOURS)[cond["label"] % 5] + prior["offset"]
+    colour = jnp.asarray(COLOURS)[cond["label"] % 6] + prior["offset"]
     picture = jnp.where(DISC[None, :, :, None], colour[:, None, None], 1.0)
     return lambda x_t, t: to_prediction(PROCESS, 2 * picture - 1, x_t, t, "x_0")
 
@@ -84,6 +89,35 @@ def test_a_step_is_a_function_of_the_state_the_key_and_its_number(grower):
     assert (first.params[-1] != other.params[-1]).any()
 
 
+def test_a_camera_sees_a_field_as_the_set_shows_the_solid():
+    """The same axes, cameras, light and background; a mug, because it has a handle."""
+    colour, light, side, r = np.array([0.6, 0.3, 0.2]), np.float32([0.6, 0.0, 0.8]), 24, 33
+    mug = Solid(
+        jnp.int32(solids.CLASSES.index("mug")),
+        jnp.ones(3),
+        jnp.tile(jnp.asarray(colour, jnp.float32), (2, 1)),
+        jnp.zeros(3),
+    )
+    axis = jnp.linspace(-radiance_field.BOUND, radiance_field.BOUND, r)
+    points = jnp.stack(jnp.meshgrid(axis, axis, axis, indexing="ij"), axis=-1)
+    sdf = jax.jit(jax.vmap(lambda x: distance(mug, x)))(points.reshape(-1, 3))
+    low, high = radiance_field.DARKEST, radiance_field.BRIGHTEST
+    share = (colour - low) / (high - low)
+    albedo = np.broadcast_to(np.log(share / (1 - share)), (r, r, r, 3))
+    grid = np.concatenate([-60 * np.reshape(sdf, (r, r, r, 1)), albedo], axis=-1)
+    azimuth, elevation = jnp.array([0.5, 1.8, -2.2]), jnp.array([0.3, 0.0, 0.8])
+    lights = jnp.tile(jnp.asarray(light), (3, 1))
+
+    def seen(azimuth):
+        params = [jnp.asarray(grid, jnp.float32)]
+        return np.asarray(scene.view(params, azimuth, elevation, lights, side, 64).colour)
+
+    camera = cameras.orbit(azimuth, elevation, solids.RADIUS, solids.FIELD_OF_VIEW, side)
+    expected = 0.5 + 0.5 * np.asarray(jax.jit(render, static_argnums=3)(mug, camera, light, side))
+    error, mirrored = (np.abs(seen(a) - expected).mean(axis=(1, 2, 3)) for a in (azimuth, -azimuth))
+    assert error.max() < 0.03 and mirrored.max() > 3 * error.max(), (error, mirrored)
+
+
 def test_the_guidance_is_off_at_large_t():
     found = scene.guidance_of(Settings(guidance=3.0, guidance_high=0.6), 1000)
     assert found == {"guidance": 3.0, "guidance_interval": (1, 600)}
@@ -94,9 +128,11 @@ def test_the_guidance_is_off_at_large_t():
 def test_the_rows_are_the_labels_of_the_set():
     names = sides.names(solids.CLASSES)
     rows = scene.rows_of(solids.CLASSES.index("mug"), with_sides=True)["label"]
-    assert [names[i] for i in rows] == ["mug", "mug, front", "mug, side", "mug, back", "mug, top"]
+    assert [names[i] for i in rows] == [
+        "mug", "mug, front", "mug, left", "mug, back", "mug, right", "mug, top"
+    ]  # fmt: skip
     plain = scene.rows_of(solids.CLASSES.index("mug"), with_sides=False)["label"]
-    assert [names[i] for i in plain] == ["mug"] * 5
+    assert [names[i] for i in plain] == ["mug"] * 6
 
 
 def test_cameras_and_lights_are_those_of_the_set():
@@ -120,7 +156,7 @@ def test_cameras_and_lights_are_those_of_the_set():
         ({"weighting": "snr"}, "unknown field.weighting 'snr'; allowed: sigma_squared, uniform,"),
         ({"t_range": (0.5, 0.2)}, r"must be \(low, high\) with low <= high, found \(0.5, 0.2\)"),
         ({"t_range": (0.1,)}, r"must be \(low, high\)"),
-        ({"t_high_end": 0.99}, r"t_high_end must be in field.t_range \(0.02, 0.98\), found 0.99"),
+        ({"t_range_end": (0.6, 0.2)}, r"t_range_end must be \(low, high\) with low <= high"),
     ],
 )
 def test_settings_are_checked_where_they_are_read(mapping, message):

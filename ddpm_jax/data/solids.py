@@ -3,7 +3,7 @@
 Each object has a random size, colours and texture (`scenes.solids.draw`), and a random light from
 above. Each of its views has a random camera on an orbit. "train" and "test" hold different objects.
 
-Each record also keeps a `name` ("a striped chair seen from the side"), the `object` (an index over
+Each record also keeps a `name` ("a striped chair seen from the left"), the `object` (an index over
 both splits) and the camera: `pose`, `focal` and `centre` as in `scenes.cameras`.
 
 With data.view_labels, the labels are those of `scenes.sides`: "chair", "chair, front" and so on.
@@ -41,7 +41,7 @@ class Solids(Builder, skip_registration=True):
     """Builder of the set `solids`; each setting has its own prepared directory."""
 
     name = "solids"
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")  # left and right are two sides
 
     def __init__(self, *, data_config: DataConfig, **kwargs: Any):
         self.side = data_config.image_size or SIDE

@@ -1,6 +1,6 @@
 """A radiance field on a grid of voxels: density and albedo at every point of a ball, and pictures.
 
-    τ(x) = softplus(u(x)) / h,   albedo(x) = 0.8 sigmoid(a(x))
+    τ(x) = softplus(u(x)) / h,   albedo(x) = 0.05 + 0.75 sigmoid(a(x))
 
 u and a are interpolated between the points of a grid with spacing h; the activations come after the
 interpolation, so that edges can be sharper than h (Sun et al. 2022, DVGO). The grid is the sum of
@@ -22,11 +22,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ddpm_jax.scenes.solids import AMBIENT
 from ddpm_jax.types import Array, Params, PRNGKey
 
 BOUND = 1.25  # radius of the ball; outside is nothing
-BRIGHTEST = 0.8  # of an albedo. So a white background is seen through empty space only
-GREY = 0.6  # the albedo of a picture without colours
+DARKEST, BRIGHTEST = 0.05, 0.8  # albedos. So white is seen through empty space only
+GREY = 0.5  # the albedo of a picture without colours: the mean of the set `solids`
 
 
 class Picture(NamedTuple):
@@ -46,19 +47,21 @@ class Picture(NamedTuple):
     turned_away: Array
 
 
-def init(resolutions: tuple[int, ...], blob: float) -> Params:
+def init(resolutions: tuple[int, ...], blob: float, offset: float) -> Params:
     """Return a grey blob around the origin, as one grid for each resolution: [R, R, R, 4] each.
 
-    Its density is softplus(blob (1 - 2 |x|)) / h (Poole et al. 2022, appendix A.2).
+    u(x) = blob (1 - 2 |x|) + offset. With an offset of about -3.5 light passes through the blob.
+    Otherwise the density behind the surface has no gradient, so that a hole cannot appear.
 
     Args:
       resolutions: R of each grid, at least 2. The last is that of the sum, with h = 2 BOUND/(R-1).
-      blob: the density in the middle; a larger one has a sharper border.
+      blob: the slope of u; a larger one has a sharper border.
+      offset: added to u.
     """
     grids = [jnp.zeros((r, r, r, 4)) for r in resolutions]
     axis = jnp.linspace(-BOUND, BOUND, resolutions[-1])
     radius = jnp.sqrt(sum(jnp.square(x) for x in jnp.meshgrid(axis, axis, axis, indexing="ij")))
-    grids[-1] = grids[-1].at[..., 0].set(blob * (1.0 - 2.0 * radius))
+    grids[-1] = grids[-1].at[..., 0].set(blob * (1.0 - 2.0 * radius) + offset)
     return grids
 
 
@@ -144,7 +147,7 @@ def render(
     num_samples: int,
     background: float = 1.0,
     light: Array | None = None,
-    ambient: Array | float = 0.35,
+    ambient: Array | float = AMBIENT,
     colourless: Array | bool = False,
     key: PRNGKey | None = None,
 ) -> Picture:
@@ -171,7 +174,8 @@ def render(
     lengths = jnp.broadcast_to(((far - near) / num_samples)[..., None], s.shape)
     w, rest = weights(density(found[..., 0], grid.shape[0]), lengths)
     grey = jnp.broadcast_to(colourless, near.shape)[..., None, None]
-    colour = jnp.where(grey, GREY, BRIGHTEST * jax.nn.sigmoid(found[..., 1:4]))
+    albedo = DARKEST + (BRIGHTEST - DARKEST) * jax.nn.sigmoid(found[..., 1:4])
+    colour = jnp.where(grey, GREY, albedo)
     turned_away = jnp.zeros_like(rest)
     if light is not None:
         squares = jnp.square(found[..., 4:]).sum(axis=-1, keepdims=True)

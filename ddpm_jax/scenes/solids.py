@@ -26,6 +26,7 @@ FAR = 8.0  # a ray that has come this far hits nothing
 HIT = 2e-3  # a distance below this is a hit
 SMALL = 1e-3  # half the distance of the two points of a central difference
 BACKGROUND = 1.0  # white
+AMBIENT = 0.35  # share of the light that comes from everywhere
 
 Sdf = Callable[[Array], Array]  # point [3] -> signed distance, a scalar
 
@@ -124,7 +125,9 @@ def draw(key: PRNGKey, label: Array) -> Solid:
     return Solid(jnp.asarray(label, jnp.int32), size, colours, stripes)
 
 
-def render(solid: Solid, camera: Camera, light: Array, side: int, ambient: float = 0.35) -> Array:
+def render(
+    solid: Solid, camera: Camera, light: Array, side: int, ambient: float = AMBIENT
+) -> Array:
     """Return pictures of a solid: [..., side, side, 3] float32 in [-1, 1], on white.
 
     Args:

@@ -24,6 +24,7 @@ import optax
 from ddpm_jax import distillation
 from ddpm_jax.config import OptimConfig
 from ddpm_jax.config_checks import (
+    ANY,
     COUNT,
     FRACTION,
     NOT_NEGATIVE,
@@ -40,10 +41,9 @@ from ddpm_jax.process import GaussianProcess
 from ddpm_jax.randomness import image_keys
 from ddpm_jax.runtime import compiler
 from ddpm_jax.scenes import cameras, sides
+from ddpm_jax.scenes.solids import AMBIENT
 from ddpm_jax.training.optimizer import make_optimizer
 from ddpm_jax.types import Array, Conditioning, Params, PRNGKey
-
-AMBIENT = 0.35  # share of the light that comes from everywhere, as in `scenes.solids.render`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,17 +52,19 @@ class Settings:
 
     resolutions: tuple[int, ...] = (8, 16, 32)  # points along a side of each grid of voxels
     num_samples: int = 32  # samples along a ray
-    blob: float = 3.0  # density in the middle before training
+    blob: float = 1.0  # slope of u, the logarithm of the density, before training
+    offset: float = -3.5  # added to u: light passes through the field before training
     num_steps: int = 800  # optimisation steps
     batch_size: int = 4  # cameras in a step
-    learning_rate: float = 0.03  # of Adam
-    guidance: float = 3.0  # weight w of classifier-free guidance
+    learning_rate: float = 0.03  # of Adam, of the first step; a cosine to 0
+    colour_rate: float = 0.1  # of the learning rate, for the albedo
+    guidance: float = 1.0  # weight w of classifier-free guidance; above 1 colours become black
     # no guidance above this fraction of T: there it moves the mean shape of the class out of place
     guidance_high: float = 0.65
     weighting: str = "x_0_error"  # w(t), a row of WEIGHTINGS
-    t_range: tuple[float, ...] = (0.02, 0.98)  # of T, the timesteps of the noise
-    t_high_end: float = 0.5  # the upper end of t_range falls to this fraction of T, linearly
-    shaded: float = 0.9  # fraction of the pictures that are shaded; the others show the albedo
+    t_range: tuple[float, ...] = (0.7, 0.98)  # of T, the timesteps of the noise in the first step
+    t_range_end: tuple[float, ...] = (0.2, 0.6)  # in the last step; both ends fall linearly
+    shaded: float = 1.0  # fraction of the pictures that are shaded; the others show the albedo
     colourless: float = 0.5  # fraction of the shaded pictures that show no colours
     opacity_weight: float = 0.02  # weight of the opacity, which keeps empty space empty
     normal_weight: float = 0.01  # weight of visible normals that point away from the camera
@@ -84,13 +86,15 @@ RANGES = {
     "field.resolutions": Range("[)", 2),
     "field.num_samples": COUNT,
     "field.blob": NOT_NEGATIVE,
+    "field.offset": ANY,
     "field.num_steps": COUNT,
     "field.batch_size": COUNT,
     "field.learning_rate": POSITIVE,
+    "field.colour_rate": NOT_NEGATIVE,
     "field.guidance": NOT_NEGATIVE,
     "field.guidance_high": FRACTION,
     "field.t_range": FRACTION,
-    "field.t_high_end": FRACTION,
+    "field.t_range_end": FRACTION,
     "field.shaded": FRACTION,
     "field.colourless": FRACTION,
     "field.opacity_weight": NOT_NEGATIVE,
@@ -169,15 +173,12 @@ def from_dict(mapping: Mapping[str, Any]) -> Settings:
     look_up(WEIGHTINGS, "field.weighting", settings.weighting)
     if not settings.resolutions:
         raise UserError("config.field.resolutions is empty; name at least one number")
-    if len(settings.t_range) != 2 or settings.t_range[0] > settings.t_range[1]:
-        raise UserError(
-            f"config.field.t_range must be (low, high) with low <= high, found {settings.t_range}"
-        )
-    if not settings.t_range[0] <= settings.t_high_end <= settings.t_range[1]:
-        raise UserError(
-            f"config.field.t_high_end must be in field.t_range {settings.t_range}, found "
-            f"{settings.t_high_end}"
-        )
+    for name in ("t_range", "t_range_end"):
+        ends = getattr(settings, name)
+        if len(ends) != 2 or ends[0] > ends[1]:
+            raise UserError(
+                f"config.field.{name} must be (low, high) with low <= high, found {ends}"
+            )
     return settings
 
 
@@ -195,7 +196,7 @@ def guidance_of(settings: Settings, num_timesteps: int) -> dict[str, Any]:
 
 
 def rows_of(label: int, *, with_sides: bool) -> dict[str, Array]:
-    """Return the condition of each side, after that of the hidden side: {"label": [5] int32}.
+    """Return the condition of each side, after that of the hidden side: {"label": [6] int32}.
 
     Args:
       label: the class.
@@ -223,13 +224,16 @@ def make_grower(
       settings: the settings.
     """
     c = settings
-    optim = OptimConfig(learning_rate=c.learning_rate, warmup_steps=0, b2=0.99, clip_norm=0.0)
+    optim = OptimConfig(
+        learning_rate=c.learning_rate, warmup_steps=0, decay="cosine", b2=0.99, clip_norm=0.0
+    )
+    rates = jnp.array([1.0, *3 * [c.colour_rate]])  # of density and albedo
     optimizer, weighting = make_optimizer(optim, c.num_steps), WEIGHTINGS[c.weighting]
 
     def loss(params: Params, prior: Params, rows: Conditioning, key: PRNGKey, far: Array) -> Array:
         pose_key, light_key, mode_key, ray_key, noise_key = jax.random.split(key, 5)
         azimuth, elevation = draw_angles(pose_key, c.batch_size)
-        lit, colourless = jax.random.uniform(mode_key, (2, c.batch_size))
+        mode, colourless = jax.random.uniform(mode_key, (2, c.batch_size))
         picture = view(
             params,
             azimuth,
@@ -237,18 +241,16 @@ def make_grower(
             draw_lights(light_key, c.batch_size),
             side,
             c.num_samples,
-            ambient=jnp.where(lit < c.shaded, AMBIENT, 1.0),
-            colourless=(lit < c.shaded) & (colourless < c.colourless),
+            ambient=jnp.where(mode < c.shaded, AMBIENT, 1.0),
+            colourless=(mode < c.shaded) & (colourless < c.colourless),
             key=ray_key,
         )
         x = encode(2.0 * picture.colour - 1.0)
         seen = 1 + sides.side_of(azimuth, elevation)
         cond = {name: jnp.asarray(row)[seen] for name, row in rows.items()}
-        low, high = c.t_range
+        low, high = (a + (b - a) * far for a, b in zip(c.t_range, c.t_range_end, strict=True))
         keys = image_keys(noise_key, jnp.arange(c.batch_size))
-        t = distillation.draw_times(
-            keys, process.num_timesteps, low, high + (c.t_high_end - high) * far
-        )
+        t = distillation.draw_times(keys, process.num_timesteps, low, high)
         found = distillation.gradient(process, denoiser(prior, cond), keys, x, t, weighting)
         opacity = jnp.sqrt(jnp.square(picture.opacity) + 0.01)
         per_pixel = c.opacity_weight * opacity + c.normal_weight * picture.turned_away
@@ -261,10 +263,11 @@ def make_grower(
         own = jax.random.fold_in(key, number)
         gradient = jax.grad(loss)(state.params, prior, rows, own, far)
         moves, moments = optimizer.update(gradient, state.moments, state.params)
+        moves = jax.tree.map(lambda move: move * rates, moves)
         return State(optax.apply_updates(state.params, moves), moments)
 
     def init() -> State:
-        params = radiance_field.init(c.resolutions, c.blob)
+        params = radiance_field.init(c.resolutions, c.blob, c.offset)
         return State(params, optimizer.init(params))
 
     options = compiler.options(compiler.NETWORK)
