@@ -52,7 +52,7 @@ class Settings:
 
     resolutions: tuple[int, ...] = (8, 16, 32)  # points along a side of each grid of voxels
     num_samples: int = 32  # samples along a ray
-    blob: float = 1.0  # slope of u, the logarithm of the density, before training
+    blob: float = 1.0  # slope of u before training; the density is softplus(u)
     offset: float = -3.5  # added to u: light passes through the field before training
     num_steps: int = 800  # optimisation steps
     batch_size: int = 4  # cameras in a step
