@@ -57,8 +57,8 @@ def draw_times(
       num_timesteps: T.
       low, high: in (0, 1], fractions of T with low <= high; they may be traced.
     """
-    first = jnp.maximum(1, jnp.round(low * num_timesteps)).astype(jnp.int32)
-    last = jnp.maximum(first, jnp.round(high * num_timesteps)).astype(jnp.int32)
+    first = jnp.maximum(1, jnp.round(low * num_timesteps).astype(jnp.int32))
+    last = jnp.maximum(first, jnp.round(high * num_timesteps).astype(jnp.int32))
     keys = fold_in(key, T_STREAM)
     return jax.vmap(lambda k: jax.random.randint(k, (), first, last + 1))(keys)
 

@@ -74,9 +74,9 @@ def test_an_image_is_that_of_its_camera(dataset):
 def test_view_labels_name_the_side_of_most_images(config):
     named = dataclasses.replace(config, view_labels=True, views_per_object=8)
     dataset = open_dataset(named)
-    assert dataset.num_classes == 40
-    assert dataset.class_names[:6] == (
-        "cube", "cube, front", "cube, side", "cube, back", "cube, top", "sphere",
+    assert dataset.num_classes == 48
+    assert dataset.class_names[:7] == (
+        "cube", "cube, front", "cube, left", "cube, back", "cube, right", "cube, top", "sphere",
     )  # fmt: skip
     _, labels = dataset.test.read(np.arange(len(dataset.test)))
     views = dataset.test_views

