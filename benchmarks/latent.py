@@ -16,10 +16,12 @@ DIR keeps what is done: the same command continues from there. It prints the tab
 pictures samples_<name>.png and reconstructions.png. The trainings and results are in DIR/10min.
 """
 
+import dataclasses
 import json
 import pathlib
 import shutil
 import statistics
+import tempfile
 import time
 from typing import Any
 
@@ -33,6 +35,7 @@ from rich.table import Table
 from benchmarks import fashion, fashion_quality
 from ddpm_jax import data
 from ddpm_jax.config import Config, from_dict
+from ddpm_jax.data import latents
 from ddpm_jax.data.prepared import data_directory
 from ddpm_jax.figures import grids
 from ddpm_jax.models import count_parameters
@@ -133,12 +136,17 @@ def _judged(config: Config) -> Any:
 
 
 def seconds_of_latents(config: Config, work: pathlib.Path) -> float:
-    """Compute and keep the latents of the training images; return the seconds that this took."""
+    """Return the seconds that it takes to compute and write the latents of all images.
+
+    They are written to a directory of their own, so that earlier ones are not found.
+    """
     path = work / "latents.json"
     if not path.exists():
-        start = time.perf_counter()
-        data.open_dataset(config.data)
-        _write(path, time.perf_counter() - start)
+        dataset, codec = data.open_dataset(config.data), open_codec(work / "autoencoder", SHAPE)
+        with tempfile.TemporaryDirectory(dir=work) as place:
+            start = time.perf_counter()
+            latents.encoded(dataclasses.replace(config.data, data_dir=place), dataset, codec)
+            _write(path, time.perf_counter() - start)
     return float(json.loads(path.read_text()))
 
 

@@ -16,13 +16,14 @@ import pathlib
 import re
 import sys
 import traceback
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
 
 from ddpm_jax.config import from_dict, to_dict
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, unknown
 
 flags.disclaim_key_flags()  # so --help of a main lists --config with the flags of the main
 
@@ -270,3 +271,28 @@ def _message(error: Exception) -> str:
     if found := re.search(r'Key "(.+?)" does not exist', message):
         return f"the config has no field {found[1]!r}"
     return message
+
+
+def check_sections(
+    mapping: Mapping[str, Any], sections: Sequence[str], command: str, example: str
+) -> None:
+    """Check that the config of a command of several runs has the sections that it needs.
+
+    Args:
+      mapping: the ConfigDict of --config.
+      sections: the names of the sections.
+      command: the name of the command in `experiments`.
+      example: the name of a config file that has them.
+
+    Raises:
+      UserError: a section is missing, or is one too many.
+    """
+    for section in sections:
+        if section not in mapping:
+            raise UserError(
+                f"--config has no section {section!r}, which experiments.{command} needs; pass "
+                f"--config=experiments/{example}.py or a file like it"
+            )
+    for section in mapping:
+        if section not in sections:
+            raise unknown("config section", section, sections)

@@ -116,15 +116,7 @@ def read(mapping: Mapping[str, Any], classes: tuple[str, ...]) -> Experiment:
       UserError: another section, a mistake in a section, a config that this experiment cannot use,
         or an unknown class.
     """
-    for section in SECTIONS:
-        if section not in mapping:
-            raise UserError(
-                f"--config has no section {section!r}, which experiments.dreamfusion needs; pass "
-                "--config=experiments/dreamfusion_solids.py or a file like it"
-            )
-    for section in mapping:
-        if section not in SECTIONS:
-            raise unknown("config section", section, SECTIONS)
+    config_flag.check_sections(mapping, SECTIONS, "dreamfusion", "dreamfusion_solids")
     for name in classes:
         if name not in solids.CLASSES:
             raise unknown("class in --classes", name, solids.CLASSES)

@@ -12,7 +12,7 @@ Measured: `:small` (16x16): loss 0.138; 17 minutes on two cores that also did ot
 
 The full config is the CIFAR-10 U-Net with the cosine schedule and v-prediction in bfloat16. It
 trains for 50,000 steps, about 1,800 passes over the set. Dropout and flips are there against
-memorisation; nobody has measured yet whether they are enough.
+memorisation; whether they are enough is not measured yet.
 """
 
 import ml_collections

@@ -33,7 +33,7 @@ from ddpm_jax import build, data
 from ddpm_jax.build import guidance, latents
 from ddpm_jax.build.overrides import override
 from ddpm_jax.config import Config, DataConfig, from_dict
-from ddpm_jax.errors import UserError, unknown
+from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import filtering, recognition
 from ddpm_jax.evaluation.distances import Estimate
 from ddpm_jax.evaluation.memorisation import Memorisation, compare, nearest_training_image
@@ -145,15 +145,7 @@ def read(mapping: Mapping[str, Any], root: pathlib.Path) -> Experiment:
       UserError: another section, a mistake in a section, or a config that this experiment cannot
         use.
     """
-    for section in SECTIONS:
-        if section not in mapping:
-            raise UserError(
-                f"--config has no section {section!r}, which experiments.imbalanced needs; pass "
-                "--config=experiments/fashion_imbalanced.py or a file like it"
-            )
-    for section in mapping:
-        if section not in SECTIONS:
-            raise unknown("config section", section, SECTIONS)
+    config_flag.check_sections(mapping, SECTIONS, "imbalanced", "fashion_imbalanced")
     whole = from_dict({"data": mapping["data"]}).data
     if whole.imbalance == 1:
         raise UserError(
