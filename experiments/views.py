@@ -20,6 +20,9 @@ Other flags:
       of simple answers, and write them to <out>.json. The strip has one row for each method.
   --evaluate --regression=runs/solids_regression
       Compare with a run of the config solids_views.py:regression too.
+  --evaluate --consistency --targets=15 --objects=16
+      Fit a radiance field to three quarters of the views that each method draws of an object, and
+      print its PSNR on the others. A field takes some seconds.
 """
 
 import dataclasses
@@ -37,6 +40,7 @@ from ddpm_jax.data import Dataset, open_dataset, srn
 from ddpm_jax.data.images import decode
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.novel_views import (
+    BASELINES,
     Questions,
     camera_of,
     compare,
@@ -51,6 +55,7 @@ from ddpm_jax.runs.workdir import open_for_reading, warn_if_changed
 from ddpm_jax.runtime.files import absolute, replacing, to_json
 from ddpm_jax.runtime.progress import Progress
 from ddpm_jax.scenes.cameras import Camera, turned
+from ddpm_jax.training.consistency import check_views, compare_consistency
 from experiments import command, outputs
 from experiments.progress import ProgressLine
 
@@ -96,6 +101,9 @@ REGRESSION = flags.DEFINE_string(
     None,
     "For --evaluate: work directory of a regression network. Default: no regression.",
 )
+CONSISTENCY = flags.DEFINE_bool(
+    "consistency", False, "For --evaluate: measure how consistent the views of an object are."
+)
 OUT = flags.DEFINE_string(
     "out",
     None,
@@ -109,7 +117,7 @@ SIDE = 64  # pixels of an image in a picture
 def main() -> None:
     start = time.perf_counter()
     other = ("object", "view", "image", "frames") if EVALUATE.value else ()
-    command.check_unused(other or ("objects", "targets", "regression"), _what())
+    command.check_unused(other or ("objects", "targets", "regression", "consistency"), _what())
     run = _open(WORKDIR.value, "workdir")
     workdir = open_for_reading(WORKDIR.value)
     regression = _open(REGRESSION.value, "regression") if REGRESSION.value else None
@@ -164,6 +172,8 @@ def _evaluate(
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Compare methods; return a picture of some answers, the answers and the figures."""
     assert dataset is not None
+    if CONSISTENCY.value:
+        check_views(1 + TARGETS.value, run.shape[-1])
     asked = questions(dataset, OBJECTS.value, TARGETS.value)
     found = compare(run, dataset, asked, regression=regression, seed=SEED.value, progress=progress)
     n, m = asked.asked.shape[:2]
@@ -178,8 +188,15 @@ def _evaluate(
         print(line)
         report[name] = {"psnr": method.psnr._asdict()}
         report[name]["ssim"] = None if similar is None else similar._asdict()
-    images = np.stack([method.images for method in found.values()])
-    return _picture(asked, {name: method.images for name, method in found.items()}), images, report
+    answers = {name: method.images for name, method in found.items()}
+    if CONSISTENCY.value:
+        drawn = {name: answers[name] for name in answers if name not in BASELINES}
+        consistent = compare_consistency(asked, drawn, progress)
+        print("PSNR of a radiance field on views that it was not fitted to:")
+        for name, decibels in consistent.items():
+            print(f"{name}: {decibels.value:.2f} ± {decibels.error:.2f} dB")
+        report["consistency"] = {name: each._asdict() for name, each in consistent.items()}
+    return _picture(asked, answers), np.stack(list(answers.values())), report
 
 
 def _picture(asked: Questions, answers: dict[str, np.ndarray]) -> np.ndarray:
@@ -243,6 +260,8 @@ def _name(run: Run) -> str:
     sampling = f"{c.sampler}{c.num_steps or ''}" + (f"_w{c.guidance:g}" if c.guidance else "")
     if EVALUATE.value:
         what = f"evaluation_objects{OBJECTS.value or 'all'}_targets{TARGETS.value}"
+        if CONSISTENCY.value:
+            what += "_consistency"
         if REGRESSION.value:
             what += f"_against_{absolute(REGRESSION.value).name}"
     else:
@@ -255,6 +274,7 @@ def _name(run: Run) -> str:
 def _settings(run: Run) -> dict[str, Any]:
     """Return all that the images depend on."""
     names = "object", "view", "image", "frames", "seed", "objects", "targets", "regression"
+    names += ("consistency",)
     chosen = {name: flags.FLAGS[name].value for name in names}
     sample = json.loads(json.dumps(dataclasses.asdict(run.config.sample)))
     return {"workdir": str(absolute(WORKDIR.value)), "step": run.step, "sample": sample} | chosen

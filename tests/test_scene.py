@@ -103,7 +103,7 @@ def test_a_camera_sees_a_field_as_the_set_shows_the_solid():
     axis = jnp.linspace(-radiance_field.BOUND, radiance_field.BOUND, r)
     points = jnp.stack(jnp.meshgrid(axis, axis, axis, indexing="ij"), axis=-1)
     sdf = jax.jit(jax.vmap(lambda x: distance(mug, x)))(points.reshape(-1, 3))
-    low, high = radiance_field.DARKEST, radiance_field.BRIGHTEST
+    low, high = radiance_field.ALBEDOS
     share = (colour - low) / (high - low)
     albedo = np.broadcast_to(np.log(share / (1 - share)), (r, r, r, 3))
     grid = np.concatenate([-60 * np.reshape(sdf, (r, r, r, 1)), albedo], axis=-1)

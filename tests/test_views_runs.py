@@ -35,7 +35,7 @@ def config(tmp_path_factory):
         "flip": False,
         "image_size": 16,
         "objects_per_class": 2,
-        "views_per_object": 3,
+        "views_per_object": 4,
         "data_dir": str(tmp_path_factory.mktemp("data")),
     }
     return make_config(
@@ -143,8 +143,20 @@ def test_an_evaluation_has_every_method_and_its_errors(config, root):
     error = np.square(asked.given[:, None] / 255.0 - asked.asked / 255.0).mean(axis=(2, 3, 4))
     expected = (-10 * np.log10(error)).mean(axis=1)
     assert methods["given view copied"]["psnr"]["value"] == pytest.approx(expected.mean())
-    with pytest.raises(UserError, match="has 3 views, but one given and 3 asked are needed"):
-        questions(open_dataset(config.data), 3, 3)
+    with pytest.raises(UserError, match="has 4 views, but one given and 4 asked are needed"):
+        questions(open_dataset(config.data), 3, 4)
+
+
+def test_an_evaluation_fits_fields_to_the_views_of_each_method(root):
+    flags = f"--workdir={root}", "--evaluate", "--consistency", "--objects=2"
+    done = run_main("views", *flags, "--targets=2")
+    assert done.returncode == 2 and "at least 4 views with 3 channels" in done.stderr
+    files = files_in(run_main("views", *flags, "--targets=3"))
+    found = json.loads(pathlib.Path(files["figures"]).read_text())["consistency"]
+    methods = ["without stochastic conditioning", "with stochastic conditioning"]
+    assert list(found) == ["true views", *methods]
+    true, *drawn = (each["value"] for each in found.values())  # the run's views are still noise
+    assert true > max(drawn) + 5 and all(each["error"] > 0 for each in found.values())
 
 
 def test_other_mains_say_what_they_cannot_do_with_views(root, tmp_path):
@@ -159,7 +171,7 @@ def test_other_mains_say_what_they_cannot_do_with_views(root, tmp_path):
     ("flags", "words"),
     [
         (["--object=99"], "--object must be in 0..31, found 99"),
-        (["--view=3"], "--view must be in 0..2, found 3"),
+        (["--view=4"], "--view must be in 0..3, found 4"),
         (["--evaluate", "--frames=3"], "--frames=3 is given, but --evaluate does not use it"),
         (["--targets=3"], "a turntable (without --evaluate) does not use it"),
     ],

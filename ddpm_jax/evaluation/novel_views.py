@@ -33,6 +33,7 @@ from ddpm_jax.scenes.cameras import Camera
 from ddpm_jax.types import PRNGKey
 
 NUM_MEAN = 1024  # training images; their mean is a baseline
+BASELINES = ("given view copied", "mean training image")
 
 
 class Questions(NamedTuple):
@@ -186,10 +187,8 @@ def compare(
     shape, key = asked.asked.shape, jax.random.key(seed)
     some = np.random.default_rng(0).permutation(len(dataset.train))[:NUM_MEAN]
     mean = np.round(dataset.train.read(some)[0].mean(axis=0)).astype(np.uint8)
-    answers = {
-        "given view copied": np.broadcast_to(asked.given[:, None], shape),
-        "mean training image": np.broadcast_to(mean, shape),
-    }
+    simple = np.broadcast_to(asked.given[:, None], shape), np.broadcast_to(mean, shape)
+    answers: dict[str, np.ndarray] = dict(zip(BASELINES, simple, strict=True))
     own = run, run.sample_fn(cond_at=novel_views.random_view)
     drawn = {"without stochastic conditioning": (*own, False)}
     drawn["with stochastic conditioning"] = (*own, True)

@@ -1,6 +1,6 @@
 """A radiance field on a grid of voxels: density and albedo at every point of a ball, and pictures.
 
-    τ(x) = softplus(u(x)) / h,   albedo(x) = 0.05 + 0.75 sigmoid(a(x))
+    τ(x) = softplus(u(x)) / h,   albedo(x) = lowest + (highest - lowest) sigmoid(a(x))
 
 u and a are interpolated between the points of a grid with spacing h; the activations come after the
 interpolation, so that edges can be sharper than h (Sun et al. 2022, DVGO). The grid is the sum of
@@ -26,7 +26,7 @@ from ddpm_jax.scenes.solids import AMBIENT
 from ddpm_jax.types import Array, Params, PRNGKey
 
 BOUND = 1.25  # radius of the ball; outside is nothing
-DARKEST, BRIGHTEST = 0.05, 0.8  # albedos. So white is seen through empty space only
+ALBEDOS = (0.05, 0.8)  # the lowest and the highest. So white is seen through empty space only
 GREY = 0.5  # the albedo of a picture without colours: the mean of the set `solids`
 
 
@@ -149,6 +149,7 @@ def render(
     light: Array | None = None,
     ambient: Array | float = AMBIENT,
     colourless: Array | bool = False,
+    albedos: tuple[float, float] = ALBEDOS,
     key: PRNGKey | None = None,
 ) -> Picture:
     """Return the picture along rays.
@@ -162,6 +163,7 @@ def render(
         rays; None shows the albedo.
       ambient: in [0, 1], the share of the light that comes from everywhere; a number, or [...].
       colourless: True shows a grey albedo, `GREY`; a bool, or [...].
+      albedos: the lowest and the highest albedo, in [0, 1].
       key: draws the places of the samples; None takes the middles.
     """
     grid = total(params)
@@ -174,7 +176,8 @@ def render(
     lengths = jnp.broadcast_to(((far - near) / num_samples)[..., None], s.shape)
     w, rest = weights(density(found[..., 0], grid.shape[0]), lengths)
     grey = jnp.broadcast_to(colourless, near.shape)[..., None, None]
-    albedo = DARKEST + (BRIGHTEST - DARKEST) * jax.nn.sigmoid(found[..., 1:4])
+    lowest, highest = albedos
+    albedo = lowest + (highest - lowest) * jax.nn.sigmoid(found[..., 1:4])
     colour = jnp.where(grey, GREY, albedo)
     turned_away = jnp.zeros_like(rest)
     if light is not None:
