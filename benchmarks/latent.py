@@ -48,6 +48,9 @@ from experiments import command, fashion_autoencoder, fashion_latent, fashion_mn
 
 WORK = flags.DEFINE_string("work", None, "Directory for the runs and the results.", required=True)
 MINUTES = flags.DEFINE_float("minutes", 10, "Minutes of training of each model.", 0.1)
+KL_WEIGHT = flags.DEFINE_float(
+    "kl_weight", None, "Another autoencoder.kl_weight than the config's; needs another --work."
+)
 
 SPEED_STEPS, SPEED_EVERY, SPEED_ROUNDS = 150, 25, 3
 SHAPE = (32, 32, 1)
@@ -56,7 +59,10 @@ GRID = 60  # images in a picture
 
 
 def autoencoder_config() -> Config:
-    return from_dict(fashion_autoencoder.get_config("small").to_dict())
+    config = from_dict(fashion_autoencoder.get_config("small").to_dict())
+    if KL_WEIGHT.value is None:
+        return config
+    return fashion.changed(config, {"autoencoder.kl_weight": KL_WEIGHT.value})
 
 
 def diffusion_configs(work: pathlib.Path) -> dict[str, Config]:

@@ -4,7 +4,8 @@ Command:  python -m experiments.train --config=experiments/fashion_autoencoder.p
           python -m experiments.train --config=experiments/fashion_autoencoder.py:small    two cores
 Then:     python -m experiments.train --config=experiments/fashion_latent.py:small
 Measured: `:small`: PSNR 27.7 dB and mean absolute error 0.043 (of [-1, 1]) on 1,024 held-out
-          images after 3,000 steps on two cores (2026-11-26, jax 0.10.2). The full config: nothing yet.
+          images after 3,000 steps on two cores (2026-11-26, jax 0.10.2). The full config: nothing
+          yet.
 Paper:    Rombach et al. 2022, a KL autoencoder (f = 4 has 3 channels there, of 256x256 images).
 """
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from tiny import make_config
 
@@ -165,6 +166,36 @@ def test_gradient_flows_to_both_frames_and_to_the_cameras(params, inputs, model)
     null = drop(cond, jnp.ones(B, bool))
     gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(x, null["view"], null["pose"])
     assert all(np.isfinite(gradient).all() for gradient in gradients)
+
+
+@pytest.mark.slow
+@pytest.mark.loose_promotion(reason="optax.adam raises floats to int32 powers")
+def test_with_equal_cameras_a_trained_network_answers_with_the_view(model):
+    """From noise alone. So all that it says of the image has come from the other frame."""
+    steps, n = 300, 32
+    optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, steps))
+
+    def loss(params, key):
+        keys = jax.random.split(key, 4)
+        blocks = jax.random.uniform(keys[0], (n, 2, 2, 3), minval=-1.0)
+        x = jax.image.resize(blocks, (n, SIDE, SIDE, 3), "nearest")
+        angles = (jax.random.uniform(k, (n, 1), maxval=1.5) for k in keys[1:3])
+        camera = cameras.orbit(*(jnp.repeat(a, 2, axis=1) for a in angles), 3.0, 0.7, SIDE)
+        cond = {"view": x, "pose": camera.pose, "focal": camera.focal, "centre": camera.centre}
+        noise = jax.random.normal(keys[3], x.shape)
+        return jnp.square(model.apply(params, noise, jnp.full(n, 999), cond) - x).mean()
+
+    @jax.jit
+    def step(params, state, key):
+        found, gradient = jax.value_and_grad(loss)(params, key)
+        moves, state = optimizer.update(gradient, state)
+        return optax.apply_updates(params, moves), state, found
+
+    params = model.init(jax.random.key(0))
+    state = optimizer.init(params)
+    for key in jax.random.split(jax.random.key(1), steps):
+        params, state, found = step(params, state, key)
+    assert found < 0.1 / 3, found  # the blocks have the variance 1/3
 
 
 def test_remat_keeps_the_parameters_and_recomputes(model, params, inputs):
