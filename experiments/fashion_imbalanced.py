@@ -7,8 +7,9 @@ Command:  python -m experiments.imbalanced --config=experiments/fashion_imbalanc
           ... --config=experiments/fashion_imbalanced.py --workdir=runs/cifar10_imbalanced
               --config.data.name=cifar10 --config.data.flip=True
 Data:     1,000 training images of the first class down to 10 of the last (`:10`: 100); all 10,000
-          test images. `:digits` is the same for the 8x8 digits, with an imbalance of 10. `:smoke`
-          has tiny networks and a few digits: it only checks that the experiment runs.
+          test images. `:digits` has the 8x8 digits with an imbalance of 10; its first class keeps
+          as many images as the smallest class has. `:smoke` has tiny networks and a few digits: it
+          only checks that the experiment runs.
 Paper:    the arms are those of docs/imbalanced.md, with their papers.
 Measured: not measured yet.
 """

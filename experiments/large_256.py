@@ -9,7 +9,7 @@ Network:  501,189,123 parameters. The widths and the attention are those of Dhar
           network.
 Memory:   The state takes 7.5 GiB, or 0.93 GiB on each of eight devices. The blocks' activations are
           recomputed in the backward pass. docs/scaling.md has the compiler's figures.
-Measured: only the compiler's plan of the memory (2026-11-25).
+Measured: nothing was run. docs/scaling.md has the compiler's plans, with an estimated speed.
 """
 
 import ml_collections

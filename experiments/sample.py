@@ -10,7 +10,7 @@ model is class-conditional, and `lowres` if the model does super-resolution.
 Other flags:
 
   --sampler=dpm_solver_pp_2m --num_steps=20
-      Use another sampler. ddpm_jax/config.py lists them at SampleConfig.sampler.
+      Use another sampler: a row of SAMPLERS in ddpm_jax/build/sampling.py.
   --label=3 --guidance=1.5
       Draw one class, with classifier-free guidance of weight w = 1.5 (scale 2.5 in other codes).
   --text="a red heart" --guidance=3

@@ -8,7 +8,7 @@ Command:  python -m experiments.train --config=experiments/solids_views.py      
 Data:     8,000 solids of eight classes in 16 views each, rendered here at the first start; 800
           others are held out. `:small` and `:regression` have 800 and 80.
 Paper:    Watson et al. 2022. The network is theirs, with fewer channels (`docs/novel_views.md`).
-Measured: nothing yet.
+Measured: this recipe, nothing yet. docs/novel_views.md has a shorter run with loss.kind=v.
 
 The network of `:small` sees patches of 2x2 pixels as channels, so it runs at 16x16, 8x8 and 4x4.
 `:regression` is the baseline of `:small`: the same network, data and number of steps, but the chain

@@ -89,9 +89,6 @@ FIGURES = {
         {name: [(4, 0.1, 9.0), (1, 1.0, 2.0)] for name in "abcdefgh"}, 5
     ),
     "quality": lambda: curves.quality({"one": POINTS}, "distance", ("whole", 0.5, 1.0)),
-    "recall_by_class": lambda: curves.recall_by_class(
-        {name: [(0.5, 0.1), (0.4, 0.2)] for name in "abcdefgh"}, ("x", "y"), (9, 3)
-    ),
 }
 
 

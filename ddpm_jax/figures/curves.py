@@ -93,24 +93,26 @@ def quality(
 def recall_by_class(
     lines: Mapping[str, Sequence[tuple[float, float]]], names: Sequence[str], counts: Sequence[int]
 ) -> Figure:
-    """Draw the recall of each class, from the most frequent class to the rarest.
+    """Draw the recall of each arm and class in %, from the most frequent class to the rarest.
 
     Args:
       lines: name of an arm -> (recall, standard error) of each class.
       names: the names of the classes.
       counts: how many real images each class has in training.
     """
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    axes = figure.subplots()
     order = sorted(range(len(counts)), key=lambda c: -counts[c])
-    ranks, apart = np.arange(len(order)), 0.6 / len(lines)  # the arms are side by side
-    for i, (arm, values) in enumerate(lines.items()):
-        value, error = zip(*(values[c] for c in order), strict=True)
-        x = ranks + apart * (i - (len(lines) - 1) / 2)
-        axes.errorbar(x, value, error, label=arm, linewidth=0.9, **line_style(i), **marker(i))
+    recall, error = np.moveaxis(100 * np.array(list(lines.values()))[:, order], -1, 0)
+    figure = Figure(figsize=(2 + 0.75 * len(order), 1.4 + 0.3 * len(lines)), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(recall, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+    for (row, column), value in np.ndenumerate(recall):
+        of_cell = error[row, column]
+        text = f"{value:.0f}" + ("" if np.isnan(of_cell) else f" ± {of_cell:.0f}")
+        colour = "white" if value < 60 else "black"
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
     ticks = [f"{names[c]}\n{counts[c]:,}" for c in order]
-    axes.set_xticks(ranks, ticks, rotation=30 if max(map(len, names)) > 8 else 0)
-    axes.set(xlabel="class and its real training images", ylabel="recall on the test split")
-    axes.set(ylim=(-0.02, 1.02))
-    figure.legend(loc="outside right center", handlelength=4)
+    axes.set_xticks(range(len(order)), ticks, rotation=30 if max(map(len, names)) > 8 else 0)
+    axes.set_yticks(range(len(lines)), list(lines))
+    axes.grid(False)
+    axes.set(xlabel="class and its real training images")
     return figure

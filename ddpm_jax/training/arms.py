@@ -10,6 +10,7 @@ Of class c there are n_c real images; its prior is π_c = n_c / Σ n. All arms t
   synthetic_filtered  only the synthetic images that pass a filter (`evaluation.filtering`)
   synthetic_weighted  the loss of a synthetic image has a lower weight than that of a real image
                       (Shao et al. 2024, DiffuLT)
+  ..._augmented       oversampling, logit_adjustment and synthetic with the shifts of augmentation
 
 Deviates from DiffuLT, which combines the weight with a filter: here each arm shows one idea. And
 the weights are scaled so that their mean is 1 in each class. Otherwise the arm would also give the
@@ -39,7 +40,7 @@ class Settings:
     """The settings that the arms share; the section `arms` of a config."""
 
     num_seeds: int = 5  # trainings of each arm: the seeds 0, 1, ...
-    num_steps: int = 1000  # training steps of each classifier
+    num_steps: int = 3000  # training steps of each classifier
     batch_size: int = 64  # images in a step
     learning_rate: float = 2e-3  # of the first step; a cosine to 0
     channels: int = 32  # channels of the classifier's first convolution
@@ -93,6 +94,9 @@ ARMS = {
     "synthetic": Arm(balanced=True, synthetic=True),
     "synthetic_filtered": Arm(balanced=True, synthetic=True, filtered=True),
     "synthetic_weighted": Arm(balanced=True, synthetic=True, weighted=True),
+    "oversampling_augmented": Arm(balanced=True, augmented=True),
+    "adjustment_augmented": Arm(adjusted=True, augmented=True),
+    "synthetic_augmented": Arm(balanced=True, synthetic=True, augmented=True),
 }
 
 
