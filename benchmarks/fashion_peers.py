@@ -48,7 +48,6 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 from PIL import Image
-from rich.console import Console
 
 from benchmarks import fashion_quality
 from benchmarks.peers.networks import ddpm_pytorch_unet, diffusers_unet
@@ -68,7 +67,7 @@ from ddpm_jax.figures import grids
 from ddpm_jax.models import count_parameters
 from ddpm_jax.runtime.files import absolute, replacing
 from ddpm_jax.training.parts import build_parts
-from experiments import command, config_flag, outputs
+from experiments import command, config_flag, outputs, tables
 
 WORK = flags.DEFINE_string("work", None, "Directory of the results; needs 10 GB.", required=True)
 MINUTES = flags.DEFINE_float("minutes", 20, "Minutes of training, each.", lower_bound=0.1)
@@ -195,7 +194,7 @@ CONTENDERS: dict[str, Contender] = {
     "ddpm_pytorch": DDPM_PYTORCH(network=_scaled_unet, near=False),
     "ddpm_pytorch_near": DDPM_PYTORCH(network=_near_unet, near=True),
 }
-console = Console(soft_wrap=True, markup=False, highlight=False)
+console = tables.console()
 
 
 def our_contender(arguments: Sequence[str]) -> Ours:

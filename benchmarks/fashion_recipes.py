@@ -15,13 +15,12 @@ import pathlib
 from typing import Any
 
 from absl import flags
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks import fashion
 from ddpm_jax.errors import look_up
 from ddpm_jax.runtime.files import replacing, to_json
-from experiments import command
+from experiments import command, tables
 
 WORK = flags.DEFINE_string("work", None, "Directory for the runs and the results.", required=True)
 ONLY = flags.DEFINE_list("only", [], "Names of the recipes to train. Default: all.")
@@ -60,7 +59,7 @@ def _print(results: dict[str, Any]) -> None:
         judged = [f"{row[c][0]:.3g} ± {row[c][1]:.2g}" for c in columns]
         speed = f"{row['images_per_second']:.0f}"
         table.add_row(name, str(row["steps"]), f"{row['loss']:.4f}", speed, *judged)
-    Console(soft_wrap=True).print(table)
+    tables.console().print(table)
 
 
 if __name__ == "__main__":

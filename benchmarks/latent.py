@@ -29,7 +29,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks import fashion, fashion_quality
@@ -44,7 +43,7 @@ from ddpm_jax.runs import metrics, open_run
 from ddpm_jax.runs.codec import open_codec
 from ddpm_jax.runtime import rows
 from ddpm_jax.runtime.files import absolute, replacing, to_json
-from experiments import command, fashion_autoencoder, fashion_latent, fashion_mnist
+from experiments import command, fashion_autoencoder, fashion_latent, fashion_mnist, tables
 
 WORK = flags.DEFINE_string("work", None, "Directory for the runs and the results.", required=True)
 MINUTES = flags.DEFINE_float("minutes", 10, "Minutes of training of each model.", 0.1)
@@ -213,7 +212,7 @@ def _print(results: dict[str, Any], spent: float) -> None:
         rates = (row["planned_images_per_second"], row["images_per_second"])
         facts = f"{row['parameters']:,}", *(f"{rate:.0f}" for rate in rates)
         table.add_row(name, *facts, f"{row['seconds'] / 60:.1f}", str(row["steps"]), *judged)
-    Console(soft_wrap=True).print(table)
+    tables.console().print(table)
 
 
 def _write(path: pathlib.Path, content: Any) -> None:

@@ -20,7 +20,6 @@ import shutil
 from typing import Any
 
 from absl import flags
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks import fashion
@@ -29,7 +28,7 @@ from ddpm_jax.config import Config
 from ddpm_jax.evaluation import likelihoods
 from ddpm_jax.runs import metrics, open_run
 from ddpm_jax.runtime.files import replacing, to_json
-from experiments import command
+from experiments import command, tables
 
 WORK = flags.DEFINE_string("work", None, "Directory for the runs and the results.", required=True)
 IMAGES = flags.DEFINE_integer("images", 4000, "Training images of an epoch, of 60,000.", 32)
@@ -85,7 +84,7 @@ def main() -> None:
         table.add_column(title, justify="right")
     for schedule, found in results.items():
         table.add_row(schedule, *(_text(found.get(name)) for name in COLUMNS))
-    Console(soft_wrap=True).print(table)
+    tables.console().print(table)
     print(f"results: {path.resolve()}; grids: {out.resolve()}/lecture_*.png")
 
 

@@ -13,7 +13,6 @@ time: they are the bytes at the full bandwidth, and the operations at the full r
 import importlib
 
 from absl import flags
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks import fashion
@@ -23,7 +22,7 @@ from ddpm_jax.runtime import targets
 from ddpm_jax.runtime.memory import GIB
 from ddpm_jax.training import plan as plans
 from ddpm_jax.training.plan import Call, Facts
-from experiments import command
+from experiments import command, tables
 
 TARGET = flags.DEFINE_string("target", "h100:1", "The machine, as in experiments.plan.")
 CONFIGS = flags.DEFINE_list("configs", ["cifar10"], "Names of files in experiments/.")
@@ -42,7 +41,7 @@ def main() -> None:
     table = Table("program", box=None)
     for title in ("kernels", "GiB", "ms", "TFLOP", "ms", "working GiB", "donated GiB"):
         table.add_column(title, justify="right")
-    console = Console(soft_wrap=True)
+    console = tables.console()
     for name in CONFIGS.value:
         config = from_dict(importlib.import_module(f"experiments.{name}").get_config().to_dict())
         config = fashion.changed(

@@ -24,7 +24,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from rich.console import Console
 from rich.table import Table
 
 from ddpm_jax import build, data
@@ -47,7 +46,7 @@ from ddpm_jax.training import scene
 from ddpm_jax.training.loop import train
 from ddpm_jax.training.recognition import Examples, make_recogniser
 from ddpm_jax.training.scene import ARMS, JudgeSettings, Settings, State
-from experiments import command, config_flag, outputs
+from experiments import command, config_flag, outputs, tables
 from experiments.clock import Clock
 from experiments.progress import ProgressLine
 
@@ -376,7 +375,7 @@ def report(
         }
         table.add_row(arm, *(_percent(summaries[arm][m]) for m in measures))
     minutes = {stage: seconds / 60 for stage, seconds in clock.seconds.items()}
-    console = Console(soft_wrap=True, markup=False, highlight=False)
+    console = tables.console()
     console.print(table)
     console.print(
         f"chance: accuracy {100 / len(solids.CLASSES):.1f}. "

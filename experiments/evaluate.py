@@ -39,7 +39,6 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from rich.console import Console
 from rich.table import Table
 
 from ddpm_jax import data
@@ -56,7 +55,7 @@ from ddpm_jax.runs import Run, open_run
 from ddpm_jax.runs.workdir import WorkDir, open_for_reading, read_config, warn_if_changed
 from ddpm_jax.runtime.files import replacing, to_json
 from ddpm_jax.runtime.progress import Progress
-from experiments import command, outputs
+from experiments import command, outputs, tables
 from experiments.progress import ProgressLine, chunk_size
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of the trained run.", required=True)
@@ -343,7 +342,7 @@ def print_table(rows: list[Row], facts: dict[str, Any]) -> None:
         value = "--" if row.value is None else f"{row.value:.4g}"
         error = "--" if row.error is None else f"{row.error:.2g}"
         table.add_row(row.name, value, error, f"{row.n:,}", row.note)
-    console = Console(soft_wrap=True, markup=False, highlight=False)
+    console = tables.console()
     console.print(table)
     for name, fact in facts.items():
         console.print(f"{name}: {fact}")

@@ -3,7 +3,9 @@
 Command:  python -m experiments.train --config=experiments/fashion_autoencoder.py
           python -m experiments.train --config=experiments/fashion_latent.py          one GPU
           or both with `:small`                                                       two CPU cores
-Measured: nothing yet.
+Measured: `:small`: Fréchet distance of 2 x 1,000 samples 16.5 ± 0.3 after 10,999 steps, and
+          19.8 ± 0.5 after 5,958, on two cores (2026-11-26, jax 0.10.2; docs/latent.md). The full
+          config: nothing yet.
 Paper:    Rombach et al. 2022. For an autoencoder in another directory, give
           --config.data.codec=DIRECTORY.
 

@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from absl import flags
-from rich.console import Console
 from rich.table import Table
 
 from ddpm_jax import build, data
@@ -49,7 +48,7 @@ from ddpm_jax.training import arms
 from ddpm_jax.training.arms import ARMS, Labelled
 from ddpm_jax.training.loop import train
 from ddpm_jax.training.recognition import Recogniser, make_recogniser
-from experiments import command, config_flag, outputs
+from experiments import command, config_flag, outputs, tables
 from experiments.clock import Clock
 from experiments.progress import ProgressLine, chunk_size
 
@@ -491,8 +490,8 @@ def report(
         f"minutes: {costs}. So the synthetic images and their choice took "
         f"{sum(minutes.values()) - of_arms:.1f} minutes, and the other trainings {of_arms:.1f}"
     )
-    console = Console(soft_wrap=True, markup=False, highlight=False)
-    for table in tables(summaries, differences):
+    console = tables.console()
+    for table in as_tables(summaries, differences):
         console.print(table)
     seeds = len(found["nothing"])
     console.print(f"in %, on the test split: mean ± standard error over {seeds} seeds, paired")
@@ -534,7 +533,7 @@ def report(
     print(f"results: {root / 'results.json'}\nfigure: {root / 'recall_by_class_rank.png'}")
 
 
-def tables(
+def as_tables(
     summaries: Mapping[str, recognition.ArmResult],
     differences: Mapping[str, Mapping[str, Estimate]],
 ) -> tuple[Table, Table]:

@@ -25,7 +25,6 @@ from typing import Any
 
 import jax
 from absl import flags
-from rich.console import Console
 
 from ddpm_jax import data
 from ddpm_jax.config import Config, from_dict
@@ -33,7 +32,7 @@ from ddpm_jax.runtime import memory, targets
 from ddpm_jax.runtime.files import absolute, replacing, to_json
 from ddpm_jax.training import plan as plans
 from ddpm_jax.training.plan import LEAST, MOST, Call, Facts, Plan
-from experiments import command, config_flag, outputs
+from experiments import command, config_flag, outputs, tables
 
 CONFIG = config_flag.define("The experiment's config file.")
 TARGET = flags.DEFINE_list(
@@ -46,7 +45,7 @@ NUM_CLASSES = flags.DEFINE_integer(
 )
 JSON = flags.DEFINE_string("json", None, "Also write all numbers to this file.")
 
-console = Console(soft_wrap=True, markup=False, highlight=False)
+console = tables.console()
 
 
 def prepare() -> None:
