@@ -99,7 +99,7 @@ def test_a_turntable_begins_with_the_given_image(config, root):
     dataset = open_dataset(config.data)
     own = views_of(dataset.test_views, np.unique(dataset.test_views.object)[1])
     heights = dataset.test_views.pose[own, 2, 3]
-    assert len(own) == 3 and (np.diff(heights) >= 0).all()
+    assert len(own) == 4 and (np.diff(heights) >= 0).all()
     assert images.shape == (3, 16, 16, 3)
     np.testing.assert_array_equal(images[0], dataset.test.read(own[:1])[0][0])
     assert np.asarray(Image.open(files["grid"])).shape[1] > 3 * 64
