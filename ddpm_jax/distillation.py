@@ -70,8 +70,13 @@ def gradient(
     x: Array,
     t: Array,
     weighting: Weighting = sigma_squared,
+    *,
+    antithetic: bool = False,
 ) -> Array:
     """Return w(t) (ε̂(x_t; t) - ε) of each image, without a gradient: [B, ...].
+
+    With `antithetic` it is the mean of this for ε and for -ε, with the same t. So all odd powers of
+    ε cancel. For a Gaussian prior nothing is left of the noise: the mean is the expected gradient.
 
     Args:
       process: the chain.
@@ -80,6 +85,7 @@ def gradient(
       x: [B, ...] float, the images, or their latents for a prior of latents.
       t: [B] int32, in 1..T.
       weighting: w(t).
+      antithetic: take ε and -ε, for two calls of the prior on each image.
 
     Raises:
       UserError: t does not have one number for each image.
@@ -88,9 +94,12 @@ def gradient(
         raise UserError(f"t must have the shape {(len(x),)}, found {jnp.shape(t)}")
     x = jax.lax.stop_gradient(x)
     eps = draw_noise(fold_in(key, EPS_STREAM), x.shape[1:])
-    predicted = denoise_fn(q_sample(process, x, t, eps), t).eps
-    weight = expand(weighting(process, t), x)
-    return jax.lax.stop_gradient(weight * (predicted - eps))
+
+    def error(eps: Array) -> Array:
+        return denoise_fn(q_sample(process, x, t, eps), t).eps - eps
+
+    found = jax.vmap(error)(jnp.stack([eps, -eps])).mean(axis=0) if antithetic else error(eps)
+    return jax.lax.stop_gradient(expand(weighting(process, t), x) * found)
 
 
 def surrogate(x: Array, gradient: Array) -> Array:

@@ -55,6 +55,24 @@ def test_the_gradient_of_a_gaussian_prior_is_that_of_the_formula(t):
     assert abs(at_mean) < 5 * error + 1e-4
 
 
+@pytest.mark.parametrize("t", [5, 50, 90])
+def test_antithetic_noise_gives_the_expected_gradient_of_a_gaussian_prior_with_every_key(t):
+    m, s = 0.4, 0.5
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 2)), jnp.float32)
+    alpha_t, sigma_t = (float(v) for v in tables(PROCESS, t))
+    expected = sigma_t * alpha_t * (np.asarray(x) - m) / (alpha_t**2 * s**2 + sigma_t**2)
+    prior = gaussian_denoiser(PROCESS, s**2 * np.eye(2), m)
+    both, one = (
+        distillation.gradient(
+            PROCESS, lambda x, t: prior(x, t[0]), keys(6), x, jnp.full(6, t), distillation.uniform,
+            antithetic=antithetic,
+        )
+        for antithetic in (True, False)
+    )  # fmt: skip
+    np.testing.assert_allclose(both, expected, atol=2e-5)
+    assert (np.abs(one - expected) > 1e-3).any()
+
+
 @pytest.mark.parametrize("w", [0.0, 2.0])
 def test_the_gradient_of_a_mixture_is_that_of_the_quadrature_with_guidance_too(w):
     conditional = mixture_denoiser(PROCESS, MODES[1:] + ((0.3, 0.9, 0.2),))
