@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.models import radiance_field
-from ddpm_jax.scenes import cameras
+from ddpm_jax.scenes import cameras, solids
 from ddpm_jax.training.scene import Settings
 
 SIDE, R = 16, 17
@@ -101,6 +101,22 @@ def test_normals_are_those_of_a_sphere(rays):
     assert float(jnp.max(picture.turned_away)) < 0.05  # all visible normals face the camera
     grey = render(params, *rays, num_samples=64, light=shared, ambient=1.0, colourless=True)
     np.testing.assert_allclose(grey.colour[inside], radiance_field.GREY, atol=1e-2)
+
+
+def test_flat_light_is_the_same_on_all_surfaces(rays):
+    """A fog of the albedo 0.5, with bumps: each of its points has the shade 0.5 (0.35 + 0.65 m)."""
+    bumps = field(lambda x: np.sin(5 * x).sum(axis=-1))
+    light = jnp.array([0.6, 0.0, 0.8])[None, None, None]
+
+    def pictures(params, flat):
+        return render(params, *rays, num_samples=9, light=light, flat=flat)
+
+    picture = pictures(bumps, True)
+    shade = 0.5 * (0.35 + 0.65 * solids.MEAN_LIT)
+    expected = 1.0 - (1.0 - shade) * picture.opacity[..., None]
+    np.testing.assert_allclose(picture.colour, np.broadcast_to(expected, picture.colour.shape),
+                               atol=1e-5)  # fmt: skip
+    assert np.abs(pictures(bumps, False).colour - picture.colour).max() > 0.02
 
 
 def test_each_piece_of_a_ray_has_one_sample():

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.scenes.solids import AMBIENT
+from ddpm_jax.scenes.solids import AMBIENT, MEAN_LIT
 from ddpm_jax.types import Array, Params, PRNGKey
 
 BOUND = 1.25  # radius of the ball; outside is nothing
@@ -149,6 +149,7 @@ def render(
     light: Array | None = None,
     ambient: Array | float = AMBIENT,
     colourless: Array | bool = False,
+    flat: Array | bool = False,
     albedos: tuple[float, float] = ALBEDOS,
     key: PRNGKey | None = None,
 ) -> Picture:
@@ -163,6 +164,7 @@ def render(
         rays; None shows the albedo.
       ambient: in [0, 1], the share of the light that comes from everywhere; a number, or [...].
       colourless: True shows a grey albedo, `GREY`; a bool, or [...].
+      flat: True lights all surfaces alike: max(0, n · l) is its mean, `MEAN_LIT`; one bool.
       albedos: the lowest and the highest albedo, in [0, 1].
       key: draws the places of the samples; None takes the middles.
     """
@@ -184,6 +186,7 @@ def render(
         squares = jnp.square(found[..., 4:]).sum(axis=-1, keepdims=True)
         normal = -found[..., 4:] * jax.lax.rsqrt(squares + 1e-6)
         lit = jnp.maximum((normal * light[..., None, :]).sum(axis=-1), 0.0)
+        lit = jnp.where(flat, MEAN_LIT, lit)
         dark = jnp.broadcast_to(ambient, near.shape)[..., None]
         colour = colour * (dark + (1.0 - dark) * lit)[..., None]
         away = jnp.maximum((normal * directions[..., None, :]).sum(axis=-1), 0.0)

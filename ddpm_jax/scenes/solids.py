@@ -27,6 +27,9 @@ HIT = 2e-3  # a distance below this is a hit
 SMALL = 1e-3  # half the distance of the two points of a central difference
 BACKGROUND = 1.0  # white
 AMBIENT = 0.35  # share of the light that comes from everywhere
+# Mean of max(0, n · l) over the surfaces that the pictures of `data.solids` show: 0.312 ± 0.005 in
+# 240 drawn objects of 10 views and lights each
+MEAN_LIT = 0.31
 
 Sdf = Callable[[Array], Array]  # point [3] -> signed distance, a scalar
 
