@@ -63,8 +63,8 @@ class DataConfig:
     # solids only: objects of each class in the split train; a tenth as many, at least 4, in test
     objects_per_class: int = 100
     views_per_object: int = 16  # solids only: images of each object, from different cameras
-    # solids only: the label also names the side of the view, such as "chair, front"; for a quarter
-    # of the images it is hidden, so their label is "chair"
+    # solids only: the label also names the view, such as "chair, front 0-45 low" (its azimuth is 0
+    # to 45 degrees); for a quarter of the images the view is hidden, so their label is "chair"
     view_labels: bool = False
     # keep fewer training images of each later class, so that the first class has this many times as
     # many as the last (Cui et al. 2019); 1 keeps all

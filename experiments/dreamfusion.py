@@ -16,6 +16,7 @@ Each field of the config is a flag, such as --config.field.num_seeds=3.
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -132,7 +133,7 @@ def read(mapping: Mapping[str, Any], classes: tuple[str, ...]) -> Experiment:
     field = scene.from_dict(mapping["field"])
     judge = check_section("judge", JudgeSettings, mapping["judge"], scene.JUDGE_RANGES)
     process = build.process(prior.process)
-    guided = dataclasses.replace(prior.sample, **scene.guidance_of(field, process.num_timesteps))
+    guided = dataclasses.replace(prior.sample, **scene.sample_of(field, process.num_timesteps))
     guidance.from_config(dataclasses.replace(prior, sample=guided), process)  # raises early
     return Experiment(prior, field, judge, classes or solids.CLASSES)
 
@@ -152,7 +153,10 @@ class Looks(NamedTuple):
 
 
 class Judge:
-    """A classifier of the class and the side, trained on the held-out objects of the set."""
+    """A classifier of the class and the side, trained on the held-out objects of the set.
+
+    It sees grey pictures: the colours of the set say nothing of the class.
+    """
 
     def __init__(
         self,
@@ -163,14 +167,15 @@ class Judge:
         progress: Progress,
     ):
         self._dataset = dataset
+        grey_shape = (*dataset.image_shape[:2], 1)
         self._recogniser = make_recogniser(
-            len(solids.CLASSES) * NUM_SIDES, dataset.image_shape, **dataclasses.asdict(settings)
+            len(solids.CLASSES) * NUM_SIDES, grey_shape, **dataclasses.asdict(settings)
         )
         assert dataset.test is not None  # `solids` always has held-out objects
         images, label, side = _with_side(dataset.test)
         n = len(label)
         examples = Examples(
-            images,
+            _grey(images),
             label * NUM_SIDES + side,
             np.full(n, 1 / n),
             np.ones(n),
@@ -207,18 +212,23 @@ class Judge:
         }
 
     def _look(self, label: np.ndarray, pictures: np.ndarray, true_sides: np.ndarray) -> Looks:
-        logits, _ = self._recogniser.predict(self._weights, pictures)
+        logits, _ = self._recogniser.predict(self._weights, _grey(pictures))
         table = logits.reshape(len(pictures), len(solids.CLASSES), NUM_SIDES)
         of_class = np.logaddexp.reduce(table, axis=2).argmax(axis=1)
         return Looks(of_class, table[np.arange(len(label)), label].argmax(axis=1), true_sides)
 
 
+def _grey(pictures: np.ndarray) -> np.ndarray:
+    """Return the mean of the colours: uint8 [n, H, W, 3] -> uint8 [n, H, W, 1]."""
+    return pictures.mean(axis=-1, keepdims=True).round().astype(np.uint8)
+
+
 def _with_side(source: data.Source) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the pictures whose side is not hidden, with their class and side."""
+    """Return the pictures whose view is not hidden, with their class and side."""
     images, labels = source.read(np.arange(len(source)))
-    label, side = np.divmod(labels, NUM_SIDES + 1)  # the inverse of `sides.label_of`
-    seen = side > 0
-    return images[seen], label[seen], side[seen] - 1
+    label, row = np.divmod(labels, sides.NUM_VIEWS + 1)  # the inverse of `sides.label_of`
+    seen = row > 0
+    return images[seen], label[seen], sides.SIDE_OF_VIEW[row[seen] - 1]
 
 
 class Fields:
@@ -229,8 +239,8 @@ class Fields:
     ):
         self._root, self._settings = root, experiment.field
         self._clock, self._progress = clock, progress
-        T = experiment.prior.process.num_timesteps
-        run = open_run(root / "prior", sample=scene.guidance_of(experiment.field, T))
+        sample = scene.sample_of(experiment.field, experiment.prior.process.num_timesteps)
+        run = open_run(root / "prior", sample=sample)
         self._side, self._prior = run.facts.image_shape[0], run.params
         denoiser = sampling.denoiser(run.config, run.process, run.model)
         encode = (lambda x: x) if run.codec is None else run.codec.encode
@@ -239,7 +249,7 @@ class Fields:
         )
         unused = ("num_seeds", "checkpoint_every")  # they do not change a field
         settings = dataclasses.asdict(experiment.field)
-        self._facts = {"prior": digest(run.params), "codec": run.facts.codec}
+        self._facts = {"prior": digest(run.params), "codec": run.facts.codec, "sample": sample}
         self._facts |= {k: v for k, v in settings.items() if k not in unused}
         self._view = jax.jit(scene.view, static_argnums=(4, 5))
 
@@ -249,13 +259,23 @@ class Fields:
         Returns:
           Pictures uint8 [n, H, W, 3], and the side that each shows [n].
         """
-        steps = self._settings.num_steps if ARMS[arm].grown else 0
-        state = self._state(arm, name, seed, steps)
-        self._write(f"{arm}_{name}_seed{seed}", state.params)
+        if not ARMS[arm].grown:
+            return self._not_grown
+        state = self._state(arm, name, seed, self._settings.num_steps)
+        return self._shown(f"{arm}_{name}_seed{seed}", state)
+
+    @functools.cached_property
+    def _not_grown(self) -> tuple[np.ndarray, np.ndarray]:
+        """Views of the field before the first step: the same for every class and seed."""
+        return self._shown("not_grown", self._grower.init())
+
+    def _shown(self, name: str, state: State) -> tuple[np.ndarray, np.ndarray]:
+        """Write the pictures of a field, and return views of it and their sides."""
+        self._write(name, state.params)
         around = np.linspace(-np.pi, np.pi, STRIP, endpoint=False)
         azimuth, elevation = (a.ravel() for a in np.meshgrid(around, ELEVATIONS))
         shown = self._pictures(state.params, azimuth, elevation, self._side)
-        return shown, np.asarray(sides.side_of(azimuth, elevation))
+        return shown, sides.SIDE_OF_VIEW[np.asarray(sides.view_of(azimuth, elevation))]
 
     def _state(self, arm: str, name: str, seed: int, steps: int) -> State:
         """Return the state of a field after some steps; only steps that are not kept are taken."""
@@ -268,7 +288,7 @@ class Fields:
 
     def _kept(self, arm: str, name: str, seed: int, start: State, before: int, steps: int) -> State:
         """Return the state after `steps` steps, from `start`, the state after `before` steps."""
-        rows = scene.rows_of(solids.CLASSES.index(name), with_sides=ARMS[arm].sides)
+        rows = scene.rows_of(solids.CLASSES.index(name), with_views=ARMS[arm].views)
         what = f"growing {name} ({arm}, seed {seed})"
 
         def make() -> dict[str, np.ndarray]:

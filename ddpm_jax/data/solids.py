@@ -6,8 +6,8 @@ above. Each of its views has a random camera on an orbit. "train" and "test" hol
 Each record also keeps a `name` ("a striped chair seen from the left"), the `object` (an index over
 both splits) and the camera: `pose`, `focal` and `centre` as in `scenes.cameras`.
 
-With data.view_labels, the labels are those of `scenes.sides`: "chair", "chair, front" and so on.
-The side of a quarter of the images, chosen at random, is hidden; they have the label "chair".
+With data.view_labels, the labels are those of `scenes.sides`: "chair", "chair, front 0-45 low" and
+so on. The view of a quarter of the images, chosen at random, is hidden: their label is "chair".
 """
 
 import functools
@@ -31,7 +31,7 @@ SIDE = 32  # of the images, if data.image_size is 0
 RADIUS = 3.5  # of the orbits
 FIELD_OF_VIEW = np.deg2rad(40.0)
 ELEVATIONS = np.deg2rad(-10.0), np.deg2rad(70.0)
-HIDDEN_SHARE = 0.25  # with data.view_labels: images with a label that does not name the side
+HIDDEN_SHARE = 0.25  # with data.view_labels: images with a label that does not name the view
 FINER = 2  # a pixel is the mean of FINER x FINER rendered ones
 CLASSES = tuple(solids.SOLIDS)
 SPLITS = ("train", "test")
@@ -41,7 +41,7 @@ class Solids(Builder, skip_registration=True):
     """Builder of the set `solids`; each setting has its own prepared directory."""
 
     name = "solids"
-    VERSION = tfds.core.Version("2.0.0")  # left and right are two sides
+    VERSION = tfds.core.Version("3.0.0")  # labels name one of 24 views
 
     def __init__(self, *, data_config: DataConfig, **kwargs: Any):
         self.side = data_config.image_size or SIDE
@@ -49,7 +49,7 @@ class Solids(Builder, skip_registration=True):
         train = data_config.objects_per_class
         self.num_objects = {"train": train, "test": max(4, train // 10)}  # of each class
         self.view_labels = data_config.view_labels
-        variant = f"{self.side}_{train}x{self.num_views}{'_sides' * self.view_labels}"
+        variant = f"{self.side}_{train}x{self.num_views}{'_views' * self.view_labels}"
         super().__init__(data_config=data_config, variant=variant, **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -100,7 +100,7 @@ class Solids(Builder, skip_registration=True):
         labels = sides.label_of(label, named) if self.view_labels else np.full_like(named, label)
         for j in range(self.num_views):
             texture = "striped" if striped else "plain"
-            side = sides.SIDES[seen[j]]
+            side = sides.SIDES[sides.SIDE_OF_VIEW[seen[j]]]
             yield {
                 "image": images.encode_png(Image.fromarray(pixels[j])),
                 "label": int(labels[j]),
@@ -127,8 +127,8 @@ def _draw(
       side: of the pictures, in pixels.
 
     Returns:
-      The pictures [V, side, side, 3] in [-1, 1], their cameras, the index in `sides.SIDES` of each
-      view [V], and whether the solid has stripes.
+      The pictures [V, side, side, 3] in [-1, 1], their cameras, the views that they see
+      (`sides.view_of`) [V], and whether the solid has stripes.
     """
     solid = solids.draw(jax.random.wrap_key_data(words, impl="threefry2x32"), label)
     fine, camera = (
@@ -136,5 +136,5 @@ def _draw(
     )
     pictures = solids.render(solid, fine, light, FINER * side)
     blocks = pictures.reshape(len(pictures), side, FINER, side, FINER, 3)
-    seen = sides.side_of(azimuth, elevation)
+    seen = sides.view_of(azimuth, elevation)
     return blocks.mean(axis=(2, 4)), camera, seen, jnp.any(solid.stripes > 0)

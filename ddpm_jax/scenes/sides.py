@@ -1,10 +1,12 @@
-"""The side of an object that a camera sees, and labels that name it.
+"""What a camera sees of an object: one of 24 views, each of one of 5 sides, and labels for them.
 
 Poole et al. 2022 ("DreamFusion", section 3.2) append "front view", "side view", "back view" or
 "overhead view" to the prompt. Here "left" and "right" are two sides, because their pictures are not
-alike: a chair has its back at opposite ends. The label of a class and a side is another class. A
-network that learns these labels, and the plain class where the side is hidden, learns p(x | class)
-and p(x | class, side).
+alike: a chair has its back at opposite ends. The pictures of one side still differ a lot. So a
+label names a view: 45 degrees of azimuth and one of three levels of elevation.
+
+The label of a class and a view is another class. A network that learns these labels, and the plain
+class where the view is hidden, learns p(x | class) and p(x | class, view).
 """
 
 from typing import Any
@@ -16,36 +18,46 @@ from jax.typing import ArrayLike
 from ddpm_jax.types import Array
 
 SIDES = ("front", "left", "back", "right", "top")  # of the object; its left is at azimuth π/2
-FRONT = np.pi / 4  # |azimuth| below it is the front
-BACK = 3 * np.pi / 4  # |azimuth| above it is the back
-TOP = np.deg2rad(50.0)  # an elevation above it is the top, at every azimuth
-HIDDEN = -1  # in place of a side: the label of the plain class
+SECTORS = 8  # of the azimuth; sector i is from i to i + 1 times 45 degrees
+LEVELS = (20.0, 50.0)  # degrees of elevation, between the levels low, high and top
+SIDE_OF_VIEW = np.array(2 * [0, 1, 1, 2, 2, 3, 3, 0] + SECTORS * [4])  # view -> index in SIDES
+NUM_VIEWS = len(SIDE_OF_VIEW)
+HIDDEN = -1  # in place of a view: the label of the plain class
 
 
-def side_of(azimuth: ArrayLike, elevation: ArrayLike) -> Array:
-    """Return the index in SIDES of what a camera on an orbit sees: int32 [...].
+def view_of(azimuth: ArrayLike, elevation: ArrayLike) -> Array:
+    """Return the index of the view that a camera on an orbit sees: int32 [...].
+
+    The index is level * SECTORS + sector.
 
     Args:
-      azimuth: [...] float in radians, of any number of turns; 0 is the front.
+      azimuth: [...] float in radians, of any number of turns; 0 is the middle of the front.
       elevation: [...] float in radians.
     """
-    turned = (jnp.asarray(azimuth) + jnp.pi) % (2 * jnp.pi) - jnp.pi
-    beside = jnp.where(turned > 0, 1, 3)
-    around = jnp.where(jnp.abs(turned) > BACK, 2, beside)
-    around = jnp.where(jnp.abs(turned) < FRONT, 0, around)
-    return jnp.where(jnp.asarray(elevation) > TOP, 4, around).astype(jnp.int32)
+    sector = jnp.floor(jnp.asarray(azimuth) * (SECTORS / (2 * np.pi))).astype(jnp.int32) % SECTORS
+    above = jnp.asarray(elevation)[..., None] >= jnp.deg2rad(jnp.array(LEVELS))
+    level = above.sum(axis=-1, dtype=jnp.int32)
+    return level * SECTORS + sector
 
 
-def label_of(label: Any, side: Any) -> Any:
-    """Return the label of a class seen from a side; the order is that of `names`.
+def label_of(label: Any, view: Any) -> Any:
+    """Return the label of a class in a view; the order is that of `names`.
 
     Args:
       label: [...] int, the class.
-      side: [...] int, index in SIDES, or HIDDEN for the plain class.
+      view: [...] int, from `view_of`, or HIDDEN for the plain class.
     """
-    return label * (len(SIDES) + 1) + 1 + side
+    return label * (NUM_VIEWS + 1) + 1 + view
 
 
 def names(classes: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names of all labels: "chair", "chair, front", "chair, left" and so on."""
-    return tuple(name + end for name in classes for end in ("", *(f", {s}" for s in SIDES)))
+    """Return the names of all labels: "chair", "chair, front 0-45 low" and so on.
+
+    The numbers are degrees of azimuth.
+    """
+    views = []
+    for view, side in enumerate(SIDE_OF_VIEW):
+        level, sector = divmod(view, SECTORS)
+        degrees = f"{45 * sector}-{45 * (sector + 1)}"
+        views.append(f", {SIDES[side]} {degrees}{(' low', ' high', '')[level]}")
+    return tuple(name + end for name in classes for end in ("", *views))

@@ -2,12 +2,14 @@
 
 In each step, random cameras see the field x = g(θ) under random lights. With weights λ,
 
-    L = L_SDS(x; y_side) + λ_o Σ_pixels √(opacity² + 0.01) + λ_n Σ_pixels Σ_i w_i max(0, n_i · d)²
+    L = L_SDS(x; y_view) + λ_o Σ_pixels √(opacity² + 0.01) + λ_n Σ_pixels Σ_i w_i max(0, n_i · d)²
 
-L_SDS is that of `ddpm_jax.distillation`. The condition y_side names the class and the side that
-the camera sees. Some pictures show the albedo without a light. The others are shaded, some of them
-without colours (Poole et al. 2022, section 3.2). A step is a function of the state, the key and
-its number, so a resumed field is the same field, bit for bit.
+L_SDS is that of `ddpm_jax.distillation`, with noise in pairs ε and -ε. The condition y_view names
+the class and the view that the camera sees (`scenes.sides`). Some pictures show the albedo without
+a light. The others are shaded, some of them without colours (Poole et al. 2022, section 3.2). The
+first steps light all surfaces alike and leave out the term of the normals n_i. In a fog, normals
+turn to imitate colours. A step is a function of the state, the key and its number, so a resumed
+field is the same field, bit for bit.
 
 Deviates from Poole et al. 2022: the field is a grid of voxels, the background is the white of the
 training images instead of a learned one, and the cameras have one distance.
@@ -54,7 +56,7 @@ class Settings:
     num_samples: int = 32  # samples along a ray
     blob: float = 1.0  # slope of u before training; the density is softplus(u)
     offset: float = -3.5  # added to u: light passes through the field before training
-    num_steps: int = 800  # optimisation steps
+    num_steps: int = 450  # optimisation steps
     batch_size: int = 4  # cameras in a step
     learning_rate: float = 0.03  # of Adam, of the first step; a cosine to 0
     colour_rate: float = 0.1  # of the learning rate, for the albedo
@@ -62,10 +64,12 @@ class Settings:
     # no guidance above this fraction of T: there it moves the mean shape of the class out of place
     guidance_high: float = 0.65
     weighting: str = "x_0_error"  # w(t), a row of WEIGHTINGS
-    t_range: tuple[float, ...] = (0.7, 0.98)  # of T, the timesteps of the noise in the first step
-    t_range_end: tuple[float, ...] = (0.2, 0.6)  # in the last step; both ends fall linearly
+    t_range: tuple[float, ...] = (0.5, 0.92)  # of T, the timesteps of the noise in the first step
+    t_range_end: tuple[float, ...] = (0.2, 0.55)  # in the last step; both ends fall linearly
     shaded: float = 1.0  # fraction of the pictures that are shaded; the others show the albedo
     colourless: float = 0.5  # fraction of the shaded pictures that show no colours
+    # fraction of the steps, the first ones, that light all surfaces alike: normals of a fog are noise
+    flat_until: float = 0.35
     opacity_weight: float = 0.02  # weight of the opacity, which keeps empty space empty
     normal_weight: float = 0.01  # weight of visible normals that point away from the camera
     checkpoint_every: int = 200  # steps between states that are kept
@@ -97,6 +101,7 @@ RANGES = {
     "field.t_range_end": FRACTION,
     "field.shaded": FRACTION,
     "field.colourless": FRACTION,
+    "field.flat_until": FRACTION,
     "field.opacity_weight": NOT_NEGATIVE,
     "field.normal_weight": NOT_NEGATIVE,
     "field.checkpoint_every": COUNT,
@@ -119,17 +124,17 @@ class Arm(NamedTuple):
     """A way to grow fields; a row of `ARMS`.
 
     Attributes:
-      sides: the condition names the side that the camera sees.
+      views: the condition names the view that the camera sees.
       grown: False leaves the field as it is before the first step.
     """
 
-    sides: bool = True
+    views: bool = True
     grown: bool = True
 
 
 ARMS = {
-    "sides": Arm(),
-    "no_sides": Arm(sides=False),
+    "views": Arm(),
+    "no_views": Arm(views=False),
     "not_grown": Arm(grown=False),
 }
 
@@ -182,28 +187,34 @@ def from_dict(mapping: Mapping[str, Any]) -> Settings:
     return settings
 
 
-def guidance_of(settings: Settings, num_timesteps: int) -> dict[str, Any]:
-    """Return the fields of `config.sample` that guide the prior.
+def sample_of(settings: Settings, num_timesteps: int) -> dict[str, Any]:
+    """Return the fields of `config.sample` with which the prior denoises.
+
+    They guide it. They do not clip its x_0: where x_0 is clipped at white, a haze stays.
 
     Args:
       settings: the settings.
       num_timesteps: T of the prior.
     """
-    if not settings.guidance:
-        return {"guidance": 0.0, "guidance_interval": ()}
     last = max(1, round(settings.guidance_high * num_timesteps))
-    return {"guidance": settings.guidance, "guidance_interval": (1, last)}
+    return {
+        "guidance": settings.guidance,
+        "guidance_interval": (1, last) if settings.guidance else (),
+        "clip_x_0": False,
+        "clip_latents": 0.0,
+        "dynamic_threshold": 0.0,
+    }
 
 
-def rows_of(label: int, *, with_sides: bool) -> dict[str, Array]:
-    """Return the condition of each side, after that of the hidden side: {"label": [6] int32}.
+def rows_of(label: int, *, with_views: bool) -> dict[str, Array]:
+    """Return the condition of each view, after that of the hidden view: {"label": [25] int32}.
 
     Args:
       label: the class.
-      with_sides: False gives every side the condition of the hidden one.
+      with_views: False gives every view the condition of the hidden one.
     """
-    side = jnp.arange(sides.HIDDEN, len(sides.SIDES))
-    named = side if with_sides else jnp.full_like(side, sides.HIDDEN)
+    view = jnp.arange(sides.HIDDEN, sides.NUM_VIEWS)
+    named = view if with_views else jnp.full_like(view, sides.HIDDEN)
     return {"label": jnp.asarray(sides.label_of(label, named), jnp.int32)}
 
 
@@ -233,6 +244,7 @@ def make_grower(
     def loss(params: Params, prior: Params, rows: Conditioning, key: PRNGKey, far: Array) -> Array:
         pose_key, light_key, mode_key, ray_key, noise_key = jax.random.split(key, 5)
         azimuth, elevation = draw_angles(pose_key, c.batch_size)
+        flat = far < c.flat_until
         mode, colourless = jax.random.uniform(mode_key, (2, c.batch_size))
         picture = view(
             params,
@@ -243,17 +255,21 @@ def make_grower(
             c.num_samples,
             ambient=jnp.where(mode < c.shaded, AMBIENT, 1.0),
             colourless=(mode < c.shaded) & (colourless < c.colourless),
+            flat=flat,
             key=ray_key,
         )
         x = encode(2.0 * picture.colour - 1.0)
-        seen = 1 + sides.side_of(azimuth, elevation)
+        seen = 1 + sides.view_of(azimuth, elevation)
         cond = {name: jnp.asarray(row)[seen] for name, row in rows.items()}
         low, high = (a + (b - a) * far for a, b in zip(c.t_range, c.t_range_end, strict=True))
         keys = image_keys(noise_key, jnp.arange(c.batch_size))
         t = distillation.draw_times(keys, process.num_timesteps, low, high)
-        found = distillation.gradient(process, denoiser(prior, cond), keys, x, t, weighting)
+        found = distillation.gradient(
+            process, denoiser(prior, cond), keys, x, t, weighting, antithetic=True
+        )
         opacity = jnp.sqrt(jnp.square(picture.opacity) + 0.01)
-        per_pixel = c.opacity_weight * opacity + c.normal_weight * picture.turned_away
+        turned_away = jnp.where(flat, 0.0, picture.turned_away)
+        per_pixel = c.opacity_weight * opacity + c.normal_weight * turned_away
         return distillation.surrogate(x, found) + per_pixel.sum() / c.batch_size
 
     def update(
