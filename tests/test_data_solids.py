@@ -1,17 +1,21 @@
 """Rendered solids, and folders of renderings: every image has its object and its camera."""
 
 import dataclasses
+import functools
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from ddpm_jax.config import DataConfig
 from ddpm_jax.data import open_dataset
+from ddpm_jax.data.solids import FIELD_OF_VIEW, RADIUS
 from ddpm_jax.errors import UserError
 from ddpm_jax.scenes import cameras, sides, solids
+from ddpm_jax.training.scene import draw_angles, draw_lights
 
 SIZES = {"image_size": 16, "objects_per_class": 1, "views_per_object": 3}
 
@@ -71,27 +75,33 @@ def test_an_image_is_that_of_its_camera(dataset):
     assert misses(size) < 12 < misses(size * 1.5)
 
 
-def test_view_labels_name_the_side_of_most_images(config):
+def test_view_labels_name_the_view_of_most_images(config):
     named = dataclasses.replace(config, view_labels=True, views_per_object=8)
     dataset = open_dataset(named)
-    assert dataset.num_classes == 48
-    assert dataset.class_names[:7] == (
-        "cube", "cube, front", "cube, left", "cube, back", "cube, right", "cube, top", "sphere",
+    assert dataset.num_classes == 200
+    assert dataset.class_names[:4] == (
+        "cube", "cube, front 0-45 low", "cube, left 45-90 low", "cube, left 90-135 low",
     )  # fmt: skip
     _, labels = dataset.test.read(np.arange(len(dataset.test)))
     views = dataset.test_views
     position = views.pose[:, :3, 3]
     azimuth = np.degrees(np.arctan2(position[:, 1], position[:, 0]))
     elevation = np.degrees(np.arcsin(position[:, 2] / 3.5))
-    beside = np.where(azimuth > 0, "left", "right")
-    around = np.select([abs(azimuth) < 45, abs(azimuth) > 135], ["front", "back"], beside)
-    expected = np.where(elevation > 50, "top", around)
     names = np.array(dataset.class_names)[labels]
     plain = np.char.find(names, ",") < 0
     assert abs(plain.mean() - 0.25) < 5 * np.sqrt(0.25 * 0.75 / len(plain))
-    assert {str(n).split(", ")[1] for n in names[~plain]} == set(sides.SIDES)
-    np.testing.assert_array_equal([n.split(", ")[1] for n in names[~plain]], expected[~plain])
-    np.testing.assert_array_equal(labels // 6, (views.object - 8) // 4)
+    beside = np.where(azimuth > 0, "left", "right")
+    around = np.select([abs(azimuth) < 45, abs(azimuth) > 135], ["front", "back"], beside)
+    levels = np.select([elevation < 20, elevation < 50], ["low", "high"], "top")
+    seen = set()
+    for i in np.flatnonzero(~plain):
+        side, degrees, *level = names[i].split(", ")[1].split()
+        first, last = map(int, degrees.split("-"))
+        assert first < azimuth[i] % 360 < last == first + 45
+        assert (side, level) == (("top", []) if levels[i] == "top" else (around[i], [levels[i]]))
+        seen.add((degrees, levels[i]))
+    assert len(seen) == 24
+    np.testing.assert_array_equal(labels // 25, (views.object - 8) // 4)
 
 
 def test_texts_name_texture_class_and_side(config):
@@ -102,17 +112,55 @@ def test_texts_name_texture_class_and_side(config):
         assert words[-1] in sides.SIDES
 
 
-def test_sides_at_their_borders_and_after_whole_turns():
-    degrees = np.deg2rad([44.0, 46.0, 134.0, 136.0, -44.0, -136.0, 360.0, -400.0, 540.0])
-    assert sides.side_of(degrees, 0.0).tolist() == [0, 1, 1, 2, 0, 2, 0, 0, 2]
-    assert sides.side_of(-degrees, 0.0).tolist() == [0, 3, 3, 2, 0, 2, 0, 0, 2]
-    assert sides.side_of(degrees, np.deg2rad(51.0)).tolist() == [4] * 9
-    assert sides.side_of(0.0, np.deg2rad(49.0)) == 0
+def test_views_at_their_borders_and_after_whole_turns():
+    degrees = [1.0, 44.0, 46.0, 134.0, 136.0, -1.0, -44.0, -136.0, 361.0, -400.0, 539.0]
+    sectors = [0, 0, 1, 2, 3, 7, 7, 4, 0, 7, 3]
+    for elevation, level in ((-10.0, 0), (19.0, 0), (21.0, 1), (49.0, 1), (51.0, 2), (70.0, 2)):
+        views = sides.view_of(np.deg2rad(degrees), np.deg2rad(elevation))
+        assert views.tolist() == [8 * level + sector for sector in sectors]
+        around = ["front", "front", "left", "left", "back", "front", "front", "back", "front",
+                  "front", "back"]  # fmt: skip
+        expected = ["top"] * len(degrees) if level == 2 else around
+        assert [sides.SIDES[side] for side in sides.SIDE_OF_VIEW[np.asarray(views)]] == expected
+
+
+def test_a_label_names_its_class_and_its_view():
     names = sides.names(("a", "b"))
+    assert len(set(names)) == len(names) == 2 * (1 + sides.NUM_VIEWS)
     for label in (0, 1):
         assert names[sides.label_of(label, sides.HIDDEN)] == "ab"[label]
-        for i, side in enumerate(sides.SIDES):
-            assert names[sides.label_of(label, i)] == f"{'ab'[label]}, {side}"
+        for view, side in enumerate(sides.SIDE_OF_VIEW):
+            name = names[sides.label_of(label, view)]
+            assert name.startswith(f"{'ab'[label]}, {sides.SIDES[side]} {45 * (view % 8)}-")
+
+
+def test_the_mean_light_is_that_of_the_pictures():
+    """The same solids in black under full light show where they are, in white their light."""
+    side, n = 16, 6
+
+    @jax.jit
+    def lights(key, label):
+        keys = jax.random.split(key, 3)
+        solid = solids.draw(keys[0], label)
+        camera = cameras.orbit(*draw_angles(keys[1], n), RADIUS, FIELD_OF_VIEW, side)
+
+        def picture(colour, ambient, camera, light):
+            plain = solid._replace(colours=jnp.full((2, 3), colour))
+            return (solids.render(plain, camera, light, side, ambient)[..., 0] + 1) / 2
+
+        black, white = (
+            jax.vmap(functools.partial(picture, *mode))(camera, draw_lights(keys[2], n))
+            for mode in ((0.0, 1.0), (1.0, 0.0))
+        )
+        return white.mean(where=black < 0.5)
+
+    found = [
+        float(lights(jax.random.key(i), label))
+        for label in range(len(solids.SOLIDS))
+        for i in range(8)
+    ]
+    error = np.std(found) / np.sqrt(len(found))
+    assert abs(np.mean(found) - solids.MEAN_LIT) < 3 * error < 0.05
 
 
 def test_options_of_solids_are_refused_for_other_sets(tmp_path):

@@ -16,6 +16,10 @@ pytestmark = [
 ]
 
 CLASSES, STEPS, SIDE = ("chair", "mug"), 5, 8
+FIELDS = (
+    *(f"{arm}_{name}_seed0" for arm in ("views", "no_views") for name in CLASSES),
+    "not_grown",
+)
 
 
 @pytest.fixture(scope="module")
@@ -67,20 +71,21 @@ def test_the_results_are_complete(place, first):
             assert arm[measure]["value"] == pytest.approx(np.mean(values))
             error = np.std(values, ddof=1) / np.sqrt(len(values))
             assert arm[measure]["error"] == pytest.approx(error)
-    for arm in ARMS:
-        for name in CLASSES:
-            path = place / "run" / "pictures" / f"{arm}_{name}_seed0"
-            with Image.open(path.with_suffix(".gif")) as turntable:
-                assert turntable.n_frames == 36 and turntable.size == (4 * SIDE, 4 * SIDE)
-            with Image.open(path.with_suffix(".png")) as strip:
-                assert strip.size == (12 * (2 * SIDE + 2) + 2, 2 * SIDE + 4)
-            with np.load(path.with_suffix(".npz")) as file:
-                assert {k: v.shape for k, v in file.items()} == {
-                    "grid_0": (3, 3, 3, 4),
-                    "grid_1": (6, 6, 6, 4),
-                }
-    assert "chance: accuracy 12.5" in first.stdout and "no_sides" in first.stdout
-    assert "growing mug (no_sides, seed 0): 5/5" in first.stderr
+    pictures = place / "run" / "pictures"
+    assert {path.stem for path in pictures.iterdir()} == set(FIELDS)
+    for name in FIELDS:
+        path = pictures / name
+        with Image.open(path.with_suffix(".gif")) as turntable:
+            assert turntable.n_frames == 36 and turntable.size == (4 * SIDE, 4 * SIDE)
+        with Image.open(path.with_suffix(".png")) as strip:
+            assert strip.size == (12 * (2 * SIDE + 2) + 2, 2 * SIDE + 4)
+        with np.load(path.with_suffix(".npz")) as file:
+            assert {k: v.shape for k, v in file.items()} == {
+                "grid_0": (3, 3, 3, 4),
+                "grid_1": (6, 6, 6, 4),
+            }
+    assert "chance: accuracy 12.5" in first.stdout and "no_views" in first.stdout
+    assert "growing mug (no_views, seed 0): 5/5" in first.stderr
 
 
 def test_the_arms_and_the_classes_differ(place, first):
@@ -88,9 +93,15 @@ def test_the_arms_and_the_classes_differ(place, first):
     for path in (place / "run" / "pictures").glob("*.npz"):
         with np.load(path) as file:
             grids[path.stem] = file["grid_1"]
-    assert len(grids) == len(ARMS) * len(CLASSES)
-    same = [(a, b) for a in grids for b in grids if a < b and np.array_equal(grids[a], grids[b])]
-    assert same == [("not_grown_chair_seed0", "not_grown_mug_seed0")]
+    assert grids.keys() == set(FIELDS)
+    assert not [(a, b) for a in grids for b in grids if a < b and (grids[a] == grids[b]).all()]
+
+
+def test_the_judge_sees_no_colours(place, first):
+    (path,) = (place / "run" / "judge").iterdir()
+    with np.load(path) as file:
+        kernels = [value.shape for value in file.values() if value.ndim == 4]
+    assert [shape[2] for shape in kernels].count(1) == 1 and (3 not in {s[2] for s in kernels})
 
 
 def test_a_second_start_does_nothing_twice(place, first):
@@ -107,13 +118,13 @@ def test_a_field_that_was_stopped_goes_on_bit_for_bit(place, first):
     directory = place / "run" / "fields"
     gone = {}
     for steps in (4, STEPS):
-        (path,) = directory.glob(f"sides_mug_seed0_{steps}-*")
+        (path,) = directory.glob(f"views_mug_seed0_{steps}-*")
         with np.load(path) as file:
             gone[path] = dict(file)
         path.unlink()
     done = start(place)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("growing mug (sides, seed 0): 5/5") == 1
+    assert done.stderr.count("growing mug (views, seed 0): 5/5") == 1
     after = times(place)
     assert after.keys() == before.keys()
     assert {k for k in after if after[k] != before[k]} == {f"fields/{p.name}" for p in gone}

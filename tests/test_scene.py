@@ -1,4 +1,4 @@
-"""Growing a field: from a prior that knows the picture of each side, and its settings."""
+"""Growing a field: from a prior that knows the picture of each view, and its settings."""
 
 import dataclasses
 
@@ -27,6 +27,7 @@ SIDE, STEPS = 8, 60
 PROCESS = make_process(schedules.cosine(50))
 COLOURS = np.float32([[0.4, 0.4, 0.4], [0.8, 0.1, 0.1], [0.4, 0.4, 0.4], [0.1, 0.1, 0.8],
                       [0.4, 0.4, 0.4], [0.4, 0.4, 0.4]])  # hidden and SIDES  # fmt: skip
+COLOURS = COLOURS[[0, *(1 + sides.SIDE_OF_VIEW)]]  # hidden and all views
 DISC = np.hypot(*(np.mgrid[:SIDE, :SIDE] + 0.5 - SIDE / 2)) < 2.6
 SETTINGS = Settings(
     resolutions=(4, 10),
@@ -45,8 +46,8 @@ SETTINGS = Settings(
 
 
 def denoiser(prior, cond):
-    """The exact prior of one picture per side: a disc on white, in the colour of the side."""
-    colour = jnp.asarray(COLOURS)[cond["label"] % 6] + prior["offset"]
+    """The exact prior of one picture per view: a disc on white, in the colour of its side."""
+    colour = jnp.asarray(COLOURS)[cond["label"] % 25] + prior["offset"]
     picture = jnp.where(DISC[None, :, :, None], colour[:, None, None], 1.0)
     return lambda x_t, t: to_prediction(PROCESS, 2 * picture - 1, x_t, t, "x_0")
 
@@ -74,21 +75,46 @@ def look(state, azimuth):
     return np.asarray(picture.colour)
 
 
-def test_a_field_becomes_what_the_prior_says_of_each_side(grower):
-    views = look(grow(grower, scene.rows_of(6, with_sides=True)), [0.0, np.pi])
+def test_a_field_becomes_what_the_prior_says_of_each_view(grower):
+    views = look(grow(grower, scene.rows_of(6, with_views=True)), [0.0, np.pi])
     assert views[:, 0].mean() > 0.93  # white around it
     front, back = (view[DISC].mean(axis=0) for view in views)
     assert front[0] > front[2] + 0.2 and back[2] > back[0] + 0.2  # red, blue
-    views = look(grow(grower, scene.rows_of(6, with_sides=False)), [0.0, np.pi])
+    views = look(grow(grower, scene.rows_of(6, with_views=False)), [0.0, np.pi])
     np.testing.assert_allclose(views[:, DISC].mean(axis=1), 0.4, atol=0.1)
 
 
 def test_a_step_is_a_function_of_the_state_the_key_and_its_number(grower):
-    rows = scene.rows_of(0, with_sides=True)
+    rows = scene.rows_of(0, with_views=True)
     first, again, other = (grow(grower, rows, 2, seed) for seed in (0, 0, 1))
     same = jax.tree.map(lambda a, b: bool((a == b).all()), first, again)
     assert jax.tree.all(same)
     assert (first.params[-1] != other.params[-1]).any()
+
+
+def test_the_first_steps_are_lit_evenly_and_their_noise_is_in_pairs():
+    """The prior predicts a constant noise e, so the noise pairs leave w(t) e for every pixel."""
+
+    def constant(prior, cond):
+        return lambda x_t, t: to_prediction(PROCESS, jnp.full_like(x_t, prior), x_t, t, "eps")
+
+    settings = Settings(
+        resolutions=(3, 6), num_samples=8, num_steps=2, flat_until=0.5, colourless=1.0,
+        opacity_weight=0.0, normal_weight=1.0,
+    )  # fmt: skip
+    grower = scene.make_grower(PROCESS, constant, lambda x: x, SIDE, settings)
+    rows = scene.rows_of(0, with_views=True)
+
+    def moves(e, number):
+        after = grower.step(grower.init(), jnp.float32(e), rows, jax.random.key(0), number)
+        pairs = zip(after.params, grower.init().params, strict=True)
+        return np.concatenate([np.ravel(a - b) for a, b in pairs])
+
+    assert (moves(0.0, 0) == 0.0).all()
+    assert (moves(0.0, 1) != 0.0).any()  # the normals
+    darker = moves(1.0, 0)  # without normals, all that darkens the picture is density
+    assert (darker >= 0.0).all() and (darker > 0.0).any()
+    assert (moves(1.0, 1) < 0.0).any()
 
 
 def test_a_camera_sees_a_field_as_the_set_shows_the_solid():
@@ -120,21 +146,22 @@ def test_a_camera_sees_a_field_as_the_set_shows_the_solid():
     assert error.max() < 0.03 and (mirrored > 1.3 * error).all(), (error, mirrored)
 
 
-def test_the_guidance_is_off_at_large_t():
-    found = scene.guidance_of(Settings(guidance=3.0, guidance_high=0.6), 1000)
-    assert found == {"guidance": 3.0, "guidance_interval": (1, 600)}
-    assert scene.guidance_of(Settings(guidance=0.0), 1000)["guidance_interval"] == ()
-    assert scene.guidance_of(Settings(guidance_high=0.0), 8)["guidance_interval"] == (1, 1)
+def test_the_prior_is_not_clipped_and_not_guided_at_large_t():
+    unclipped = {"clip_x_0": False, "clip_latents": 0.0, "dynamic_threshold": 0.0}
+    found = scene.sample_of(Settings(guidance=3.0, guidance_high=0.6), 1000)
+    assert found == {"guidance": 3.0, "guidance_interval": (1, 600), **unclipped}
+    assert scene.sample_of(Settings(guidance=0.0), 1000)["guidance_interval"] == ()
+    assert scene.sample_of(Settings(guidance_high=0.0), 8)["guidance_interval"] == (1, 1)
 
 
 def test_the_rows_are_the_labels_of_the_set():
     names = sides.names(solids.CLASSES)
-    rows = scene.rows_of(solids.CLASSES.index("mug"), with_sides=True)["label"]
-    assert [names[i] for i in rows] == [
-        "mug", "mug, front", "mug, left", "mug, back", "mug, right", "mug, top"
-    ]  # fmt: skip
-    plain = scene.rows_of(solids.CLASSES.index("mug"), with_sides=False)["label"]
-    assert [names[i] for i in plain] == ["mug"] * 6
+    rows = scene.rows_of(solids.CLASSES.index("mug"), with_views=True)["label"]
+    found = [names[i] for i in rows]
+    assert found[:3] == ["mug", "mug, front 0-45 low", "mug, left 45-90 low"]
+    assert found[16:18] == ["mug, front 315-360 high", "mug, top 0-45"] and len(set(found)) == 25
+    plain = scene.rows_of(solids.CLASSES.index("mug"), with_views=False)["label"]
+    assert [names[i] for i in plain] == ["mug"] * 25
 
 
 def test_cameras_and_lights_are_those_of_the_set():
@@ -155,6 +182,7 @@ def test_cameras_and_lights_are_those_of_the_set():
         ({"resolutions": (1, 8)}, r"each entry must be at least 2, found 1 in \(1, 8\)"),
         ({"resolutions": ()}, "config.field.resolutions is empty; name at least one number"),
         ({"shaded": 1.5}, r"config.field.shaded must be in \[0, 1\], found 1.5"),
+        ({"flat_until": -0.1}, r"config.field.flat_until must be in \[0, 1\], found -0.1"),
         ({"weighting": "snr"}, "unknown field.weighting 'snr'; allowed: sigma_squared, uniform,"),
         ({"t_range": (0.5, 0.2)}, r"must be \(low, high\) with low <= high, found \(0.5, 0.2\)"),
         ({"t_range": (0.1,)}, r"must be \(low, high\)"),
@@ -180,5 +208,7 @@ def test_the_variants_of_the_config():
     assert set(full) == set(smoke) == {"data", "prior", "field", "judge"}
     assert scene.from_dict(full.field) == Settings()
     assert smoke.field.num_steps < full.field.num_steps
+    labels = len(sides.names(solids.CLASSES))
+    assert full.prior.train.num_samples == labels  # the grid shows each once
     with pytest.raises(UserError, match="allowed: smoke, or no variant"):
         dreamfusion_solids.get_config("small")

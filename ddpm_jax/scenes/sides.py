@@ -19,7 +19,7 @@ from ddpm_jax.types import Array
 
 SIDES = ("front", "left", "back", "right", "top")  # of the object; its left is at azimuth π/2
 SECTORS = 8  # of the azimuth; sector i is from i to i + 1 times 45 degrees
-LEVELS = (20.0, 50.0)  # degrees of elevation, between the levels low, high and top
+LEVELS = np.deg2rad([20.0, 50.0])  # elevations between the levels low, high and top
 SIDE_OF_VIEW = np.array(2 * [0, 1, 1, 2, 2, 3, 3, 0] + SECTORS * [4])  # view -> index in SIDES
 NUM_VIEWS = len(SIDE_OF_VIEW)
 HIDDEN = -1  # in place of a view: the label of the plain class
@@ -35,9 +35,8 @@ def view_of(azimuth: ArrayLike, elevation: ArrayLike) -> Array:
       elevation: [...] float in radians.
     """
     sector = jnp.floor(jnp.asarray(azimuth) * (SECTORS / (2 * np.pi))).astype(jnp.int32) % SECTORS
-    above = jnp.asarray(elevation)[..., None] >= jnp.deg2rad(jnp.array(LEVELS))
-    level = above.sum(axis=-1, dtype=jnp.int32)
-    return level * SECTORS + sector
+    high, top = ((jnp.asarray(elevation) >= edge).astype(jnp.int32) for edge in LEVELS)
+    return (high + top) * SECTORS + sector
 
 
 def label_of(label: Any, view: Any) -> Any:

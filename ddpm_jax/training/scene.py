@@ -68,7 +68,7 @@ class Settings:
     t_range_end: tuple[float, ...] = (0.2, 0.55)  # in the last step; both ends fall linearly
     shaded: float = 1.0  # fraction of the pictures that are shaded; the others show the albedo
     colourless: float = 0.5  # fraction of the shaded pictures that show no colours
-    # fraction of the steps, the first ones, that light all surfaces alike: normals of a fog are noise
+    # fraction of the steps, the first ones, that light all surfaces alike: a fog has no surface yet
     flat_until: float = 0.35
     opacity_weight: float = 0.02  # weight of the opacity, which keeps empty space empty
     normal_weight: float = 0.01  # weight of visible normals that point away from the camera
