@@ -6,7 +6,8 @@ Command:  python -m experiments.dreamfusion --config=experiments/dreamfusion_sol
 Data:     `solids`: rendered by the library itself. `:smoke` has tiny networks and 8x8 pictures: it
           only checks that the experiment runs.
 Paper:    Poole et al. 2022. docs/dreamfusion.md says what is smaller here.
-Measured: not measured yet. docs/dreamfusion.md says what the defaults follow from.
+Measured: not measured yet: no field was grown with these defaults. docs/dreamfusion.md says what
+          they follow from.
 """
 
 import dataclasses
