@@ -3,8 +3,9 @@
 Command:  python -m experiments.train --config=experiments/cifar10.py --workdir=runs/cifar10
 Paper:    FID 3.17 against the train split (5.24 against test), NLL <= 3.75 bits/dim; 800k steps in
           10.6 hours on a TPU v3-8 (21 steps/s).
-Measured: nothing on this data set yet (2026-11-23). The U-Net has the paper's 35,746,307
-          parameters.
+Measured: not trained on this data set yet. The U-Net has the paper's 35,746,307 parameters. In
+          bfloat16 one H100 trains 5,950 images/s (46 steps/s) and draws 256 images in 10.7 s
+          (2026-11-27, jax 0.11.2, on other pictures of this size).
 
 T = 1000, linear beta from 1e-4 to 0.02, L_simple on epsilon, Adam 2e-4 with 5,000 steps of warm-up,
 gradients clipped to 1, batch 128, dropout 0.1, random flips, EMA 0.9999, 800k steps, sigma_t^2 =

@@ -21,7 +21,7 @@ import tempfile
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # cuda,cpu: see CONTRIBUTING.md
 
 # One for each worker of pytest-xdist: a program that another process is just writing is not read.
 COMPILED = tempfile.mkdtemp(prefix="ddpm_jax_compiled_")
