@@ -7,7 +7,8 @@ The steps, each kept in the work directory; the same command, started again, goe
   prior/            a diffusion model of the set `solids`, as by experiments.train
   judge/            a classifier of held-out pictures of `solids`, which judges the fields
   fields/           the states of all fields, every field.checkpoint_every steps
-  pictures/         of each field: a turntable (.gif), a strip of views (.png), its grids (.npz)
+  pictures/         of each field: a turntable (.gif), a strip of views (.png), its grids (.npz);
+                    all_views.png and all_no_views.png have the strips of seed 0, a row for a class
   results.json      what the judge sees in the fields of each arm
 
 The arms are the rows of `ARMS` in ddpm_jax/training/scene.py. docs/dreamfusion.md explains them.
@@ -101,6 +102,7 @@ def main() -> int:
             for arm in ARMS:
                 for name in experiment.classes:
                     seen[arm, name, seed] = judge.look(name, *fields.grown(arm, name, seed))
+    fields.write_overviews(experiment.classes)
     report(root, experiment, seen, judge.on_pictures(), clock)
     return 0
 
@@ -252,6 +254,7 @@ class Fields:
         self._facts = {"prior": digest(run.params), "codec": run.facts.codec, "sample": sample}
         self._facts |= {k: v for k, v in settings.items() if k not in unused}
         self._view = jax.jit(scene.view, static_argnums=(4, 5))
+        self._strips: dict[str, np.ndarray] = {}  # name of a field -> [STRIP, H, W, 3] uint8
 
     def grown(self, arm: str, name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Grow a field, write its pictures, and return views of it for the judge.
@@ -329,7 +332,16 @@ class Fields:
         except OSError as error:
             raise outputs.not_writable(path, None, error) from error
         strip = frames[:: TURNTABLE // STRIP]
+        self._strips[name] = strip
         outputs.save_picture(path.with_suffix(".png"), grids.make_grid(strip, STRIP))
+
+    def write_overviews(self, classes: tuple[str, ...]) -> None:
+        """Write one picture for each arm: the strips of the fields of seed 0, a row for a class."""
+        for arm in ARMS:
+            if ARMS[arm].grown:
+                strips = [self._strips[f"{arm}_{name}_seed0"] for name in classes]
+                grid = grids.make_grid(np.concatenate(strips), STRIP, row_labels=classes)
+                outputs.save_picture(self._root / "pictures" / f"all_{arm}.png", grid)
 
     def _pictures(
         self, params: Any, azimuth: np.ndarray, elevation: np.ndarray, side: int

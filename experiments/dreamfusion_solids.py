@@ -6,8 +6,9 @@ Command:  python -m experiments.dreamfusion --config=experiments/dreamfusion_sol
 Data:     `solids`: rendered by the library itself. `:smoke` has tiny networks and 8x8 pictures: it
           only checks that the experiment runs.
 Paper:    Poole et al. 2022. docs/dreamfusion.md says what is smaller here.
-Measured: not measured yet: no field was grown with these defaults. docs/dreamfusion.md says what
-          they follow from.
+Measured: a judge names the right class in 89.4 ± 3.9 % of the views of fields (chance: 12.5 %),
+          without labels of views in 74.1 ± 7.9 %; 51 minutes for three fields of each class and arm
+          on two cores, beside other work (2026-11-27, jax 0.10.2, docs/dreamfusion.md).
 """
 
 import dataclasses

@@ -8,7 +8,9 @@ Command:  python -m experiments.train --config=experiments/solids_views.py      
 Data:     8,000 solids of eight classes in 16 views each, rendered here at the first start; 800
           others are held out. `:small` and `:regression` have 800 and 80.
 Paper:    Watson et al. 2022. The network is theirs, with fewer channels (`docs/novel_views.md`).
-Measured: this recipe, nothing yet. docs/novel_views.md has a shorter run with loss.kind=v.
+Measured: `:small`: PSNR 15.7 ± 0.3 dB of views of held-out objects (the given view copied: 16.2;
+          `:regression`: 20.0), after 90 minutes of one shared core (2026-11-27, jax 0.10.2;
+          docs/novel_views.md). The full config: nothing yet.
 
 The network of `:small` sees patches of 2x2 pixels as channels, so it runs at 16x16, 8x8 and 4x4.
 `:regression` is the baseline of `:small`: the same network, data and number of steps, but the chain

@@ -72,7 +72,10 @@ def test_the_results_are_complete(place, first):
             error = np.std(values, ddof=1) / np.sqrt(len(values))
             assert arm[measure]["error"] == pytest.approx(error)
     pictures = place / "run" / "pictures"
-    assert {path.stem for path in pictures.iterdir()} == set(FIELDS)
+    assert {path.stem for path in pictures.iterdir()} == {*FIELDS, "all_views", "all_no_views"}
+    for arm in ("views", "no_views"):
+        with Image.open(pictures / f"all_{arm}.png") as rows:
+            assert rows.height == len(CLASSES) * (2 * SIDE + 2) + 2
     for name in FIELDS:
         path = pictures / name
         with Image.open(path.with_suffix(".gif")) as turntable:
