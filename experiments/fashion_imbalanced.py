@@ -12,8 +12,8 @@ Data:     1,000 training images of the first class down to 10 of the last (`:10`
           only checks that the experiment runs.
 Paper:    the arms are those of docs/imbalanced.md, with their papers.
 Measured: synthetic images do not help; shifts of the real ones help much more (2026-11-26, jax
-          0.10.2, docs/imbalanced.md). 60 minutes for `:10` on one of two cores. `:digits` and
-          CIFAR-10: nothing yet.
+          0.10.2, docs/imbalanced.md). 60 minutes for `:10` on one of two cores. `:digits`: no
+          clear difference; 22 minutes (2026-11-27). CIFAR-10: nothing yet.
 """
 
 import dataclasses
