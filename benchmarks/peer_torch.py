@@ -90,6 +90,8 @@ def ours(config: Config, shape: tuple[int, int, int], what: str, steps: int) -> 
         return lambda _: jax.block_until_ready(sample(params, jax.random.key(0), size)), number
 
     fused = steps_per_call(config)
+    if steps % fused:
+        raise UserError(f"--steps={steps} is not a multiple of the {fused} steps of a call")
     front, place = ((), sharding.over_batch(mesh))
     if fused > 1:
         front, place = ((fused,), sharding.over_batch(mesh, axis=1))

@@ -9,9 +9,9 @@ Measured: `:small`: 17 min 1 s with compilation and 64 samples, on two cores on 
           Most garments can be named at a glance. Fréchet distance of 3 x 1,000 samples to the
           training images 13.2 ± 0.7, precision 0.875, recall 0.73, in the features of
           `benchmarks/fashion_quality.py` (1,000 real test images: 2.5 ± 0.2). One training.
-          The full config, stopped after 10,000 steps with the same cosine decay, in bfloat16 on one
-          H100: 3.0 ± 0.1, precision 0.89, recall 0.84; 4 minutes beside other work (2026-11-27,
-          jax 0.11.2; the command is in benchmarks/README.md).
+          The full config with train.num_steps=10000, in bfloat16 on one H100: 3.0 ± 0.1, precision
+          0.89, recall 0.84; 4 minutes beside other work (2026-11-27, jax 0.11.2; the command is in
+          benchmarks/README.md).
 
 The full config has a network like that of CIFAR-10, with half the channels. The network of `:small`
 sees patches of 2x2 pixels as channels, so it runs at 14x14 and 7x7.
