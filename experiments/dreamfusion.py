@@ -1,6 +1,8 @@
 """Grow scenes in three dimensions from a diffusion model of pictures (DreamFusion).
 
     python -m experiments.dreamfusion --config=experiments/dreamfusion_solids.py
+    python -m experiments.dreamfusion --config=experiments/dreamfusion_solids.py:text \
+        --text="a red and blue striped chair"
 
 The steps, each kept in the work directory; the same command, started again, goes on after them:
 
@@ -11,6 +13,8 @@ The steps, each kept in the work directory; the same command, started again, goe
                     all_views.png and all_no_views.png have the strips of seed 0, a row for a class
   results.json      what the judge sees in the fields of each arm
 
+With --classes or --text, the names of the last three files say what was grown.
+
 The arms are the rows of `ARMS` in ddpm_jax/training/scene.py. docs/dreamfusion.md explains them.
 Each field of the config is a flag, such as --config.field.num_seeds=3.
 """
@@ -19,7 +23,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -59,9 +63,14 @@ WORKDIR = flags.DEFINE_string(
 CLASSES = flags.DEFINE_list(
     "classes", [], "Classes to grow, such as chair,mug. Default: all classes of the set."
 )
+TEXT = flags.DEFINE_string(
+    "text",
+    None,
+    "For a prior of texts: what to grow, such as 'a red chair'. If the text does not name its "
+    "class, --classes does. Default: 'a chair' and so on, for each class.",
+)
 
 SECTIONS = ("data", "prior", "field", "judge")
-FILES = ("minutes.json", "results.json")
 NUM_SIDES = len(sides.SIDES)
 TURNTABLE, STRIP = 36, 12  # pictures of a turntable, and of a strip
 ELEVATION = 0.35  # of their cameras, in radians
@@ -70,13 +79,28 @@ ELEVATIONS = (0.2, 0.6, 1.05)  # of the views that the judge sees; the last is f
 AHEAD = 8  # steps that the host runs ahead of the device
 
 
+class Subject(NamedTuple):
+    """What a field should show.
+
+    Attributes:
+      name: part of the names of its files.
+      text: the name of its class, or a text if the prior receives texts.
+      label: its class.
+    """
+
+    name: str
+    text: str
+    label: int
+
+
 class Experiment(NamedTuple):
-    """The checked config, and the names of the classes to grow."""
+    """The checked config, what to grow, and the end of the names of the files about all of it."""
 
     prior: Config
     field: Settings
     judge: JudgeSettings
-    classes: tuple[str, ...]
+    subjects: tuple[Subject, ...]
+    suffix: str
 
     @property
     def data(self) -> DataConfig:
@@ -85,8 +109,9 @@ class Experiment(NamedTuple):
 
 def main() -> int:
     root = absolute(WORKDIR.value or config_flag.default_workdir())
-    experiment = read(CONFIG.value, tuple(CLASSES.value))
-    outputs.check_writable(root, None, FILES)
+    experiment = read(CONFIG.value, tuple(CLASSES.value), TEXT.value)
+    results = root / f"results{experiment.suffix}.json"
+    outputs.check_writable(root, None, ("minutes.json", results.name))
     clock = Clock(root / "minutes.json")
     dataset = data.open_dataset(experiment.data)
     finished = WorkDir(root / "prior").newest_step() >= experiment.prior.train.num_steps
@@ -100,23 +125,26 @@ def main() -> int:
         seen = {}
         for seed in range(experiment.field.num_seeds):
             for arm in ARMS:
-                for name in experiment.classes:
-                    seen[arm, name, seed] = judge.look(name, *fields.grown(arm, name, seed))
-    fields.write_overviews(experiment.classes)
-    report(root, experiment, seen, judge.on_pictures(), clock)
+                for subject in experiment.subjects:
+                    shown = fields.grown(arm, subject, seed)
+                    seen[arm, subject, seed] = judge.look(subject.label, *shown)
+    fields.write_overviews(experiment.subjects, experiment.suffix)
+    report(results, experiment, seen, judge.on_pictures(), clock)
+    print(f"pictures: {root / 'pictures'}\nresults: {results}")
     return 0
 
 
-def read(mapping: Mapping[str, Any], classes: tuple[str, ...]) -> Experiment:
+def read(mapping: Mapping[str, Any], classes: tuple[str, ...], text: str | None) -> Experiment:
     """Return the checked config.
 
     Args:
       mapping: the ConfigDict of --config.
       classes: the names of --classes; () is all.
+      text: the text of --text.
 
     Raises:
       UserError: another section, a mistake in a section, a config that this experiment cannot use,
-        or an unknown class.
+        an unknown class, or a text of an unknown class.
     """
     config_flag.check_sections(mapping, SECTIONS, "dreamfusion", "dreamfusion_solids")
     for name in classes:
@@ -128,7 +156,8 @@ def read(mapping: Mapping[str, Any], classes: tuple[str, ...]) -> Experiment:
         ("data.view_labels", prior.data.view_labels, True),
         ("data.flip", prior.data.flip, False),
         ("prior.model.name", prior.model.name, "unet"),
-        ("prior.model.class_conditional", prior.model.class_conditional, True),
+        ("prior.model.class_conditional", prior.model.class_conditional, not prior.data.text),
+        ("prior.model.super_resolution", prior.model.super_resolution, 0),
     ):
         if found != wanted:
             raise UserError(f"{key} is {found!r}; set it to {wanted!r} here")
@@ -137,7 +166,42 @@ def read(mapping: Mapping[str, Any], classes: tuple[str, ...]) -> Experiment:
     process = build.process(prior.process)
     guided = dataclasses.replace(prior.sample, **scene.sample_of(field, process.num_timesteps))
     guidance.from_config(dataclasses.replace(prior, sample=guided), process)  # raises early
-    return Experiment(prior, field, judge, classes or solids.CLASSES)
+    subjects = subjects_of(prior, classes, text)
+    some = classes or text is not None
+    suffix = "_" + outputs.join(*(subject.name for subject in subjects)) if some else ""
+    return Experiment(prior, field, judge, subjects, suffix)
+
+
+def subjects_of(prior: Config, classes: tuple[str, ...], text: str | None) -> tuple[Subject, ...]:
+    """Return what to grow.
+
+    Args:
+      prior: the config of the prior.
+      classes: the names of --classes; () is all.
+      text: the text of --text.
+
+    Raises:
+      UserError: a text is given, but the prior takes no text, or the class is not clear.
+    """
+    if text is None:
+        pattern = "a {}" if prior.data.text else "{}"
+        return tuple(
+            Subject(name, pattern.format(name), solids.CLASSES.index(name))
+            for name in classes or solids.CLASSES
+        )
+    if not prior.data.text:
+        raise UserError(
+            f"--text={text!r} is given, but the prior takes no text (data.text is False); use "
+            "--config=experiments/dreamfusion_solids.py:text"
+        )
+    words = text.lower().split()
+    named = classes or tuple(name for name in solids.CLASSES if name in words)
+    if len(named) != 1:
+        raise UserError(
+            f"--text={text!r} is for one class, found {', '.join(named) or 'none'}; name the class "
+            f"that the judge should expect, such as --classes={named[0] if named else 'chair'}"
+        )
+    return (Subject(outputs.word(text), text, solids.CLASSES.index(named[0])),)
 
 
 class Looks(NamedTuple):
@@ -196,22 +260,18 @@ class Judge:
         found = load_or_make(directory, "judge", facts, make)
         self._weights = [found[key] for key in sorted(found)]
 
-    def look(self, name: str, pictures: np.ndarray, true_sides: np.ndarray) -> Looks:
+    def look(self, label: int, pictures: np.ndarray, true_sides: np.ndarray) -> Looks:
         """Return what the judge sees in pictures of one class: uint8 [n, H, W, 3]."""
-        label = np.full(len(pictures), solids.CLASSES.index(name))
-        return self._look(label, pictures, true_sides)
+        return self._look(np.full(len(pictures), label), pictures, true_sides)
 
-    def on_pictures(self) -> dict[str, Looks]:
-        """Return what the judge sees in the training pictures of the prior, by class.
+    def on_pictures(self) -> list[Looks]:
+        """Return what the judge sees in the training pictures of the prior, for each class.
 
         The judge was not trained on them, so this is the most that a field can reach.
         """
         images, label, side = _with_side(self._dataset.train)
         looks = self._look(label, images, side)
-        return {
-            name: Looks(*(part[label == i] for part in looks))
-            for i, name in enumerate(solids.CLASSES)
-        }
+        return [Looks(*(part[label == i] for part in looks)) for i in range(len(solids.CLASSES))]
 
     def _look(self, label: np.ndarray, pictures: np.ndarray, true_sides: np.ndarray) -> Looks:
         logits, _ = self._recogniser.predict(self._weights, _grey(pictures))
@@ -243,7 +303,7 @@ class Fields:
         self._clock, self._progress = clock, progress
         sample = scene.sample_of(experiment.field, experiment.prior.process.num_timesteps)
         run = open_run(root / "prior", sample=sample)
-        self._side, self._prior = run.facts.image_shape[0], run.params
+        self._side, self._prior, self._config = run.facts.image_shape[0], run.params, run.config
         denoiser = sampling.denoiser(run.config, run.process, run.model)
         encode = (lambda x: x) if run.codec is None else run.codec.encode
         self._grower = scene.make_grower(
@@ -256,7 +316,7 @@ class Fields:
         self._view = jax.jit(scene.view, static_argnums=(4, 5))
         self._strips: dict[str, np.ndarray] = {}  # name of a field -> [STRIP, H, W, 3] uint8
 
-    def grown(self, arm: str, name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    def grown(self, arm: str, subject: Subject, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Grow a field, write its pictures, and return views of it for the judge.
 
         Returns:
@@ -264,12 +324,12 @@ class Fields:
         """
         if not ARMS[arm].grown:
             return self._not_grown
-        state = self._state(arm, name, seed, self._settings.num_steps)
-        return self._shown(f"{arm}_{name}_seed{seed}", state)
+        state = self._state(arm, subject, seed, self._settings.num_steps)
+        return self._shown(f"{arm}_{subject.name}_seed{seed}", state)
 
     @functools.cached_property
     def _not_grown(self) -> tuple[np.ndarray, np.ndarray]:
-        """Views of the field before the first step: the same for every class and seed."""
+        """Views of the field before the first step: the same for every subject and seed."""
         return self._shown("not_grown", self._grower.init())
 
     def _shown(self, name: str, state: State) -> tuple[np.ndarray, np.ndarray]:
@@ -280,21 +340,24 @@ class Fields:
         shown = self._pictures(state.params, azimuth, elevation, self._side)
         return shown, sides.SIDE_OF_VIEW[np.asarray(sides.view_of(azimuth, elevation))]
 
-    def _state(self, arm: str, name: str, seed: int, steps: int) -> State:
+    def _state(self, arm: str, subject: Subject, seed: int, steps: int) -> State:
         """Return the state of a field after some steps; only steps that are not kept are taken."""
         start = self._grower.init()
         every = self._settings.checkpoint_every
         state = start
         for before in range(0, steps, every):
-            state = self._kept(arm, name, seed, state, before, min(before + every, steps))
+            state = self._kept(arm, subject, seed, state, before, min(before + every, steps))
         return state
 
-    def _kept(self, arm: str, name: str, seed: int, start: State, before: int, steps: int) -> State:
+    def _kept(
+        self, arm: str, subject: Subject, seed: int, start: State, before: int, steps: int
+    ) -> State:
         """Return the state after `steps` steps, from `start`, the state after `before` steps."""
-        rows = scene.rows_of(solids.CLASSES.index(name), with_views=ARMS[arm].views)
-        what = f"growing {name} ({arm}, seed {seed})"
+        what = f"growing {subject.text} ({arm}, seed {seed})"
 
         def make() -> dict[str, np.ndarray]:
+            with_views = ARMS[arm].views
+            rows = scene.rows_of(self._config, subject.text, subject.label, with_views=with_views)
             state = jax.tree.map(jnp.copy, start)  # a step donates its state
             with self._clock("fields"):
                 for number in range(before, steps):
@@ -307,14 +370,15 @@ class Fields:
                 leaves = jax.device_get(jax.tree.leaves(state))
             if skipped := int(state.moments.total_notfinite):
                 raise UserError(
-                    f"{skipped} of the first {steps} steps of {name} ({arm}, seed {seed}) had a "
-                    "gradient that is not finite; lower config.field.learning_rate"
+                    f"{skipped} of the first {steps} steps of {subject.text} ({arm}, seed {seed}) "
+                    "had a gradient that is not finite; lower config.field.learning_rate"
                 )
             self._progress(what, steps, self._settings.num_steps)
             return {f"leaf_{i:02d}": leaf for i, leaf in enumerate(leaves)}
 
-        facts = self._facts | {"arm": arm, "class": name, "seed": seed, "step": steps}
-        kept = load_or_make(self._root / "fields", f"{arm}_{name}_seed{seed}_{steps}", facts, make)
+        facts = self._facts | {"arm": arm, "class": subject.text, "seed": seed, "step": steps}
+        name = f"{arm}_{subject.name}_seed{seed}_{steps}"
+        kept = load_or_make(self._root / "fields", name, facts, make)
         leaves = [jnp.asarray(kept[key]) for key in sorted(kept)]
         return jax.tree.unflatten(jax.tree.structure(start), leaves)
 
@@ -335,13 +399,14 @@ class Fields:
         self._strips[name] = strip
         outputs.save_picture(path.with_suffix(".png"), grids.make_grid(strip, STRIP))
 
-    def write_overviews(self, classes: tuple[str, ...]) -> None:
-        """Write one picture for each arm: the strips of the fields of seed 0, a row for a class."""
+    def write_overviews(self, subjects: tuple[Subject, ...], suffix: str) -> None:
+        """Write one picture for each arm: the strips of seed 0, a row for a subject."""
+        texts = [subject.text for subject in subjects]
         for arm in ARMS:
             if ARMS[arm].grown:
-                strips = [self._strips[f"{arm}_{name}_seed0"] for name in classes]
-                grid = grids.make_grid(np.concatenate(strips), STRIP, row_labels=classes)
-                outputs.save_picture(self._root / "pictures" / f"all_{arm}.png", grid)
+                strips = [self._strips[f"{arm}_{subject.name}_seed0"] for subject in subjects]
+                grid = grids.make_grid(np.concatenate(strips), STRIP, row_labels=texts)
+                outputs.save_picture(self._root / "pictures" / f"all_{arm}{suffix}.png", grid)
 
     def _pictures(
         self, params: Any, azimuth: np.ndarray, elevation: np.ndarray, side: int
@@ -369,39 +434,40 @@ def scores(looks: Looks, label: int) -> dict[str, float]:
 
 
 def report(
-    root: pathlib.Path,
+    path: pathlib.Path,
     experiment: Experiment,
-    seen: Mapping[tuple[str, str, int], Looks],
-    pictures: Mapping[str, Looks],
+    seen: Mapping[tuple[str, Subject, int], Looks],
+    pictures: Sequence[Looks],
     clock: Clock,
 ) -> None:
-    """Print the results, and write them to results.json.
+    """Print the results, and write them to a file.
 
     Args:
-      root: the work directory.
+      path: the file.
       experiment: the checked config.
-      seen: (arm, class, seed) -> what the judge sees in the field.
-      pictures: class -> what the judge sees in pictures of the set.
+      seen: (arm, subject, seed) -> what the judge sees in the field.
+      pictures: what the judge sees in pictures of the set, for each class.
       clock: the times of the stages.
     """
     found = {
         arm: {
-            name: [
-                scores(seen[arm, name, seed], solids.CLASSES.index(name))
+            subject.text: [
+                scores(seen[arm, subject, seed], subject.label)
                 for seed in range(experiment.field.num_seeds)
             ]
-            for name in experiment.classes
+            for subject in experiment.subjects
         }
         for arm in ARMS
     }
     limit = {
-        name: [scores(pictures[name], solids.CLASSES.index(name))] for name in experiment.classes
+        subject.text: [scores(pictures[subject.label], subject.label)]
+        for subject in experiment.subjects
     }
     measures = ("accuracy", "agreement", "side")
     table = Table("fields", *measures, title="in %, mean ± standard error over fields")
     summaries = {}
-    for arm, by_class in {**found, "pictures of the set": limit}.items():
-        rows = [row for each in by_class.values() for row in each]
+    for arm, by_subject in {**found, "pictures of the set": limit}.items():
+        rows = [row for each in by_subject.values() for row in each]
         summaries[arm] = {
             m: recognition.estimate(np.array([row[m] for row in rows])) for m in measures
         }
@@ -420,9 +486,8 @@ def report(
         },
         "minutes": minutes,
     }
-    with replacing(root / "results.json") as part:
+    with replacing(path) as part:
         part.write_text(to_json(content, indent=2) + "\n")
-    print(f"pictures: {root / 'pictures'}\nresults: {root / 'results.json'}")
 
 
 def _percent(estimate: Estimate) -> str:

@@ -2,9 +2,12 @@
 
 Command:  python -m experiments.dreamfusion --config=experiments/dreamfusion_solids.py
           ... --classes=chair,mug --config.field.num_seeds=3
+          ... --config=experiments/dreamfusion_solids.py:text --text="a red and blue striped chair"
+          --workdir=runs/dreamfusion_text
           ... --config=experiments/dreamfusion_solids.py:smoke --workdir=runs/dreamfusion_smoke
-Data:     `solids`: rendered by the library itself. `:smoke` has tiny networks and 8x8 pictures: it
-          only checks that the experiment runs.
+Data:     `solids`: rendered by the library itself. The prior of `:text` receives their names in
+          place of labels; docs/text.md says what to install. `:smoke` has tiny networks and 8x8
+          pictures: it only checks that the experiment runs.
 Paper:    Poole et al. 2022. docs/dreamfusion.md says what is smaller here.
 Measured: a judge names the right class in 89.4 ± 3.9 % of the views of fields (chance: 12.5 %),
           without labels of views in 74.1 ± 7.9 %; 51 minutes for three fields of each class and arm
@@ -20,12 +23,12 @@ from experiments import base
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """Return the config; `variant` is "" or "smoke".
+    """Return the config; `variant` is "", "text" or "smoke".
 
     Its sections are `data`, `prior` (the config of a run without its data), `field`
     (`ddpm_jax.training.scene.Settings`) and `judge` (`JudgeSettings`).
     """
-    base.check_variant(__file__, variant, ("", "smoke"))
+    base.check_variant(__file__, variant, ("", "text", "smoke"))
     prior = base.get_config()
     data, field, judge = prior.data.copy_and_resolve_references(), Settings(), JudgeSettings()
     data.name = "solids"
@@ -56,6 +59,12 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     prior.sample.sampler = "dpm_solver_pp_2m"
     prior.sample.timesteps = "trailing"
     prior.sample.num_steps = 25
+    if variant == "text":
+        data.text = True
+        prior.model.class_conditional = False
+        prior.model.embedding_dim = 384
+        prior.model.context_dim = 384
+        prior.train.num_samples = 64
     if variant == "smoke":
         data.image_size, data.objects_per_class, data.views_per_object = 8, 4, 4
         prior.process.num_timesteps = 8

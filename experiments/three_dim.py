@@ -6,8 +6,8 @@ Command:  python -m experiments.train --config=experiments/three_dim.py --config
 Data:     ShapeNet cars or chairs as rendered for Scene Representation Networks (Sitzmann et al.
           2019). CARS is a directory with cars_train and cars_test, unpacked from their archives.
 Paper:    Watson et al. 2022, "Novel View Synthesis with Diffusion Models": 471M parameters, 256
-          sampling steps. The batch, the learning rate, its warm-up, b2 and the EMA below were not
-          checked against the paper's appendix.
+          sampling steps. Batch, learning rate, warm-up, Adam's b2 and EMA are those of the paper's
+          appendix, as a public reimplementation quotes it.
 Hardware: eight accelerators: the activations are recomputed, and the state is sharded over them.
 Measured: nothing yet.
 """

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ddpm_jax.config import DataConfig
 from ddpm_jax.data import open_dataset
-from ddpm_jax.data.solids import FIELD_OF_VIEW, RADIUS
+from ddpm_jax.data.solids import FIELD_OF_VIEW, HUES, RADIUS, colour_name
 from ddpm_jax.errors import UserError
 from ddpm_jax.scenes import cameras, sides, solids
 from ddpm_jax.training.scene import draw_angles, draw_lights
@@ -104,12 +104,47 @@ def test_view_labels_name_the_view_of_most_images(config):
     np.testing.assert_array_equal(labels // 25, (views.object - 8) // 4)
 
 
-def test_texts_name_texture_class_and_side(config):
-    texts = open_dataset(dataclasses.replace(config, text=True)).train_texts
-    for text, name in zip(texts, open_dataset(config).train.read(np.arange(24))[1], strict=True):
-        words = text.split()
-        assert words[1] in ("plain", "striped") and words[2] == list(solids.SOLIDS)[name]
-        assert words[-1] in sides.SIDES
+def test_texts_name_the_colours_the_class_and_the_view_of_the_label(config):
+    named = dataclasses.replace(config, text=True, view_labels=True, views_per_object=8)
+    dataset = open_dataset(named)
+    pixels, labels = dataset.test.read(np.arange(len(dataset.test)))
+    plain = set()
+    for text, label, picture in zip(dataset.test_texts, labels, pixels, strict=True):
+        what = text.split(" seen from the ")[0]
+        assert text == sides.caption(what, label % 25 - 1)
+        article, *colours, name = what.replace(" and ", " ").replace(" striped", "").split()
+        assert article == "a" and list(solids.SOLIDS)[label // 25] == name
+        assert len(colours) == 1 or ("striped" in what and colours[0] != colours[1])
+        if "striped" not in what and colours[0] in HUES:
+            plain.add(colours[0])
+            shares = picture[(picture < 250).any(axis=-1)].mean(axis=0)
+            number, mixed = divmod(HUES.index(colours[0]), 2)  # red, green, blue lead their hues
+            least = (number + 2) % 3  # yellow is little blue
+            assert (np.argmin(shares) == least) if mixed else (np.argmax(shares) == number)
+    assert len(plain) >= 3
+
+
+def test_a_caption_names_the_view():
+    assert sides.caption("a cone", sides.HIDDEN) == "a cone"
+    texts = [sides.caption("a cone", view) for view in range(sides.NUM_VIEWS)]
+    assert len(set(texts)) == sides.NUM_VIEWS
+    assert texts[0] == "a cone seen from the front, slightly left, low"
+    for text, side in zip(texts, sides.SIDE_OF_VIEW, strict=True):
+        around, _, level = text.removeprefix("a cone seen from the ").split(", ")
+        assert (level == "top") if side == 4 else (around == sides.SIDES[side])
+
+
+@pytest.mark.parametrize(
+    ("rgb", "name"),
+    [
+        ((0.9, 0.1, 0.1), "red"), ((0.9, 0.1, 0.2), "red"), ((0.9, 0.8, 0.1), "yellow"),
+        ((0.1, 0.9, 0.1), "green"), ((0.1, 0.8, 0.8), "turquoise"), ((0.1, 0.1, 0.9), "blue"),
+        ((0.7, 0.1, 0.7), "purple"), ((0.5, 0.5, 0.5), "grey"), ((0.9, 0.9, 0.8), "white"),
+        ((0.1, 0.1, 0.1), "black"), ((0.1, 0.0, 0.0), "black"), ((0.25, 0.25, 0.25), "black"),
+    ],
+)  # fmt: skip
+def test_a_colour_has_a_name(rgb, name):
+    assert colour_name(np.float32(rgb)) == name
 
 
 def test_views_at_their_borders_and_after_whole_turns():

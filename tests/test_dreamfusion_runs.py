@@ -1,12 +1,15 @@
 """experiments.dreamfusion from its command to its results: what it keeps and resumes."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
 from mains import run as run_main
 from PIL import Image
 
+from ddpm_jax.errors import UserError
+from ddpm_jax.pretrained import text_encoder
 from ddpm_jax.training.scene import ARMS
 
 pytestmark = [
@@ -55,8 +58,8 @@ def times(place):
     return {str(path.relative_to(place / "run")): path.stat().st_mtime_ns for path in found}
 
 
-def results(place):
-    return json.loads((place / "run" / "results.json").read_text())
+def results(place, end="chair_mug"):
+    return json.loads((place / "run" / f"results_{end}.json").read_text())
 
 
 def test_the_results_are_complete(place, first):
@@ -72,9 +75,13 @@ def test_the_results_are_complete(place, first):
             error = np.std(values, ddof=1) / np.sqrt(len(values))
             assert arm[measure]["error"] == pytest.approx(error)
     pictures = place / "run" / "pictures"
-    assert {path.stem for path in pictures.iterdir()} == {*FIELDS, "all_views", "all_no_views"}
+    assert {path.stem for path in pictures.iterdir()} == {
+        *FIELDS,
+        "all_views_chair_mug",
+        "all_no_views_chair_mug",
+    }
     for arm in ("views", "no_views"):
-        with Image.open(pictures / f"all_{arm}.png") as rows:
+        with Image.open(pictures / f"all_{arm}_chair_mug.png") as rows:
             assert rows.height == len(CLASSES) * (2 * SIDE + 2) + 2
     for name in FIELDS:
         path = pictures / name
@@ -147,6 +154,9 @@ def test_a_field_that_was_stopped_goes_on_bit_for_bit(place, first):
         ("--config.data.flip=True", "data.flip is True; set it to False here"),
         ("--config.prior.model.name=classifier", "prior.model.name is 'classifier'; set it to"),
         ("--config.prior.model.class_conditional=False", "class_conditional is False; set it to"),
+        ("--config.data.text=True", "prior.model.class_conditional is True; set it to False here"),
+        ("--config.prior.model.super_resolution=2", "super_resolution is 2; set it to 0 here"),
+        ("--text=a mug", "'a mug' is given, but the prior takes no text (data.text is False); use"),
         ("--config.prior.loss.p_uncond=0.0", "training never uses the null class"),
         ("--config.prior.process.schedule=lineer", "unknown process.schedule 'lineer'"),
         ("--config.prior.train.num_steps=6", "belongs to a run of another config (train.num_st"),
@@ -165,3 +175,61 @@ def test_a_config_of_another_main_is_one_line(place):
     assert done.returncode == 2 and "has no section 'prior', which" in done.stderr
     done = run_main("train", "--config=experiments/dreamfusion_solids.py")
     assert done.returncode == 2 and "unknown config section 'field'" in done.stderr
+
+
+# A prior of texts
+
+
+OF_TEXTS = (
+    "--config.data.text=True",
+    "--config.prior.model.class_conditional=False",
+    "--config.prior.model.embedding_dim=384",
+    "--config.prior.model.context_dim=384",
+)
+
+
+def start_texts(place, *more):
+    try:
+        text_encoder.encoder_directory()
+    except UserError as error:
+        pytest.skip(str(error))
+    return run_main(
+        "dreamfusion",
+        "--config=experiments/dreamfusion_solids.py:smoke",
+        f"--workdir={place / 'texts'}",
+        f"--config.data.data_dir={place / 'data'}",
+        *OF_TEXTS,
+        *more,
+    )
+
+
+def test_a_prior_of_texts_grows_what_a_text_says(place):
+    grids = {}
+    for text in ("a red chair", "a blue chair"):
+        done = start_texts(place, f"--text={text}")
+        assert done.returncode == 0, done.stderr
+        assert f"growing {text} (no_views, seed 0): 5/5" in done.stderr
+        (line,) = (line for line in done.stdout.splitlines() if line.startswith("results: "))
+        found = json.loads(pathlib.Path(line.removeprefix("results: ")).read_text())
+        assert all(list(arm["fields"]) == [text] for arm in found["arms"].values())
+        end = line.partition("results_")[2].removesuffix(".json")
+        pictures = place / "texts" / "pictures"
+        assert (pictures / f"all_views_{end}.png").is_file()
+        for arm in ("views", "no_views"):
+            with np.load(pictures / f"{arm}_{end}_seed0.npz") as file:
+                grids[text, arm] = file["grid_1"]
+    assert not [(a, b) for a in grids for b in grids if a < b and (grids[a] == grids[b]).all()]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--text=a blue ball"], "--text='a blue ball' is for one class, found none; name the"),
+        (["--text=a cone on a cube"], "is for one class, found cube, cone; name the class that"),
+        (["--text=a ball", "--classes=ball"], "unknown class in --classes 'ball'"),
+    ],
+)
+def test_a_text_without_one_class_is_one_line(place, flags, words):
+    done = start_texts(place, *flags)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2 and len(lines) == 1 and words in lines[0], done.stderr

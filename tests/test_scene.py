@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import make_config
 
 from ddpm_jax import make_process, schedules
 from ddpm_jax.data import solids
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import radiance_field
 from ddpm_jax.predictions import to_prediction
+from ddpm_jax.pretrained import text_encoder
 from ddpm_jax.scenes import cameras, sides
 from ddpm_jax.scenes.solids import Solid, distance, render
 from ddpm_jax.training import scene
@@ -24,6 +26,7 @@ pytestmark = [
 ]
 
 SIDE, STEPS = 8, 60
+LABELS = make_config(model__class_conditional=True)
 PROCESS = make_process(schedules.cosine(50))
 COLOURS = np.float32([[0.4, 0.4, 0.4], [0.8, 0.1, 0.1], [0.4, 0.4, 0.4], [0.1, 0.1, 0.8],
                       [0.4, 0.4, 0.4], [0.4, 0.4, 0.4]])  # hidden and SIDES  # fmt: skip
@@ -76,16 +79,16 @@ def look(state, azimuth):
 
 
 def test_a_field_becomes_what_the_prior_says_of_each_view(grower):
-    views = look(grow(grower, scene.rows_of(6, with_views=True)), [0.0, np.pi])
+    views = look(grow(grower, scene.rows_of(LABELS, "", 6, with_views=True)), [0.0, np.pi])
     assert views[:, 0].mean() > 0.93  # white around it
     front, back = (view[DISC].mean(axis=0) for view in views)
     assert front[0] > front[2] + 0.2 and back[2] > back[0] + 0.2  # red, blue
-    views = look(grow(grower, scene.rows_of(6, with_views=False)), [0.0, np.pi])
+    views = look(grow(grower, scene.rows_of(LABELS, "", 6, with_views=False)), [0.0, np.pi])
     np.testing.assert_allclose(views[:, DISC].mean(axis=1), 0.4, atol=0.1)
 
 
 def test_a_step_is_a_function_of_the_state_the_key_and_its_number(grower):
-    rows = scene.rows_of(0, with_views=True)
+    rows = scene.rows_of(LABELS, "", 0, with_views=True)
     first, again, other = (grow(grower, rows, 2, seed) for seed in (0, 0, 1))
     same = jax.tree.map(lambda a, b: bool((a == b).all()), first, again)
     assert jax.tree.all(same)
@@ -103,7 +106,7 @@ def test_the_first_steps_are_lit_evenly_and_their_noise_is_in_pairs():
         opacity_weight=0.0, normal_weight=1.0,
     )  # fmt: skip
     grower = scene.make_grower(PROCESS, constant, lambda x: x, SIDE, settings)
-    rows = scene.rows_of(0, with_views=True)
+    rows = scene.rows_of(LABELS, "", 0, with_views=True)
 
     def moves(e, number):
         after = grower.step(grower.init(), jnp.float32(e), rows, jax.random.key(0), number)
@@ -155,13 +158,31 @@ def test_the_prior_is_not_clipped_and_not_guided_at_large_t():
 
 
 def test_the_rows_are_the_labels_of_the_set():
-    names = sides.names(solids.CLASSES)
-    rows = scene.rows_of(solids.CLASSES.index("mug"), with_views=True)["label"]
+    names, mug = sides.names(solids.CLASSES), solids.CLASSES.index("mug")
+    rows = scene.rows_of(LABELS, "", mug, with_views=True)["label"]
     found = [names[i] for i in rows]
     assert found[:3] == ["mug", "mug, front 0-45 low", "mug, left 45-90 low"]
     assert found[16:18] == ["mug, front 315-360 high", "mug, top 0-45"] and len(set(found)) == 25
-    plain = scene.rows_of(solids.CLASSES.index("mug"), with_views=False)["label"]
+    plain = scene.rows_of(LABELS, "", mug, with_views=False)["label"]
     assert [names[i] for i in plain] == ["mug"] * 25
+
+
+def test_the_rows_of_a_text_are_its_captions_encoded():
+    try:
+        text_encoder.encoder_directory()
+    except UserError as error:
+        pytest.skip(str(error))
+    config = make_config(data__text=True, model__embedding_dim=384, model__context_dim=384)
+    rows = scene.rows_of(config, "a red mug", 0, with_views=True)
+    assert rows.keys() == {"embedding", "context", "context_mask"}
+    assert {len(row) for row in rows.values()} == {25}
+    for row, view in ((0, sides.HIDDEN), (1, 0), (24, 23)):
+        alone = text_encoder.conditioning([sides.caption("a red mug", view)])
+        np.testing.assert_allclose(rows["embedding"][row], alone["embedding"][0], atol=1e-4)
+        assert int(rows["context_mask"][row].sum()) == alone["context_mask"].sum()
+    plain = scene.rows_of(config, "a red mug", 0, with_views=False)
+    for name, row in plain.items():  # as long as with views, so one program grows both
+        np.testing.assert_array_equal(row, np.repeat(rows[name][:1], 25, axis=0))
 
 
 def test_cameras_and_lights_are_those_of_the_set():
@@ -204,11 +225,12 @@ def test_every_number_of_the_settings_has_a_range():
 
 
 def test_the_variants_of_the_config():
-    full, smoke = (dreamfusion_solids.get_config(variant) for variant in ("", "smoke"))
+    full, text, smoke = map(dreamfusion_solids.get_config, ("", "text", "smoke"))
     assert set(full) == set(smoke) == {"data", "prior", "field", "judge"}
     assert scene.from_dict(full.field) == Settings()
     assert smoke.field.num_steps < full.field.num_steps
+    assert text.field == full.field and text.judge == full.judge and text.data.text
     labels = len(sides.names(solids.CLASSES))
     assert full.prior.train.num_samples == labels  # the grid shows each once
-    with pytest.raises(UserError, match="allowed: smoke, or no variant"):
+    with pytest.raises(UserError, match="allowed: smoke, text, or no variant"):
         dreamfusion_solids.get_config("small")

@@ -3,13 +3,16 @@
 Each object has a random size, colours and texture (`scenes.solids.draw`), and a random light from
 above. Each of its views has a random camera on an orbit. "train" and "test" hold different objects.
 
-Each record also keeps a `name` ("a striped chair seen from the left"), the `object` (an index over
-both splits) and the camera: `pose`, `focal` and `centre` as in `scenes.cameras`.
+Each record also keeps a `name`, such as "a red and blue striped chair seen from the left, slightly
+back, high", the `object` (an index over both splits) and the camera: `pose`, `focal` and `centre`
+as in `scenes.cameras`.
 
 With data.view_labels, the labels are those of `scenes.sides`: "chair", "chair, front 0-45 low" and
-so on. The view of a quarter of the images, chosen at random, is hidden: their label is "chair".
+so on. The view of a quarter of the images, chosen at random, is hidden: their label is "chair", and
+their name ends with the class.
 """
 
+import colorsys
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -31,9 +34,10 @@ SIDE = 32  # of the images, if data.image_size is 0
 RADIUS = 3.5  # of the orbits
 FIELD_OF_VIEW = np.deg2rad(40.0)
 ELEVATIONS = np.deg2rad(-10.0), np.deg2rad(70.0)
-HIDDEN_SHARE = 0.25  # with data.view_labels: images with a label that does not name the view
+HIDDEN_SHARE = 0.25  # of the images: their label and their name do not name the view
 FINER = 2  # a pixel is the mean of FINER x FINER rendered ones
 CLASSES = tuple(solids.SOLIDS)
+HUES = ("red", "yellow", "green", "turquoise", "blue", "purple")  # 60 degrees each
 SPLITS = ("train", "test")
 
 
@@ -41,7 +45,7 @@ class Solids(Builder, skip_registration=True):
     """Builder of the set `solids`; each setting has its own prepared directory."""
 
     name = "solids"
-    VERSION = tfds.core.Version("3.0.0")  # labels name one of 24 views
+    VERSION = tfds.core.Version("4.0.0")  # names have colours and one of 24 views
 
     def __init__(self, *, data_config: DataConfig, **kwargs: Any):
         self.side = data_config.image_size or SIDE
@@ -94,27 +98,50 @@ class Solids(Builder, skip_registration=True):
         )
         hidden = rng.random(self.num_views) < HIDDEN_SHARE
         drawn = _draw(words, label, azimuth, elevation, light, self.side)
-        pictures, camera, seen, striped = jax.device_get(drawn)
+        pictures, camera, seen, colours, striped = jax.device_get(drawn)
         pixels = to_uint8(pictures)
         named = np.where(hidden, sides.HIDDEN, seen)
         labels = sides.label_of(label, named) if self.view_labels else np.full_like(named, label)
+        text = describe(CLASSES[label], colours, striped)
         for j in range(self.num_views):
-            texture = "striped" if striped else "plain"
-            side = sides.SIDES[sides.SIDE_OF_VIEW[seen[j]]]
             yield {
                 "image": images.encode_png(Image.fromarray(pixels[j])),
                 "label": int(labels[j]),
-                "name": f"a {texture} {CLASSES[label]} seen from the {side}",
+                "name": sides.caption(text, int(named[j])),
                 "pose": camera.pose[j],
                 "focal": camera.focal[j],
                 "centre": camera.centre[j],
             }
 
 
+def describe(name: str, colours: np.ndarray, striped: bool) -> str:
+    """Return a text for a solid: "a red chair", or "a red and blue striped chair".
+
+    Args:
+      name: its class.
+      colours: [2, 3] in [0, 1]; a solid without stripes has the first colour.
+      striped: whether it has stripes.
+    """
+    first, second = (colour_name(colour) for colour in colours)
+    if not striped:
+        return f"a {first} {name}"
+    return f"a {first if first == second else f'{first} and {second}'} striped {name}"
+
+
+def colour_name(rgb: np.ndarray) -> str:
+    """Return the name of a colour [3] in [0, 1]: one of `HUES`, or black, grey or white."""
+    hue, saturation, value = colorsys.rgb_to_hsv(*map(float, rgb))
+    if value < 0.2:
+        return "black"
+    if saturation < 0.3:
+        return "black" if value < 0.3 else "grey" if value < 0.75 else "white"
+    return HUES[round(len(HUES) * hue) % len(HUES)]
+
+
 @functools.partial(jax.jit, static_argnames="side")
 def _draw(
     words: Array, label: Array, azimuth: Array, elevation: Array, light: Array, side: int
-) -> tuple[Array, cameras.Camera, Array, Array]:
+) -> tuple[Array, cameras.Camera, Array, Array, Array]:
     """Return the views of one object.
 
     The label is that of all views: with an axis of views, `lax.switch` would compute all solids.
@@ -128,7 +155,7 @@ def _draw(
 
     Returns:
       The pictures [V, side, side, 3] in [-1, 1], their cameras, the views that they see
-      (`sides.view_of`) [V], and whether the solid has stripes.
+      (`sides.view_of`) [V], the colours of the solid [2, 3], and whether it has stripes.
     """
     solid = solids.draw(jax.random.wrap_key_data(words, impl="threefry2x32"), label)
     fine, camera = (
@@ -137,4 +164,4 @@ def _draw(
     pictures = solids.render(solid, fine, light, FINER * side)
     blocks = pictures.reshape(len(pictures), side, FINER, side, FINER, 3)
     seen = sides.view_of(azimuth, elevation)
-    return blocks.mean(axis=(2, 4)), camera, seen, jnp.any(solid.stripes > 0)
+    return blocks.mean(axis=(2, 4)), camera, seen, solid.colours, jnp.any(solid.stripes > 0)

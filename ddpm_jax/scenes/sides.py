@@ -1,4 +1,4 @@
-"""What a camera sees of an object: one of 24 views, each of one of 5 sides, and labels for them.
+"""What a camera sees of an object: one of 24 views, each of one of 5 sides; labels and texts.
 
 Poole et al. 2022 ("DreamFusion", section 3.2) append "front view", "side view", "back view" or
 "overhead view" to the prompt. Here "left" and "right" are two sides, because their pictures are not
@@ -6,7 +6,8 @@ alike: a chair has its back at opposite ends. The pictures of one side still dif
 label names a view: 45 degrees of azimuth and one of three levels of elevation.
 
 The label of a class and a view is another class. A network that learns these labels, and the plain
-class where the view is hidden, learns p(x | class) and p(x | class, view).
+class where the view is hidden, learns p(x | class) and p(x | class, view). So does a network of
+texts: a caption names the view, or does not.
 """
 
 from typing import Any
@@ -19,7 +20,18 @@ from ddpm_jax.types import Array
 
 SIDES = ("front", "left", "back", "right", "top")  # of the object; its left is at azimuth π/2
 SECTORS = 8  # of the azimuth; sector i is from i to i + 1 times 45 degrees
-LEVELS = np.deg2rad([20.0, 50.0])  # elevations between the levels low, high and top
+AROUND = (  # the words for each sector in a caption
+    "front, slightly left",
+    "left, slightly front",
+    "left, slightly back",
+    "back, slightly left",
+    "back, slightly right",
+    "right, slightly back",
+    "right, slightly front",
+    "front, slightly right",
+)
+LEVELS = np.deg2rad([20.0, 50.0])  # elevations between the levels
+LEVEL_NAMES = ("low", "high", "top")
 SIDE_OF_VIEW = np.array(2 * [0, 1, 1, 2, 2, 3, 3, 0] + SECTORS * [4])  # view -> index in SIDES
 NUM_VIEWS = len(SIDE_OF_VIEW)
 HIDDEN = -1  # in place of a view: the label of the plain class
@@ -60,3 +72,16 @@ def names(classes: tuple[str, ...]) -> tuple[str, ...]:
         degrees = f"{45 * sector}-{45 * (sector + 1)}"
         views.append(f", {SIDES[side]} {degrees}{(' low', ' high', '')[level]}")
     return tuple(name + end for name in classes for end in ("", *views))
+
+
+def caption(what: str, view: int) -> str:
+    """Return a text for a picture: "a red chair seen from the front, slightly left, high".
+
+    Args:
+      what: a text for the object, such as "a red chair".
+      view: from `view_of`, or HIDDEN: then the caption is `what`.
+    """
+    if view == HIDDEN:
+        return what
+    level, sector = divmod(view, SECTORS)
+    return f"{what} seen from the {AROUND[sector]}, {LEVEL_NAMES[level]}"

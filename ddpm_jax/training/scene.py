@@ -21,10 +21,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ddpm_jax import distillation
-from ddpm_jax.config import OptimConfig
+from ddpm_jax.config import Config, OptimConfig
 from ddpm_jax.config_checks import (
     ANY,
     COUNT,
@@ -35,10 +36,12 @@ from ddpm_jax.config_checks import (
     check_section,
 )
 from ddpm_jax.data import solids
+from ddpm_jax.data.cond import cond_names
 from ddpm_jax.errors import UserError, look_up
 from ddpm_jax.guidance import Denoiser
 from ddpm_jax.models import radiance_field
 from ddpm_jax.models.radiance_field import Picture
+from ddpm_jax.pretrained import text_encoder
 from ddpm_jax.process import GaussianProcess
 from ddpm_jax.randomness import image_keys
 from ddpm_jax.runtime import compiler
@@ -206,16 +209,28 @@ def sample_of(settings: Settings, num_timesteps: int) -> dict[str, Any]:
     }
 
 
-def rows_of(label: int, *, with_views: bool) -> dict[str, Array]:
-    """Return the condition of each view, after that of the hidden view: {"label": [25] int32}.
+def rows_of(config: Config, text: str, label: int, *, with_views: bool) -> dict[str, Array]:
+    """Return the condition of each view, after that of the hidden view.
 
     Args:
-      label: the class.
+      config: the config of the prior.
+      text: a text for the object; only a prior of texts receives it, with the words for the view.
+      label: the class; only a prior of classes receives it.
       with_views: False gives every view the condition of the hidden one.
+
+    Returns:
+      {name of an entry of cond: array with 25 rows}.
+
+    Raises:
+      UserError: the text encoder is not installed.
     """
-    view = jnp.arange(sides.HIDDEN, sides.NUM_VIEWS)
-    named = view if with_views else jnp.full_like(view, sides.HIDDEN)
-    return {"label": jnp.asarray(sides.label_of(label, named), jnp.int32)}
+    views = np.arange(sides.HIDDEN, sides.NUM_VIEWS)
+    if config.data.text:
+        rows = text_encoder.conditioning([sides.caption(text, int(view)) for view in views])
+    else:
+        rows = {"label": sides.label_of(label, views).astype(np.int32)}
+    chosen = np.arange(len(views)) if with_views else np.zeros_like(views)
+    return {name: jnp.asarray(rows[name][chosen]) for name in cond_names(config)}
 
 
 def make_grower(
