@@ -9,7 +9,7 @@ pass keeps only x, μ and 1/√(σ² + ε), and the backward pass computes x̂ a
     dx = (γ dz - mean(γ dz) - x̂ mean(γ dz x̂)) / √(σ² + ε)             (means over the group)
 
 The barriers keep XLA from sharing dz between the sums and dx, which would write dz in float32. So
-the sums over the pixels have two stages, first over W and then over H. `benchmarks/program.py`
+the sums over the pixels have two stages: first some rows, then all of them. `benchmarks/program.py`
 shows the bytes of a train step: CIFAR-10 moves 5 % less (benchmarks/README.md).
 """
 
@@ -23,6 +23,8 @@ from jax import lax
 
 from ddpm_jax.runtime.platform import platform
 from ddpm_jax.types import Array
+
+IN_A_THREAD, IN_A_BLOCK = 16, 256  # pixels that the first stage of a sum adds, see `_over_pixels`
 
 
 def norm_swish(
@@ -112,8 +114,16 @@ with_own_gradient.defvjp(_forward, _backward)
 
 
 def _over_pixels(x: Array) -> Array:
-    """Sum [B, H, W, C] over the pixels, in two stages: [B, C]."""
-    return lax.optimization_barrier(x.sum(axis=2)).sum(axis=1)
+    """Sum [B, H, W, C] over the pixels, in two stages: [B, C].
+
+    The first stage adds whole rows. XLA adds up to IN_A_THREAD pixels in one thread. More pixels go
+    through shared memory, at a cost for each block of threads, so a block gets several rows.
+    """
+    batch, height, width, channels = x.shape
+    most = max(1, IN_A_BLOCK // width) if width > IN_A_THREAD else 1
+    rows = max(n for n in range(1, most + 1) if height % n == 0)
+    parts = x.reshape(batch, height // rows, rows * width, channels)
+    return lax.optimization_barrier(parts.sum(axis=2)).sum(axis=1)
 
 
 def _of_groups(sums: Array, groups: int, shape: tuple[int, ...]) -> Array:
