@@ -74,6 +74,44 @@ ENTRY %main.1 (p: f32[8]) -> f32[8] {
     assert list(program.operations(text)) == [("all-reduce", 200, 32, 1), ("fusion", 32, 32, 12)]
 
 
+PART = """%part.N (p: bf16[16,8]) -> bf16[64,8] {
+  %p = bf16[16,8] parameter(0)
+  ROOT %all-gather.N = bf16[64,8] all-gather(%p), frontend_attributes={chain_id="0"}
+}
+"""
+SCATTER = """%all-reduce-scatter.N (q: bf16[64,8]) -> bf16[16,8] {
+  %q = bf16[64,8] parameter(0)
+  %sum.N = bf16[64,8] all-reduce(%q), channel_id=1, to_apply=%add
+  ROOT %slice.N = bf16[16,8] dynamic-slice(%sum.N)
+}
+"""
+MAIN = """ENTRY %main (p: bf16[16,8]) -> bf16[16,8] {
+  %p = bf16[16,8] parameter(0)
+  %async-collective-start = bf16[64,8] fusion(%p), kind=kCustom, calls=%part.0
+  %fusion.1 = bf16[64,8] fusion(%p), kind=kOutput, calls=%part.1
+  %async-collective-done = bf16[64,8] fusion(%p), kind=kCustom, calls=%part.2
+  %fusion.2 = bf16[16,8] fusion(%fusion.1), kind=kCustom, calls=%all-reduce-scatter.0
+  %fusion.3 = bf16[16,8] fusion(%fusion.1), kind=kCustom, calls=%all-reduce-scatter.1
+  %short = bf16[4]{0} fusion(%p), kind=kLoop, calls=%other
+  %start = ((bf16[4]{0}), (bf16[16]{0})) all-gather-start(%short), dimensions={0}
+  ROOT %scatter = bf16[16,8] reduce-scatter(%fusion.1), to_apply=%add
+}
+"""
+
+
+def test_messages_inside_of_fusions_are_counted_once():
+    """A TPU's program: a gather in three parts beside other work, and two scatters of sums."""
+    parts = [PART.replace("N", str(i)) for i in range(3)]
+    parts += [SCATTER.replace("N", str(i)) for i in range(2)]
+    text, size = "".join(parts) + MAIN, 64 * 8 * 2
+    assert program.messages(text) == {
+        "all-gather": (2, size + 16 * 2),
+        "reduce-scatter": (3, 3 * size),
+    }
+    kinds = [kind for kind, *_ in program.operations(text)]
+    assert kinds == [*6 * ["fusion"], "all-gather", "reduce-scatter"]
+
+
 def test_messages_between_devices_are_counted():
     devices = jax.devices()
     mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,), devices=devices)

@@ -13,7 +13,7 @@ here, XLA counts nothing. Then the bytes are those of the operands and results o
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +25,7 @@ SIZES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, 
 # Operations that are no kernel: they name or rearrange what is there.
 FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all",
         "opt-barrier", "partition-id", "replica-id", "domain"}  # fmt: skip
+CALLS = ("call", "async-start", "conditional")
 MESSAGES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 TO_THE_HOST = ("infeed", "outfeed", "send", "recv")
 OPERATION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
@@ -43,7 +44,7 @@ class Program(NamedTuple):
       flops: floating-point operations.
       bytes: bytes that its operations read and write.
       kernels: number of operations that start a kernel.
-      messages: {kind of collective: (number, bytes of the results)}, such as "all-reduce".
+      messages: {kind of collective: (number, bytes)}, such as "all-reduce" (`messages`).
       products: {dtype of the result: number}, the convolutions and matrix products in its text.
       donated: bytes of arguments that the results overwrite.
       host: number of transfers to or from the host inside the program.
@@ -78,21 +79,19 @@ def facts(
       devices: number of devices that share its work equally.
     """
     costs: Any = compiled.cost_analysis() or {}
-    counts, sizes, by_times, moved = Counter(), Counter(), Counter(), 0
+    counts, by_times, moved = Counter(), Counter(), 0
     text, plan = compiled.as_text() or "", compiled.memory_analysis()
     for kind, result, operands, times in operations(text):
         counts[kind] += times
-        sizes[kind] += times * result
         by_times[times] += result
         moved += times * (result + operands)
     main = max(by_times, key=by_times.__getitem__, default=1)
-    messages = {kind: (counts[kind], sizes[kind]) for kind in MESSAGES if counts[kind]}
     return Program(
         memory=of_step(compiled),
         flops=flops(traced.jaxpr) / devices,
         bytes=main * costs["bytes accessed"] if "bytes accessed" in costs else moved,
         kernels=sum(counts.values()),
-        messages=messages,
+        messages=messages(text),
         products=dict(Counter(match.group(1) for match in PRODUCT.finditer(text))),
         donated=plan.alias_size_in_bytes if plan else 0,
         host=sum(counts[kind] for kind in TO_THE_HOST),
@@ -140,9 +139,53 @@ def operations(text: str) -> Iterator[tuple[str, int, int, int]]:
     Args:
       text: the program (`compiled.as_text()`).
     """
+    for _, kind, result, operands, times in _lines(text, CALLS):
+        if kind not in {"while", *CALLS, *FREE} and not kind.endswith(("-done", "-update")):
+            yield kind.removesuffix("-start"), result, operands, times
+
+
+def messages(text: str) -> dict[str, tuple[int, int]]:
+    """Return the messages between the devices: {kind of collective: (number, bytes)}.
+
+    The bytes are those of the whole array: the result, or the operand of a reduce-scatter. A TPU
+    sends messages inside of fusions. The parts of a message that runs beside other fusions have the
+    same chain. A reduce-scatter is an all-reduce in a computation of its own.
+
+    Args:
+      text: the program (`compiled.as_text()`).
+    """
+    found = {}
+    for where, kind, result, operands, times in _lines(text, (*CALLS, "fusion")):
+        kind = kind.removesuffix("-start")
+        if kind in MESSAGES:
+            size = operands if kind == "reduce-scatter" else result
+            kind = "reduce-scatter" if where.computation.startswith("all-reduce-scatter") else kind
+            found[where.chain or where] = kind, size, times
+    counts, sizes = Counter(), Counter()
+    for kind, size, times in found.values():
+        counts[kind] += times
+        sizes[kind] += times * size
+    return {kind: (counts[kind], sizes[kind]) for kind in MESSAGES if counts[kind]}
+
+
+class _Where(NamedTuple):
+    """Where an operation is, and the chain of its message ("" if it has none)."""
+
+    computation: str
+    name: str
+    chain: str
+
+
+def _lines(text: str, calls: Sequence[str]) -> Iterator[tuple[_Where, str, int, int, int]]:
+    """Yield each operation of a program: where, kind, bytes of result and operands, how often.
+
+    Args:
+      text: the program.
+      calls: the kinds of operations whose computations are included, besides loops.
+    """
     bodies = _computations(text)
 
-    def walk(name: str, times: int) -> Iterator[tuple[str, int, int, int]]:
+    def walk(name: str, times: int) -> Iterator[tuple[_Where, str, int, int, int]]:
         shapes: dict[str, str] = {}
         for line in bodies.get(name, ()):
             match = OPERATION.match(line)
@@ -150,17 +193,20 @@ def operations(text: str) -> Iterator[tuple[str, int, int, int]]:
                 continue
             place, shape, kind, rest = match.groups()
             shapes[place] = shape
+            names = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
+            operands = sum(_size(shapes.get(name, "")) for name in names)
+            result = _size(shape)
+            if kind.removesuffix("-start") in MESSAGES and shape.startswith("(("):
+                result -= operands  # an asynchronous collective names its operands too
+            chain = re.search(r'chain_id="(\d+)"', rest)
+            where = _Where(name, place, chain.group(1) if chain else "")
+            yield where, kind, result, operands, times
             if kind == "while":
                 if body := re.search(r"body=%?([\w.\-]+)", rest):
                     yield from walk(body.group(1), times * _trips(rest, bodies))
-            elif kind in ("call", "async-start", "conditional"):
+            elif kind in calls:
                 for called in re.findall(r"(?:to_apply|calls|_computation)=%?([\w.\-]+)", rest):
                     yield from walk(called, times)
-            elif kind not in FREE and not kind.endswith(("-done", "-update")):
-                kind = kind.removesuffix("-start")
-                names = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
-                operands = sum(_size(shapes.get(name, ""), "") for name in names)
-                yield kind, _size(shape, kind), operands, times
 
     yield from walk(_entry(text), 1)
 
@@ -192,10 +238,9 @@ def _entry(text: str) -> str:
     return match.group(1) if match else ""
 
 
-def _size(shape: str, kind: str) -> int:
-    """Return the bytes of a result. An asynchronous collective names its operands too: halve it."""
+def _size(shape: str) -> int:
+    """Return the bytes of a result."""
     total = 0.0
     for dtype, sides in re.findall(r"\b([a-z]+\d*)\[([0-9,]*)\]", shape):
         total += SIZES.get(dtype, 0) * math.prod(int(side) for side in sides.split(",") if side)
-    asynchronous = kind in MESSAGES and shape.startswith("((")
-    return int(total / 2 if asynchronous else total)
+    return int(total)
