@@ -51,3 +51,16 @@ def exponent(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     """
     (a, _), covariance = np.polyfit(np.log(x), np.log(y), 1, cov=True)
     return float(a), float(np.sqrt(covariance[0, 0]))
+
+
+def explained(values: np.ndarray, label: np.ndarray) -> float:
+    """Return R² = 1 - Σ within-label variance / Σ variance, summed over the pixels.
+
+    Args:
+      values: [n, ...] float or bool.
+      label: [n] int.
+    """
+    rows = values.reshape(len(values), -1).astype(np.float64)
+    parts = (rows[label == value] for value in np.unique(label))
+    within = sum(np.square(part - part.mean(axis=0)).sum() for part in parts)
+    return 1 - within / np.square(rows - rows.mean(axis=0)).sum()

@@ -12,6 +12,7 @@ import numpy as np
 from absl import flags
 from rich.table import Table
 
+from benchmarks.measures import explained
 from ddpm_jax import data
 from ddpm_jax.config import from_dict
 from ddpm_jax.data.solids import CLASSES
@@ -20,19 +21,6 @@ from experiments import command, dreamfusion_solids, tables
 
 DATA_DIR = flags.DEFINE_string("data_dir", "", "Directory of prepared sets, as data.data_dir.")
 WHITE = 250  # a pixel with a channel below it shows the solid
-
-
-def explained(values: np.ndarray, label: np.ndarray) -> float:
-    """Return R² = 1 - Σ within-label variance / Σ variance, summed over the pixels.
-
-    Args:
-      values: [n, ...] float or bool.
-      label: [n] int.
-    """
-    rows = values.reshape(len(values), -1).astype(np.float64)
-    parts = (rows[label == value] for value in np.unique(label))
-    within = sum(np.square(part - part.mean(axis=0)).sum() for part in parts)
-    return 1 - within / np.square(rows - rows.mean(axis=0)).sum()
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -194,7 +195,7 @@ def subjects_of(prior: Config, classes: tuple[str, ...], text: str | None) -> tu
             f"--text={text!r} is given, but the prior takes no text (data.text is False); use "
             "--config=experiments/dreamfusion_solids.py:text"
         )
-    words = text.lower().split()
+    words = re.findall(r"\w+", text.lower())
     named = classes or tuple(name for name in solids.CLASSES if name in words)
     if len(named) != 1:
         raise UserError(

@@ -8,13 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import fashion, fashion_quality, kernels
-from benchmarks.measures import exponent, own_ranks, rms, spread
+from benchmarks import fashion, fashion_quality
+from benchmarks.measures import explained, exponent, own_ranks, rms, spread
 from benchmarks.peers import networks, protocol
 from benchmarks.peers.ours import rows_of
 from benchmarks.peers.results import arrange, measured, restore, steps_per_second, verdict
 from benchmarks.peers.results import table as results_table
-from benchmarks.silhouettes import explained
 from ddpm_jax import build
 from ddpm_jax.build.loss import loss_fn
 from ddpm_jax.config import ModelConfig, from_dict
@@ -223,23 +222,3 @@ def test_labels_explain_the_variance_between_their_means():
     assert explained(values, np.array([0, 0, 1, 1])) == pytest.approx(0.8)
     assert explained(values, np.array([0, 1, 2, 3])) == 1.0
     assert explained(values, np.zeros(4, int)) == pytest.approx(0.0)
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("sm90_xmma_fprop_implicit_gemm_bf16bf16", "convolutions and products of libraries"),
-        ("nvjet_tst_128x64_64x8", "convolutions and products of libraries"),
-        ("gemm_fusion_dot_general_12", "products by Triton"),
-        ("input_reduce_fusion_3", "sums"),
-        ("loop_add_fusion_17", "loop_add_fusion"),
-        ("wrapped_convert", "wrapped_convert"),
-    ],
-)
-def test_a_kernel_has_the_kind_that_its_name_says(name, expected):
-    assert kernels.kind(name) == expected
-
-
-def test_a_directory_without_a_trace_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="has no trace of a GPU; trace a step on a GPU first"):
-        kernels.read(tmp_path)

@@ -139,9 +139,10 @@ def operations(text: str) -> Iterator[tuple[str, int, int, int]]:
     Args:
       text: the program (`compiled.as_text()`).
     """
-    for _, kind, result, operands, times in _lines(text, CALLS):
+    for found in _reached(text, CALLS):
+        kind = found.kind
         if kind not in {"while", *CALLS, *FREE} and not kind.endswith(("-done", "-update")):
-            yield kind.removesuffix("-start"), result, operands, times
+            yield kind.removesuffix("-start"), found.result, found.operands, found.times
 
 
 def messages(text: str) -> dict[str, tuple[int, int]]:
@@ -154,53 +155,69 @@ def messages(text: str) -> dict[str, tuple[int, int]]:
     Args:
       text: the program (`compiled.as_text()`).
     """
-    found = {}
-    for where, kind, result, operands, times in _lines(text, (*CALLS, "fusion")):
-        kind = kind.removesuffix("-start")
+    sent = {}
+    for found in _reached(text, (*CALLS, "fusion")):
+        kind = found.kind.removesuffix("-start")
         if kind in MESSAGES:
-            size = operands if kind == "reduce-scatter" else result
-            kind = "reduce-scatter" if where.computation.startswith("all-reduce-scatter") else kind
-            found[where.chain or where] = kind, size, times
-    counts, sizes = Counter(), Counter()
-    for kind, size, times in found.values():
-        counts[kind] += times
-        sizes[kind] += times * size
-    return {kind: (counts[kind], sizes[kind]) for kind in MESSAGES if counts[kind]}
+            size = found.operands if kind == "reduce-scatter" else found.result
+            if found.computation.startswith("all-reduce-scatter"):
+                kind = "reduce-scatter"
+            key = found.chain or (found.computation, found.name)
+            sent[key] = kind, found.times, found.times * size
+    totals = {}
+    for kind, times, size in sent.values():
+        number, total = totals.get(kind, (0, 0))
+        totals[kind] = number + times, total + size
+    return totals
 
 
-class _Where(NamedTuple):
-    """Where an operation is, and the chain of its message ("" if it has none)."""
+class _Operation(NamedTuple):
+    """An operation of a program.
+
+    Attributes:
+      computation: the computation that it is in.
+      name: its name.
+      kind: such as "fusion".
+      result: bytes of its result.
+      operands: bytes of its operands.
+      times: how often it runs.
+      chain: what the parts of one message have in common; "" if it has no parts.
+    """
 
     computation: str
     name: str
+    kind: str
+    result: int
+    operands: int
+    times: int
     chain: str
 
 
-def _lines(text: str, calls: Sequence[str]) -> Iterator[tuple[_Where, str, int, int, int]]:
-    """Yield each operation of a program: where, kind, bytes of result and operands, how often.
+def _reached(text: str, calls: Sequence[str]) -> Iterator[_Operation]:
+    """Yield the operations of a program, those in loops too.
 
     Args:
       text: the program.
-      calls: the kinds of operations whose computations are included, besides loops.
+      calls: kinds of operations; the computations that they call are included.
     """
     bodies = _computations(text)
 
-    def walk(name: str, times: int) -> Iterator[tuple[_Where, str, int, int, int]]:
+    def walk(computation: str, times: int) -> Iterator[_Operation]:
         shapes: dict[str, str] = {}
-        for line in bodies.get(name, ()):
+        for line in bodies.get(computation, ()):
             match = OPERATION.match(line)
             if match is None:
                 continue
-            place, shape, kind, rest = match.groups()
-            shapes[place] = shape
-            names = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
-            operands = sum(_size(shapes.get(name, "")) for name in names)
+            name, shape, kind, rest = match.groups()
+            shapes[name] = shape
+            given = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
+            operands = sum(_size(shapes.get(operand, "")) for operand in given)
             result = _size(shape)
             if kind.removesuffix("-start") in MESSAGES and shape.startswith("(("):
                 result -= operands  # an asynchronous collective names its operands too
             chain = re.search(r'chain_id="(\d+)"', rest)
-            where = _Where(name, place, chain.group(1) if chain else "")
-            yield where, kind, result, operands, times
+            part = chain.group(1) if chain else ""
+            yield _Operation(computation, name, kind, result, operands, times, part)
             if kind == "while":
                 if body := re.search(r"body=%?([\w.\-]+)", rest):
                     yield from walk(body.group(1), times * _trips(rest, bodies))
