@@ -12,7 +12,7 @@ from ddpm_jax.models.normalisation import norm_swish, with_own_gradient
 from ddpm_jax.runtime.platform import compiled_for
 
 GROUPS, EPSILON = 4, 1e-5
-# The first stage of a sum adds one row of 6 pixels, 8 rows of 32, 5 rows of 40 in place of 6.
+# The first stage of a sum adds one row of 6 pixels, 8 rows of 32, and 5 of the 10 rows of 40.
 SHAPES = [(3, 4, 6, 8), (2, 16, 32, 8), (2, 10, 40, 8)]
 
 

@@ -24,7 +24,7 @@ from jax import lax
 from ddpm_jax.runtime.platform import platform
 from ddpm_jax.types import Array
 
-IN_A_THREAD, IN_A_BLOCK = 16, 256  # pixels that the first stage of a sum adds, see `_over_pixels`
+IN_A_THREAD, IN_A_BLOCK = 31, 256  # pixels that the first stage of a sum adds, see `_over_pixels`
 
 
 def norm_swish(

@@ -1,4 +1,4 @@
-"""What a camera sees of an object: one of 24 views, each of one of 5 sides; labels and texts.
+"""The views of an object: 24, each of one of 5 sides; their labels and their captions.
 
 Poole et al. 2022 ("DreamFusion", section 3.2) append "front view", "side view", "back view" or
 "overhead view" to the prompt. Here "left" and "right" are two sides, because their pictures are not
@@ -6,8 +6,8 @@ alike: a chair has its back at opposite ends. The pictures of one side still dif
 label names a view: 45 degrees of azimuth and one of three levels of elevation.
 
 The label of a class and a view is another class. A network that learns these labels, and the plain
-class where the view is hidden, learns p(x | class) and p(x | class, view). So does a network of
-texts: a caption names the view, or does not.
+class where the view is hidden, learns p(x | class) and p(x | class, view). So does a network that
+receives captions: a caption without the view takes the place of the plain class.
 """
 
 from typing import Any
@@ -70,7 +70,8 @@ def names(classes: tuple[str, ...]) -> tuple[str, ...]:
     for view, side in enumerate(SIDE_OF_VIEW):
         level, sector = divmod(view, SECTORS)
         degrees = f"{45 * sector}-{45 * (sector + 1)}"
-        views.append(f", {SIDES[side]} {degrees}{(' low', ' high', '')[level]}")
+        height = "" if SIDES[side] == "top" else f" {LEVEL_NAMES[level]}"
+        views.append(f", {SIDES[side]} {degrees}{height}")
     return tuple(name + end for name in classes for end in ("", *views))
 
 
