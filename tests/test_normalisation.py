@@ -53,6 +53,17 @@ def test_the_value_and_the_gradient_are_those_of_jax(arrays):
     check_grads(own, arrays, order=1, modes=["rev"], rtol=2e-2, atol=2e-2)  # finite differences
 
 
+@pytest.mark.parametrize(
+    ("shape", "parts"),
+    [(SHAPES[0], 4), (SHAPES[1], 2), (SHAPES[2], 2), ((1, 28, 28, 8), 28), ((1, 32, 31, 8), 32)],
+)
+def test_a_block_of_threads_adds_several_rows_unless_a_thread_adds_one(shape, parts):
+    batch, channels = shape[0], shape[-1]
+    vectors = [jnp.ones((1, 1, 1, channels))] * 2
+    traced = str(jax.make_jaxpr(own)(jnp.ones(shape), *vectors))
+    assert f"f32[{batch},{parts},{channels}] = optimization_barrier" in traced
+
+
 def test_in_bfloat16_the_gradient_is_no_worse(arrays):
     """The error against float32, of the same rounded x."""
     x = arrays[0].astype(jnp.bfloat16).astype(jnp.float32)
